@@ -1,0 +1,28 @@
+"""The definitions: every rule in plain dense torch, any float dtype, written to be read beside the papers.
+
+Each operation has its forward and a ``*_backward`` that maps the relevance gradient of the output to that of the
+inputs; relevance is always ``x * g``. Slow on purpose (contributions are formed one by one), imports nothing of ours.
+"""
+
+from .activation import activation, activation_backward
+from .attention import attention, attention_backward, visible
+from .gated_mlp import gated_mlp, gated_mlp_backward
+from .linear import epsilon_factor, linear, linear_backward
+from .norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
+
+__all__ = [
+    "activation",
+    "activation_backward",
+    "attention",
+    "attention_backward",
+    "epsilon_factor",
+    "gated_mlp",
+    "gated_mlp_backward",
+    "layer_norm",
+    "layer_norm_backward",
+    "linear",
+    "linear_backward",
+    "rms_norm",
+    "rms_norm_backward",
+    "visible",
+]

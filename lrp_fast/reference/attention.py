@@ -1,0 +1,108 @@
+"""Softmax attention, dense: N x N matrices for every head, in the dtype of the inputs.
+
+Shapes: query (B, H, T, D), key (B, H_kv, S, D), value (B, H_kv, S, D_v); H is a multiple of H_kv. Query t sits at
+position S - T + t.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .linear import epsilon_factor, quotient, same_sign, sign
+
+
+def visible(
+    batch: int, queries: int, keys: int, *, causal: bool = True, window: int | None = None, bounds: Tensor | None = None
+) -> Tensor:
+    """(B, 1, T, S) bool: which key each query may read.
+
+    ``window``: query i reads keys i - window + 1 ... i. ``bounds`` (B, 2): the real tokens of a row are
+    bounds[b, 0] ... bounds[b, 1] - 1; a query outside reads nothing and its output is zero.
+    """
+    i = torch.arange(keys - queries, keys)[:, None]
+    j = torch.arange(keys)
+    mask = torch.ones(queries, keys, dtype=torch.bool)
+    if causal:
+        mask &= j <= i
+    if window is not None:
+        mask &= j > i - window
+    if bounds is None:
+        return mask.expand(batch, 1, queries, keys)
+    real_i = (i >= bounds[:, 0, None, None]) & (i < bounds[:, 1, None, None])
+    real_j = (j >= bounds[:, 0, None, None]) & (j < bounds[:, 1, None, None])
+    return (mask & real_i & real_j)[:, None]
+
+
+def _weights(query, key, mask, scale, softcap, sinks):
+    """Attention weights P (B, H, T, S) and the raw scaled scores."""
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    raw = query @ key.transpose(-1, -2) * scale
+    scores = raw if softcap is None else softcap * torch.tanh(raw / softcap)
+    scores = scores.masked_fill(~mask, -torch.inf)
+    highest = scores.amax(-1, keepdim=True)
+    if sinks is not None:  # one more logit a head in the denominator, that no value belongs to
+        highest = torch.maximum(highest, sinks.view(1, -1, 1, 1))
+    highest = highest.clamp(min=torch.finfo(query.dtype).min)  # a row that reads nothing
+    weights = torch.exp(scores - highest)
+    total = weights.sum(-1, keepdim=True)
+    if sinks is not None:
+        total = total + torch.exp(sinks.view(1, -1, 1, 1) - highest)
+    return quotient(weights, total), raw
+
+
+def attention(query, key, value, mask, *, scale: float, softcap: float | None = None, sinks: Tensor | None = None):
+    """Output (B, H, T, D_v)."""
+    weights, _ = _weights(query, key, mask, scale, softcap, sinks)
+    return weights @ value.repeat_interleave(query.shape[1] // value.shape[1], 1)
+
+
+def attention_backward(
+    g,
+    query,
+    key,
+    value,
+    mask,
+    *,
+    scale: float,
+    rule: str = "attnlrp",
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    epsilon: float = 0.0,
+    gamma: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Relevance gradients of (query, key, value) from that of the output, ``g`` (B, H, T, D_v).
+
+    attnlrp halves the relevance at P V and again at Q K^T; cp holds P constant, so value gets all; gradient is the
+    plain gradient. epsilon and gamma act on P V, whose contributions are c = P_ti V_id.
+    """
+    share_v, share_p, share_qk = {"attnlrp": (0.5, 0.5, 0.5), "cp": (1, 0, 0), "gradient": (1, 1, 1)}[rule]
+    groups = query.shape[1] // key.shape[1]
+    weights, raw = _weights(query, key, mask, scale, softcap, sinks)
+    v = value.repeat_interleave(groups, 1)
+    out = weights @ v
+    if gamma == 0:
+        s = g * epsilon_factor(out, epsilon)
+        g_weights = s @ v.transpose(-1, -2)
+        g_value = weights.transpose(-1, -2) @ s
+    else:
+        sigma = sign(out).unsqueeze(-2)  # (B, H, T, 1, D_v)
+        kept = same_sign(v.unsqueeze(2), sigma)  # P >= 0: a contribution has the sign of V; (B, H, T, S, D_v)
+        c = weights.unsqueeze(-1) * v.unsqueeze(2)
+        s = quotient(g * out, out + gamma * (c * kept).sum(-2) + epsilon * sigma.squeeze(-2)).unsqueeze(-2)
+        g_weights = (s * v.unsqueeze(2) * (1 + gamma * kept)).sum(-1)
+        g_value = (s * weights.unsqueeze(-1) * (1 + gamma * kept)).sum(-3)
+    g_weights = share_p * g_weights
+    g_scores = weights * (g_weights - (weights * g_weights).sum(-1, keepdim=True))
+    if softcap is not None:
+        capped = torch.tanh(raw / softcap)
+        by_ratio = torch.where(raw == 0, 1.0, capped * softcap / torch.where(raw == 0, 1.0, raw))
+        g_scores = g_scores * (1 - capped**2 if rule == "gradient" else by_ratio)
+    g_scores = share_qk * scale * g_scores
+    g_query = g_scores @ key.repeat_interleave(groups, 1)
+    g_key = g_scores.transpose(-1, -2) @ query
+
+    def per_kv_head(x: Tensor) -> Tensor:
+        return x.unflatten(1, (-1, groups)).sum(2)
+
+    return g_query, per_kv_head(g_key), per_kv_head(share_v * g_value)

@@ -1,0 +1,77 @@
+"""Which rule does what to which operation: the only place where a rule's name is turned into numbers.
+
+AttnLRP is Achtibat et al., ICML 2024 (arXiv 2402.05602); CP-LRP is Ali et al., ICML 2022 (arXiv 2202.07304);
+"gradient" is plain gradient x input, the baseline that both modify.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import NamedTuple
+
+
+class Treatment(NamedTuple):
+    """What a named rule does to each kind of operation.
+
+    Every share multiplies the plain gradient of one factor of a product: a product of two tensors that
+    are both explained splits its relevance, so each factor takes one half.
+    """
+
+    frozen_norm: bool  # a norm's rstd (and nothing else of it) is a constant
+    ratio: bool  # activations and soft-caps pass g f(z)/z instead of g f'(z)
+    gate: float  # share of act(gate) in act(gate) * up
+    up: float  # share of up in act(gate) * up
+    value: float  # share of V in P V
+    score: float  # share of P in P V, times the share of q (and of k) in q k^T; 0: P is a constant
+
+
+_TREATMENTS = MappingProxyType(
+    {
+        "attnlrp": Treatment(frozen_norm=True, ratio=True, gate=0.5, up=0.5, value=0.5, score=0.25),
+        "cp": Treatment(frozen_norm=True, ratio=True, gate=0.0, up=1.0, value=1.0, score=0.0),
+        "gradient": Treatment(frozen_norm=False, ratio=False, gate=1.0, up=1.0, value=1.0, score=1.0),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """A propagation rule with its stabilisers.
+
+    Args:
+        name: ``"attnlrp"``, ``"cp"`` or ``"gradient"``.
+        epsilon: of the epsilon rule on every linear map, absolute, >= 0; 0 switches it off.
+        gamma: of the (signed) gamma rule on every linear map, >= 0; 0 switches it off.
+        attention_epsilon: as ``epsilon``, on the product of attention weights and values.
+        attention_gamma: as ``gamma``, on the product of attention weights and values.
+
+    Raises:
+        ValueError: for an unknown name, or a negative or non-finite stabiliser.
+    """
+
+    name: str = "attnlrp"
+    epsilon: float = 0.0
+    gamma: float = 0.0
+    attention_epsilon: float = 0.0
+    attention_gamma: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in _TREATMENTS:
+            raise ValueError(f"unknown rule {self.name!r}: choose one of {', '.join(map(repr, _TREATMENTS))}")
+        for field, value in asdict(self).items():
+            if field != "name" and not 0.0 <= value < float("inf"):
+                raise ValueError(f"{field} must be a finite number >= 0, not {value!r}")
+
+    @property
+    def treatment(self) -> Treatment:
+        return _TREATMENTS[self.name]
+
+
+def as_rules(rule: str | Rules) -> Rules:
+    """``rule`` as `Rules`; a plain name means no epsilon and no gamma."""
+    if isinstance(rule, Rules):
+        return rule
+    if isinstance(rule, str):
+        return Rules(rule)
+    raise TypeError(f"rule must be a name or lrp_fast.Rules, not {type(rule).__name__}")
