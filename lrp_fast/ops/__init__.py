@@ -1,0 +1,13 @@
+"""Differentiable building blocks whose backward pass is a propagation rule.
+
+Each takes ``rule``, a name or `lrp_fast.Rules`, runs the ordinary operation forward, and hands back relevance
+gradients to its inputs (``x * x.grad`` is relevance). Weights never get a gradient.
+"""
+
+from .activation import activation
+from .attention import attention
+from .gated_mlp import gated_mlp
+from .linear import linear
+from .norm import layer_norm, rms_norm
+
+__all__ = ["activation", "attention", "gated_mlp", "layer_norm", "linear", "rms_norm"]

@@ -1,0 +1,173 @@
+"""Softmax attention under the propagation rules: the rule's arithmetic, and who computes it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..rules import Rules, as_rules
+from . import attention_flash, attention_tiled
+from .rows import active_rows
+
+
+class Reach(NamedTuple):
+    """Which keys a query reads, and how a score is formed from the two."""
+
+    scale: float
+    causal: bool
+    window: int | None
+    softcap: float | None
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    rule: str | Rules = "attnlrp",
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    bounds: Tensor | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Attention whose backward pass hands relevance gradients to query, key and value.
+
+    attnlrp: half of the relevance goes to the values; the other half through the plain softmax Jacobian to queries and
+    keys, a quarter each (Achtibat et al. 2024). cp: attention weights are constants, so the values get all. gradient:
+    the plain gradient. ``Rules.attention_epsilon`` and ``Rules.attention_gamma`` act on the product of weights and
+    values. Nothing of size T x S is kept.
+
+    Args:
+        query: (B, H, T, D), any strides. Query t sits at position S - T + t.
+        key, value: (B, H_kv, S, D), H a multiple of H_kv.
+        scale: of the scores, D ** -0.5 by default.
+        causal: query i reads no key after i. window: it reads keys i - window + 1 ... i only.
+        bounds: (B, 2) int64 for padded batches: the real tokens of row b are bounds[b, 0] ... bounds[b, 1] - 1; the
+            others neither read nor are read, and their output is zero.
+        softcap: scores become softcap * tanh(score / softcap); attnlrp passes it by the identity rule.
+        sinks: (H,) one extra logit a head in the softmax denominator, gets no gradient.
+
+    Returns:
+        (B, H, T, D) in the dtype of ``value``.
+
+    Raises:
+        ValueError: for shapes that do not fit, more queries than keys, or a window or softcap that is not positive.
+    """
+    _check(query, key, value, window, bounds, softcap, sinks)
+    if window is not None and window >= key.shape[2] and causal:
+        window = None
+    reach = Reach(query.shape[-1] ** -0.5 if scale is None else scale, causal, window, softcap)
+    return _Attention.apply(query, key, value, sinks, bounds, reach, as_rules(rule))
+
+
+def _check(query, key, value, window, bounds, softcap, sinks):
+    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    if query.ndim != 4 or key.shape != value.shape or query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
+        raise ValueError(f"attention takes query (B, H, T, D) and key, value (B, H_kv, S, D), not {shapes}")
+    if query.shape[1] % key.shape[1]:
+        raise ValueError(f"the number of heads must be a multiple of that of the key/value heads: {shapes}")
+    if query.shape[2] > key.shape[2] or query.shape[2] == 0:
+        raise ValueError(f"attention takes 1 ... S queries over S keys: {shapes}")
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1, not {window}")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be positive, not {softcap}")
+    if sinks is not None and sinks.shape != query.shape[1:2]:
+        raise ValueError(f"sinks must be one number a head, ({query.shape[1]},), not {tuple(sinks.shape)}")
+    if bounds is not None and (bounds.shape != (query.shape[0], 2) or query.shape[2] != key.shape[2]):
+        raise ValueError(f"bounds must be (B, 2), with as many queries as keys; got {tuple(bounds.shape)} for {shapes}")
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, sinks, bounds, reach, rules):
+        out = torch.zeros_like(query) if bounds is not None else None
+        # The sum of |P V| that the gamma rule needs: one more attention over |value|, which shares lse.
+        size = torch.zeros_like(query) if bounds is not None and rules.attention_gamma else None
+        lse = None
+        ctx.spans = _spans(bounds)
+        for rows, real in ctx.spans:
+            q, k, v = (t[rows, :, real] for t in (query, key, value))
+            o, part = _forward(q, k, v, sinks, reach)
+            a = _forward(q, k, v.abs(), sinks, reach)[0] if rules.attention_gamma else None
+            if bounds is None:
+                out, lse, size = o, part, a
+            else:
+                out[rows, :, real] = o
+                lse = part.new_zeros(query.shape[:3]) if lse is None else lse
+                lse[rows, :, real] = part
+                if a is not None:
+                    size[rows, :, real] = a
+        ctx.reach, ctx.rules = reach, rules
+        ctx.save_for_backward(query, key, value, out, lse, size)
+        return out
+
+    @staticmethod
+    def backward(ctx, g):
+        query, key, value, out, lse, size = ctx.saved_tensors
+        padded = ctx.spans[0][1] != slice(None)
+        grads = [None, None, None]
+        for rows, real in ctx.spans:
+            part = [None if t is None else t[rows, :, real] for t in (g, query, key, value, out, lse, size)]
+            found = _backward(*part, ctx.reach, ctx.rules)
+            if not padded:
+                grads = list(found)
+                break
+            for index, (whole, piece) in enumerate(zip((query, key, value), found, strict=True)):
+                if piece is not None:
+                    grads[index] = torch.zeros_like(whole) if grads[index] is None else grads[index]
+                    grads[index][rows, :, real] = piece
+        return *grads, None, None, None, None
+
+
+def _spans(bounds: Tensor | None) -> list[tuple[slice, slice]]:
+    """(batch rows, real tokens) to be computed together: all at once, or a padded batch row by row."""
+    if bounds is None:
+        return [(slice(None), slice(None))]
+    return [(slice(b, b + 1), slice(start, end)) for b, (start, end) in enumerate(bounds.tolist()) if end > start]
+
+
+def _forward(query, key, value, sinks, reach):
+    """Output (B, H, T, D) and lse (B, H, T), sinks included."""
+    backend = attention_flash if attention_flash.serves(query, reach) else attention_tiled
+    out, lse = backend.forward(query, key, value, reach)
+    if sinks is None:
+        return out, lse
+    with_sinks = torch.logaddexp(lse, sinks.to(lse.dtype).view(1, -1, 1))
+    return (out * torch.exp(lse - with_sinks).unsqueeze(-1)).to(out.dtype), with_sinks
+
+
+def _backward(g, query, key, value, out, lse, size, reach, rules):
+    """Relevance gradients of query, key (None where they are constants) and value."""
+    treatment = rules.treatment
+    epsilon, gamma = rules.attention_epsilon, rules.attention_gamma
+    rows = active_rows(g.transpose(1, 2).flatten(2)[0]) if g.shape[0] == 1 else None
+    if gamma:
+        # P V with the signed gamma rule is attention over the wider values [V, |V|] (P >= 0, so |P V| = P |V|).
+        t = out.abs().mul_(1 + gamma / 2).add_(size, alpha=gamma / 2).add_(epsilon)
+        t = g * out / t.masked_fill_(t == 0, 1)  # sigma s
+        sigma = torch.where(out < 0, -1.0, 1.0).to(out.dtype)
+        g = torch.cat([t * sigma * (1 + gamma / 2), t * (gamma / 2)], -1)
+        out = torch.cat([out, size], -1)
+        wide = torch.cat([value, value.abs()], -1)
+    else:
+        wide = value
+        if epsilon:
+            g = g * (out.abs() / (out.abs() + epsilon))
+    plain = not gamma and rows is None and treatment.score and attention_flash.serves(query, reach)
+    if plain:
+        dq, dk, dv = attention_flash.backward(g, query, key, value, out, lse, reach)
+    else:
+        dq, dk, dv = attention_tiled.backward(
+            g, query, key, wide, out, lse, reach, rows=rows, scores=treatment.score != 0, ratio=treatment.ratio
+        )
+    if gamma:
+        plus, same = dv.chunk(2, -1)
+        dv = plus + value.sign() * same
+    if not treatment.score:
+        return None, None, dv * treatment.value
+    return dq * treatment.score, dk * treatment.score, dv * treatment.value

@@ -1,0 +1,112 @@
+"""Attention in plain PyTorch by tiles of query rows: any device, soft-caps, wide values, chosen rows.
+
+Sums are taken in float32 at least. A tile holds all keys that its rows reach, for every head at once; the query
+heads of one key/value head lie side by side in it, so that grouped-query attention copies nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_TILE = 1 << 21  # scores in one tile; a few of these are alive at a time
+_MOST_ROWS = 64  # measured: larger tiles of a 2,048-token context leave the cache
+
+
+def forward(query: Tensor, key: Tensor, value: Tensor, reach) -> tuple[Tensor, Tensor]:
+    """Output (B, H, T, D_v) and lse (B, H, T), float32 at least."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    key, value = key.to(wide), value.to(wide)
+    out = query.new_empty(*query.shape[:3], value.shape[3])
+    lse = query.new_empty(query.shape[:3], dtype=wide)
+    for rows, keys, position in _tiles(query, key, reach, None):
+        scores, _ = _scores(_side_by_side(query[:, :, rows].to(wide), key), key[:, :, keys], position, keys, reach)
+        total = torch.logsumexp(scores, -1, keepdim=True)
+        o = scores.sub_(total).exp_() @ value[:, :, keys]
+        out[:, :, rows] = o.view(*query.shape[:2], -1, o.shape[-1])
+        lse[:, :, rows] = total.view(*query.shape[:2], -1)
+    return out, lse
+
+
+def backward(
+    g: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    reach,
+    *,
+    rows: Tensor | None,
+    scores: bool,
+    ratio: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Gradients of query, key and value.
+
+    Args:
+        rows: the queries to compute, the others pass nothing; None for all.
+        scores: False leaves query and key out (None): the attention weights are constants.
+        ratio: soft-caps pass cap(s)/s instead of their derivative.
+    """
+    wide = torch.promote_types(query.dtype, torch.float32)
+    dtype, k, v = query.dtype, key.to(wide), value.to(wide)
+    dq = torch.zeros(query.shape, dtype=dtype, device=query.device) if scores else None
+    dk = torch.zeros(k.shape, dtype=wide, device=k.device) if scores else None
+    dv = torch.zeros(v.shape, dtype=wide, device=v.device)
+    for tile, keys, position in _tiles(query, key, reach, rows):
+        q, u = (_side_by_side(t[:, :, tile].to(wide), key) for t in (query, g))
+        p, factor = _scores(q, k[:, :, keys], position, keys, reach, ratio if scores else None)
+        p.sub_(_side_by_side(lse[:, :, tile].unsqueeze(-1), key)).exp_()
+        dv[:, :, keys] += p.transpose(-1, -2) @ u
+        if not scores:
+            continue
+        passed = _side_by_side((g[:, :, tile].to(wide) * out[:, :, tile]).sum(-1, keepdim=True), key)
+        ds = (u @ v[:, :, keys].transpose(-1, -2)).sub_(passed).mul_(p)
+        if factor is not None:
+            ds.mul_(factor)
+        dq[:, :, tile] = (ds @ k[:, :, keys]).mul_(reach.scale).view(*query.shape[:2], -1, query.shape[3]).to(dtype)
+        dk[:, :, keys] += (ds.transpose(-1, -2) @ q).mul_(reach.scale)
+    return dq, dk.to(dtype) if scores else None, dv.to(dtype)
+
+
+def _tiles(query, key, reach, rows):
+    """Query rows (slice or indices), the slice of keys that they can reach, and their positions."""
+    total, keys = query.shape[2], key.shape[2]
+    each = max(1, min(_MOST_ROWS, _TILE // max(1, query.shape[0] * query.shape[1] * keys)))
+    for start in range(0, total if rows is None else len(rows), each):
+        tile = slice(start, min(start + each, total)) if rows is None else rows[start : start + each]
+        index = torch.arange(total, device=query.device)[tile] if rows is None else tile
+        position = index + (keys - total)
+        first, last = int(position[0]), int(position[-1])
+        low = 0 if reach.window is None else max(0, first - reach.window + 1)
+        yield tile, slice(low, last + 1 if reach.causal else keys), position
+
+
+def _side_by_side(x: Tensor, key: Tensor) -> Tensor:
+    """(B, H, R, D) -> (B, H_kv, G R, D): the rows of the G query heads that share a key/value head."""
+    return x.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
+
+
+def _scores(q, k, position, keys, reach, ratio=None):
+    """Masked scores (B, H_kv, G R, S), and the soft-cap's backward factor where ``ratio`` asks for one."""
+    raw = (q @ k.transpose(-1, -2)).mul_(reach.scale)
+    factor = None
+    if reach.softcap is None:
+        scores = raw
+    else:
+        scores = torch.tanh(raw / reach.softcap)
+        if ratio is True:
+            factor = torch.where(raw == 0, 1.0, scores * reach.softcap / raw)
+        elif ratio is False:
+            factor = 1 - scores * scores
+        scores.mul_(reach.softcap)
+    grouped = scores.unflatten(2, (-1, len(position)))
+    j = torch.arange(keys.start, keys.stop, device=q.device)
+    i = position[:, None]
+    if reach.causal:  # only keys after the first of these rows can be hidden from any of them
+        later = max(0, int(position[0]) + 1 - keys.start)
+        grouped[..., later:].masked_fill_(j[later:] > i, -torch.inf)
+    if reach.window is not None:
+        earlier = max(0, int(position[-1]) - reach.window + 1 - keys.start)
+        grouped[..., :earlier].masked_fill_(j[:earlier] <= i - reach.window, -torch.inf)
+    return scores, factor

@@ -1,0 +1,47 @@
+"""The product in a gated MLP: SwiGLU, GeGLU and their kin."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..rules import Rules, as_rules
+from .activation import find, slope
+
+
+def gated_mlp(gate: Tensor, up: Tensor, kind: str = "silu", *, rule: str | Rules = "attnlrp") -> Tensor:
+    """``act(gate) * up`` with the relevance shared between its factors: half each (attnlrp), or all to ``up`` (cp).
+
+    Args:
+        gate, up: the outputs of the gate and up projections, one shape and float dtype.
+        kind: the activation, as in `activation`.
+
+    Raises:
+        ValueError: for an unknown ``kind`` or differing shapes.
+    """
+    find(kind)
+    if gate.shape != up.shape:
+        raise ValueError(f"gate and up must have one shape, not {tuple(gate.shape)} and {tuple(up.shape)}")
+    return _GatedMLP.apply(gate, up, kind, as_rules(rule))
+
+
+class _GatedMLP(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate, up, kind, rules):
+        ctx.kind, ctx.rules = kind, rules
+        ctx.save_for_backward(gate, *([up] if rules.treatment.gate else []))
+        return find(kind).forward(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, g):
+        gate, *rest = ctx.saved_tensors
+        shares = ctx.rules.treatment
+        forward = find(ctx.kind).forward
+        if not rest:  # the gate is a constant
+            return None, forward(gate).mul_(g).mul_(shares.up), None, None
+        (up,) = rest
+        factor = slope(gate, ctx.kind, ctx.rules)
+        activated = factor * gate if shares.gate and ctx.rules.treatment.ratio else forward(gate)
+        g_up = activated.mul_(g).mul_(shares.up).to(g.dtype)
+        g_gate = factor.mul_(up).mul_(g).mul_(shares.gate).to(g.dtype)
+        return g_gate, g_up, None, None

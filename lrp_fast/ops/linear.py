@@ -1,0 +1,76 @@
+"""Linear maps under the epsilon and gamma rules (see `lrp_fast.reference.linear` for the definitions)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .rows import active_rows
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, epsilon: float = 0.0, gamma: float = 0.0
+) -> Tensor:
+    """``x @ weight.T + bias``, differentiable in ``x`` under the epsilon or gamma rule.
+
+    Args:
+        x: (..., in), any float dtype.
+        weight: (out, in). bias: (out,) or None. Neither gets a gradient.
+        epsilon: absolute stabiliser, >= 0; gamma: weight of the same-signed contributions, >= 0. Both 0: the transpose.
+
+    Returns:
+        (..., out), the same bits as ``torch.nn.functional.linear``.
+    """
+    return _Linear.apply(x, weight, bias, epsilon, gamma)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, epsilon, gamma):
+        z = F.linear(x, weight, bias)
+        ctx.epsilon, ctx.gamma = epsilon, gamma
+        if gamma:
+            ctx.save_for_backward(weight, x, _signed_factor(x, weight, bias, z, epsilon, gamma))
+        elif epsilon:
+            ctx.save_for_backward(weight, z)
+        else:
+            ctx.save_for_backward(weight)
+        return z
+
+    @staticmethod
+    def backward(ctx, g):
+        weight, *saved = ctx.saved_tensors
+        rows = active_rows(g.flatten(0, -2))
+        if rows is None:
+            return _backward(g, weight, saved, ctx.epsilon, ctx.gamma), None, None, None, None
+        few = _backward(g.flatten(0, -2)[rows], weight, [t.flatten(0, -2)[rows] for t in saved], ctx.epsilon, ctx.gamma)
+        g_in = few.new_zeros(g.shape[:-1].numel(), few.shape[-1]).index_copy_(0, rows, few)
+        return g_in.view(*g.shape[:-1], -1), None, None, None, None
+
+
+def _signed_factor(x, weight, bias, z, epsilon, gamma):
+    """t = sigma s / g, one number an output that holds both the factor |t| and the sign of z that the backward needs.
+
+    With a = |x||W|^T + |b|, the denominator z + gamma z^sigma + epsilon sigma is
+    sigma ((1 + gamma/2)|z| + gamma/2 a + epsilon).
+    """
+    a = F.linear(x.abs(), weight.abs(), None if bias is None else bias.abs())
+    a.mul_(gamma / 2).add_(z.abs(), alpha=1 + gamma / 2).add_(epsilon)
+    return torch.div(z, a.masked_fill_(a == 0, 1), out=a)
+
+
+def _backward(g, weight, saved, epsilon, gamma):
+    if gamma:
+        x, t = saved
+        s = g * t
+        g_in = (s * (gamma / 2)) @ weight.abs()
+        g_in.mul_(x.sign())
+        torch.mul(g, t.abs(), out=s)
+        flat = g_in.view(-1, g_in.shape[-1])
+        flat.addmm_(s.view(-1, s.shape[-1]), weight, alpha=1 + gamma / 2)
+        return g_in
+    if epsilon:
+        size = saved[0].abs()
+        g = g * size.div_(size + epsilon)
+    return g @ weight

@@ -1,0 +1,74 @@
+"""RMSNorm and LayerNorm with frozen statistics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..rules import Rules, as_rules
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rule: str | Rules = "attnlrp") -> Tensor:
+    """``weight * x * rstd``, differentiable in ``x`` with ``rstd`` held constant (attnlrp, cp) or plainly (gradient).
+
+    Statistics are taken in float32, in float64 for float64 inputs; for the other dtypes the result has the same bits
+    as transformers' Llama-style RMSNorm.
+
+    Args:
+        x: (..., D). weight: (D,), gets no gradient.
+    """
+    return _RMSNorm.apply(x, weight, eps, as_rules(rule))
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, *, rule: str | Rules = "attnlrp"
+) -> Tensor:
+    """LayerNorm over the last dimension, differentiable in ``x`` with ``rstd`` held constant (attnlrp, cp) or plainly.
+
+    Args:
+        x: (..., D). weight, bias: (D,) or None, get no gradient.
+    """
+    return _LayerNorm.apply(x, weight, bias, eps, as_rules(rule))
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, eps, rules):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        rstd = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        ctx.frozen = rules.treatment.frozen_norm
+        ctx.save_for_backward(weight, rstd, *([] if ctx.frozen else [x]))
+        return weight * (wide * rstd).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, g):
+        weight, rstd, *rest = ctx.saved_tensors
+        g_hat = g * weight if rstd.dtype == g.dtype else g.to(rstd.dtype) * weight
+        if not ctx.frozen:
+            g_hat = _without_radial_part(g_hat, rest[0].to(rstd.dtype) * rstd)
+        return g_hat.mul_(rstd).to(g.dtype), None, None, None
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps, rules):
+        y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
+        ctx.frozen = rules.treatment.frozen_norm
+        ctx.save_for_backward(weight, rstd, *([] if ctx.frozen else [x, mean]))
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        weight, rstd, *rest = ctx.saved_tensors
+        rstd = rstd.to(torch.promote_types(g.dtype, torch.float32))
+        g_hat = g.to(rstd.dtype) if weight is None else g.to(rstd.dtype) * weight
+        if not ctx.frozen:
+            x, mean = rest
+            g_hat = _without_radial_part(g_hat, (x.to(rstd.dtype) - mean) * rstd)
+        g_hat = g_hat - g_hat.mean(-1, keepdim=True)
+        return g_hat.mul_(rstd).to(g.dtype), None, None, None, None
+
+
+def _without_radial_part(g_hat: Tensor, normed: Tensor) -> Tensor:
+    """What rstd's own derivative takes away: the component of ``g_hat`` along the normalised vector."""
+    return g_hat - normed * (g_hat * normed).mean(-1, keepdim=True)

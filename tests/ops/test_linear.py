@@ -1,0 +1,69 @@
+"""ops.linear against the definition, in float64 and by the precision oracle, and what it keeps."""
+
+import pytest
+import torch
+
+from lrp_fast import ops, reference
+
+RULES = [(0.0, 0.0), (0.1, 0.0), (0.0, 0.3), (0.1, 0.3)]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def run(x, weight, bias, g, epsilon, gamma):
+    x = x.detach().requires_grad_()
+    z = ops.linear(x, weight, bias, epsilon=epsilon, gamma=gamma)
+    return z, torch.autograd.grad(z, x, g)[0]
+
+
+@pytest.mark.parametrize("epsilon, gamma", RULES)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_equals_the_definition_in_float64(epsilon, gamma, with_bias):
+    x, weight = torch.randn(2, 9, 17, dtype=torch.float64), torch.randn(13, 17, dtype=torch.float64)
+    bias = torch.randn(13, dtype=torch.float64) if with_bias else None
+    x[0, 3], weight[5, 2], weight[7] = 0, 0, 0  # zero inputs, zero contributions, an output of nothing but the bias
+    g = torch.randn(2, 9, 13, dtype=torch.float64)
+    z, found = run(x, weight, bias, g, epsilon, gamma)
+    assert torch.equal(z, torch.nn.functional.linear(x, weight, bias))
+    truth = reference.linear_backward(g, x, weight, bias, epsilon=epsilon, gamma=gamma)
+    assert (found - truth).abs().max() <= 1e-10 * truth.abs().max()
+
+
+@pytest.mark.parametrize("epsilon, gamma", RULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rounds_no_worse_than_the_plain_form(epsilon, gamma, dtype, within_rounding):
+    x, weight, bias, g = (torch.randn(*shape).to(dtype) for shape in ((31, 65), (63, 65), (63,), (31, 63)))
+    _, found = run(x, weight, bias, g, epsilon, gamma)
+    exact = [t.double() for t in (g, x, weight, bias)]
+    plain = reference.linear_backward(g, x, weight, bias, epsilon=epsilon, gamma=gamma)
+    within_rounding(found, plain, reference.linear_backward(*exact, epsilon=epsilon, gamma=gamma), terms=65 + 63)
+
+
+@pytest.mark.parametrize("epsilon, gamma", RULES)
+def test_rows_without_relevance_are_skipped_exactly(epsilon, gamma):
+    x, weight, bias = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 9, 17), (13, 17), (13,)))
+    g = torch.zeros(2, 9, 13, dtype=torch.float64)
+    g[0, 4], g[1, 8] = torch.randn(2, 13, dtype=torch.float64)
+    _, found = run(x, weight, bias, g, epsilon, gamma)
+    truth = reference.linear_backward(g, x, weight, bias, epsilon=epsilon, gamma=gamma)
+    assert (found - truth).abs().max() <= 1e-10 * truth.abs().max()
+    touched = found.any(-1).nonzero().tolist()
+    assert touched == [[0, 4], [1, 8]]
+
+
+def test_saves_no_more_than_the_backward_pass_needs():
+    x, weight, bias = torch.randn(9, 17, requires_grad=True), torch.randn(13, 17), torch.randn(13)
+    for (epsilon, gamma), expected in zip(RULES, [0, 9 * 13, 9 * 17 + 9 * 13, 9 * 17 + 9 * 13], strict=True):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            ops.linear(x, weight, bias, epsilon=epsilon, gamma=gamma)
+        assert sum(t.numel() for t in kept if t.data_ptr() != weight.data_ptr()) == expected
+
+
+def test_weights_get_no_gradient():
+    x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    ops.linear(x, weight).sum().backward()
+    assert weight.grad is None and x.grad is not None
