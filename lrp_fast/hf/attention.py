@@ -1,0 +1,95 @@
+"""lrp_fast as an attention implementation of transformers, and the masks that go with it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from .. import ops
+from ..rules import Rules
+
+NAME = "lrp_fast"
+
+# What transformers hands to every attention implementation and none needs for the result.
+_IGNORED = {
+    "attention_mask", "cache_position", "num_items_in_batch", "output_attentions", "output_hidden_states",
+    "past_key_values", "position_embeddings", "position_ids", "return_dict", "use_cache",
+}  # fmt: skip
+
+
+def register_attention() -> None:
+    """Add the name "lrp_fast" to transformers' two tables; the entries of other implementations stay as they are."""
+    AttentionInterface.register(NAME, attention_forward)
+    AttentionMaskInterface.register(NAME, mask_bounds)
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query (B, H, T, D) -> (B, T, H, D). Outside of `patched` a plain attention."""
+    layer = f"{type(module).__name__} of layer {getattr(module, 'layer_idx', '?')}"
+    if dropout:
+        raise ValueError(f"{layer} applies dropout: call model.eval() first")
+    if kwargs.get("output_attentions"):
+        raise ValueError("output_attentions=True asks for N x N matrices that lrp_fast never forms: drop it")
+    unknown = sorted(name for name, given in kwargs.items() if given is not None and name not in _IGNORED)
+    if unknown:
+        raise ValueError(f"{layer} passes {', '.join(unknown)} to its attention, which lrp_fast has no rule for")
+    if attention_mask is not None and attention_mask.shape != (query.shape[0], 2):
+        raise ValueError(
+            f"a ready attention mask of shape {tuple(attention_mask.shape)} reached {layer}: "
+            "pass the (B, N) padding mask, causality and windows are the model's own"
+        )
+    out = ops.attention(
+        query,
+        key,
+        value,
+        rule=getattr(module, "lrp_fast_rules", None) or Rules("gradient"),
+        scale=scaling,
+        causal=getattr(module, "is_causal", True) if is_causal is None else is_causal,
+        window=sliding_window,
+        bounds=attention_mask,
+        softcap=softcap,
+        sinks=s_aux,
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def mask_bounds(
+    batch_size: int, attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **kwargs
+) -> Tensor | None:
+    """transformers' mask interface: (B, 2) first and one-past-last real token of each row; None without padding.
+
+    Causality and sliding windows reach the attention by other ways, so nothing N x N is ever built.
+    """
+    if not allow_is_causal_skip:
+        raise ValueError(
+            "the model asks for a mask that is neither causal nor a sliding window (packed sequences whose "
+            "position_ids restart, or a custom mask function): run each sequence by itself"
+        )
+    if attention_mask is None or attention_mask.all():
+        return None
+    real = attention_mask.to(torch.bool)
+    length = real.sum(-1)
+    start = real.int().argmax(-1)
+    end = real.shape[-1] - real.flip(-1).int().argmax(-1)
+    for row in (((end - start) != length) | (length == 0)).nonzero().flatten().tolist():
+        raise ValueError(
+            f"row {row} of attention_mask has "
+            + ("no real token" if length[row] == 0 else "a gap between real tokens")
+            + ": padding must lie before or after one run of tokens"
+        )
+    return torch.stack([start, end], -1)

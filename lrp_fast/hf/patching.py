@@ -1,0 +1,79 @@
+"""Patching of one model instance, for the length of a ``with`` block."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from ..rules import Rules, as_rules
+from . import attention
+from .coverage import check
+from .families import handler_of
+
+_MARK = "lrp_fast_patched"
+
+
+@contextmanager
+def patched(model: nn.Module, rule: str | Rules = "attnlrp") -> Iterator[nn.Module]:
+    """Within the block, ``model``'s backward pass propagates relevance; its logits stay what they were.
+
+    Only instance attributes of ``model``'s own modules change, and they are taken back on exit, also after an
+    exception: neither another model, of the same class or the same config object, nor a global is touched. Weights
+    get no gradients inside.
+
+        with lrp_fast.patched(model, rule="attnlrp"):
+            model(inputs_embeds=x).logits[0, -1, k].backward()      # x * x.grad is LRP relevance
+
+    On a CPU the logits keep their bits where the model runs transformers' default attention (sdpa) on unpadded
+    float32 or 16-bit inputs. A float64 model's norms, which transformers computes in float32, are kept in float64.
+
+    Args:
+        model: a transformers model of a supported family.
+        rule: a name or `lrp_fast.Rules`.
+
+    Raises:
+        UnsupportedModuleError: for a module that no rule covers.
+        RuntimeError: if ``model`` is patched already, or something else overrides a module's forward.
+    """
+    rules = as_rules(rule)
+    check(model)
+    configs: dict[int, object] = {}
+    laid: list[tuple[nn.Module, str]] = []
+    covered: list[tuple[nn.Module, str, object]] = []
+    overlays = [(path, module, _overlay(path, module, rules, configs)) for path, module in model.named_modules()]
+    try:
+        for _, module, overlay in overlays:
+            for name, value in overlay.items():
+                if name in module.__dict__:
+                    covered.append((module, name, module.__dict__[name]))
+                laid.append((module, name))
+                module.__dict__[name] = value
+        yield model
+    finally:
+        for module, name in laid:
+            module.__dict__.pop(name, None)
+        for module, name, value in covered:
+            module.__dict__[name] = value
+
+
+def _overlay(path: str, module: nn.Module, rules: Rules, configs: dict[int, object]) -> dict[str, object]:
+    """The attributes to lay over ``module``: its handler's, the mark, and a config that names our attention.
+
+    A config object may be shared with another model, so each gets one copy here, shared as the original is.
+    """
+    where = path or type(module).__name__
+    if _MARK in module.__dict__:
+        raise RuntimeError(f"{where!r} is patched already: leave the other lrp_fast.patched block first")
+    overlay = handler_of(module)(module, rules)
+    if "forward" in overlay and "forward" in module.__dict__:
+        raise RuntimeError(f"something else overrides the forward of {where!r}: undo that first")
+    config = module.__dict__.get("config")
+    if config is not None:
+        if id(config) not in configs:
+            configs[id(config)] = copy.deepcopy(config)
+            configs[id(config)]._attn_implementation = attention.NAME
+        overlay["config"] = configs[id(config)]
+    return {**overlay, _MARK: True}

@@ -1,0 +1,266 @@
+"""Patching: the identities that every rule and family must keep, scope, and what is refused."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import lrp_fast
+from lrp_fast import Rules, UnsupportedModuleError, patched
+
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
+families = pytest.mark.parametrize("family", FAMILIES)
+
+
+def state(model):
+    """Everything that patching could leave behind: instance attributes of every module, config contents, hooks."""
+    return [
+        (path, sorted(module.__dict__), len(module._forward_hooks), len(module._forward_pre_hooks))
+        for path, module in model.named_modules()
+    ] + [model.config.to_dict(), model.config._attn_implementation]
+
+
+def relevance(model, ids, rule="attnlrp", target=3, contrast=5):
+    x = model.get_input_embeddings()(ids).detach().requires_grad_()
+    with patched(model, rule):
+        logits = model(inputs_embeds=x).logits[0, -1]
+        (logits[target] - logits[contrast]).backward()
+    return (x.detach() * x.grad).sum(-1)
+
+
+@families
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rule", ["attnlrp", "cp", "gradient", Rules("attnlrp", 0.1, 0.1, 0.1, 0.1)])
+def test_logits_keep_their_bits(family, dtype, rule, tiny, ids):
+    model = tiny(family, dtype)
+    with torch.no_grad():
+        plain = model(ids).logits
+        with patched(model, rule):
+            assert torch.equal(model(ids).logits, plain)
+        assert torch.equal(model(ids).logits, plain)
+
+
+@families
+def test_float64_logits_differ_by_the_norms_float32_rounding_alone(family, tiny, ids):
+    model = tiny(family, torch.float64)
+    with torch.no_grad():
+        plain = model(ids).logits
+        with patched(model):
+            found = model(ids).logits
+    assert (found - plain).abs().max() <= 1e-5 * plain.abs().max()
+
+
+@families
+def test_gradient_rule_is_the_plain_gradient(family, tiny, ids):
+    model = tiny(family, torch.float32)
+    found = relevance(model, ids, "gradient")
+    x = model.get_input_embeddings()(ids).detach().requires_grad_()
+    logits = model(inputs_embeds=x).logits[0, -1]
+    (g,) = torch.autograd.grad(logits[3] - logits[5], x)
+    truth = (x.detach() * g).sum(-1)
+    assert (found - truth).abs().max() <= 1e-4 * truth.abs().max()  # both are float32, through 3 layers
+
+
+@families
+def test_rules_differ(family, tiny, ids):
+    model = tiny(family)
+    found = [
+        relevance(model, ids, rule)
+        for rule in ("attnlrp", "cp", "gradient", Rules(epsilon=0.5), Rules(gamma=0.5), Rules(attention_epsilon=0.5))
+    ]
+    for i, one in enumerate(found):
+        for other in found[:i]:
+            assert (one - other).abs().max() > 1e-3 * one.abs().max()
+
+
+@families
+def test_nothing_is_left_behind(family, tiny, ids):
+    model = tiny(family)
+    before = state(model)
+    relevance(model, ids)
+    assert state(model) == before
+    with pytest.raises(KeyboardInterrupt), patched(model):
+        raise KeyboardInterrupt
+    assert state(model) == before
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_other_models_are_untouched_even_with_the_same_config_object(tiny, ids):
+    model = tiny("mistral")
+    twin = type(model)(model.config).eval()
+    twin.load_state_dict(model.state_dict())
+    assert twin.config is model.config
+    before = state(twin)
+    plain = relevance(copy.deepcopy(twin), ids, "gradient")
+    with patched(model):
+        assert state(twin) == before
+        x = twin.get_input_embeddings()(ids).detach().requires_grad_()
+        logits = twin(inputs_embeds=x).logits[0, -1]
+        (g,) = torch.autograd.grad(logits[3] - logits[5], x)
+    torch.testing.assert_close((x.detach() * g).sum(-1), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_two_models_may_be_patched_at_once_with_different_rules(tiny, ids):
+    one, two = tiny("llama"), tiny("qwen3")
+    alone = relevance(one, ids, "attnlrp"), relevance(two, ids, "cp")
+    with patched(two, "cp"):
+        assert torch.equal(relevance(one, ids, "attnlrp"), alone[0])
+    with patched(one, "attnlrp"):
+        assert torch.equal(relevance(two, ids, "cp"), alone[1])
+
+
+def test_patching_a_patched_model_is_an_error_and_leaves_the_first_patch(tiny, ids):
+    model = tiny("llama")
+    expected = relevance(model, ids)
+    x = model.get_input_embeddings()(ids).detach().requires_grad_()
+    with patched(model):
+        for part in (model, model.model, model.model.layers[1].mlp):
+            with (
+                pytest.raises(RuntimeError, match="is patched already: leave the other lrp_fast.patched block first"),
+                patched(part),
+            ):
+                pass
+        logits = model(inputs_embeds=x).logits[0, -1]
+        (logits[3] - logits[5]).backward()
+    assert torch.equal((x.detach() * x.grad).sum(-1), expected)
+
+
+@families
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_batches_give_each_row_what_it_gives_alone(family, side, tiny):
+    model = tiny(family, torch.float64)
+    rows = [torch.arange(5, 5 + n) for n in (11, 4, 9)]
+    ids, mask = torch.zeros(3, 11, dtype=torch.long), torch.zeros(3, 11, dtype=torch.long)
+    places = []
+    for row, one in enumerate(rows):
+        real = slice(11 - len(one), 11) if side == "left" else slice(0, len(one))
+        ids[row, real], mask[row, real] = one, 1
+        places.append(real)
+    x = model.get_input_embeddings()(ids).detach().requires_grad_()
+    with patched(model):
+        logits = model(inputs_embeds=x, attention_mask=mask).logits
+        sum(logits[row, real.stop - 1, 3] - logits[row, real.stop - 1, 5] for row, real in enumerate(places)).backward()
+    for row, real in enumerate(places):
+        found = (x * x.grad).detach()[row].sum(-1)
+        alone = relevance(model, rows[row][None])[0]
+        # Rotary tables are float32 in transformers: shifting a row's positions moves them by their rounding.
+        assert (found[real] - alone).abs().max() <= 1e-4 * alone.abs().max()
+        outside = [i for i in range(11) if not real.start <= i < real.stop]
+        assert not found[outside].any()
+
+
+def test_generation_works_inside(tiny, ids):
+    model = tiny("qwen2")
+    plain = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    with patched(model):
+        assert torch.equal(model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0), plain)
+
+
+class Strange(nn.Module):
+    def forward(self, x):
+        return x.sin()
+
+
+def test_a_module_without_a_rule_is_refused_by_name_before_anything_changes(tiny):
+    model = tiny("llama")
+    model.model.layers[1].mlp.act_fn = Strange()
+    before = state(model)
+    with (
+        pytest.raises(UnsupportedModuleError, match=r"'model.layers.1.mlp.act_fn', a Strange: register one with"),
+        patched(model),
+    ):
+        pass
+    assert state(model) == before
+
+
+def test_a_subclass_is_not_taken_for_its_parent(tiny):
+    model = tiny("llama")
+
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model.lm_head.__class__ = Scaled
+    with pytest.raises(UnsupportedModuleError, match="'lm_head', a Scaled"), patched(model):
+        pass
+
+
+def test_register(tiny, ids, monkeypatch):
+    monkeypatch.setattr(lrp_fast.hf.families, "_TABLE", dict(lrp_fast.hf.families._TABLE))
+
+    class MySiLU(nn.SiLU):
+        pass
+
+    lrp_fast.hf.register(MySiLU, lrp_fast.hf.handlers.activation("silu"))
+    model = tiny("llama")
+    expected = relevance(model, ids)
+    model.model.layers[1].mlp.act_fn = MySiLU()
+    assert torch.equal(relevance(model, ids), expected)
+    with pytest.raises(ValueError, match="has a handler already"):
+        lrp_fast.hf.register(MySiLU, lrp_fast.hf.handlers.leave)
+    with pytest.raises(TypeError, match="takes a torch.nn.Module class"):
+        lrp_fast.hf.register("MySiLU", lrp_fast.hf.handlers.leave)
+    with pytest.raises(TypeError, match="must be callable"):
+        lrp_fast.hf.register(Strange, None)
+
+
+def test_encoders_are_refused():
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=9
+    )
+    with (
+        pytest.raises(UnsupportedModuleError, match="no propagation rule covers"),
+        patched(transformers.BertModel(config)),
+    ):
+        pass
+
+
+def test_somebody_elses_forward_is_refused(tiny):
+    model = tiny("llama")
+    model.lm_head.forward = lambda x: x
+    with (
+        pytest.raises(RuntimeError, match="something else overrides the forward of 'lm_head': undo that first"),
+        patched(model),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"attention_mask": torch.tensor([[1, 1, 0, 1]])}, "row 0 of attention_mask has a gap between real tokens"),
+        ({"attention_mask": torch.tensor([[0, 0, 0, 0]])}, "row 0 of attention_mask has no real token"),
+        ({"attention_mask": torch.ones(1, 1, 4, 4)}, r"a ready attention mask of shape \(1, 1, 4, 4\)"),
+        ({"position_ids": torch.tensor([[0, 1, 0, 1]]), "use_cache": False}, "position_ids restart"),
+        ({"output_attentions": True}, "output_attentions=True asks for N x N matrices"),
+    ],
+)
+def test_masks_that_cannot_be_honoured_are_refused(arguments, message, tiny):
+    model = tiny("llama")
+    with pytest.raises(ValueError, match=message), patched(model):
+        model(torch.tensor([[1, 2, 3, 4]]), **arguments)
+
+
+def test_dropout_is_refused(tiny, ids):
+    model = tiny("llama", attention_dropout=0.1).train()
+    message = r"LlamaAttention of layer 0 applies dropout: call model.eval\(\) first"
+    with pytest.raises(ValueError, match=message), patched(model):
+        model(ids)
+
+
+def test_attention_options_without_a_rule_are_refused(tiny):
+    from lrp_fast.hf.attention import attention_forward
+
+    layer = tiny("llama").model.layers[0].self_attn
+    q = torch.ones(1, 4, 3, 16)
+    with pytest.raises(ValueError, match="passes position_bias to its attention, which lrp_fast has no rule for"):
+        attention_forward(layer, q, q, q, None, position_bias=torch.ones(1))
+
+
+def test_as_a_plain_attention_implementation_outside_of_patched(tiny, ids):
+    model = tiny("mistral")
+    plain = model(ids).logits
+    model.set_attn_implementation("lrp_fast")
+    assert torch.equal(model(ids).logits, plain)
