@@ -1,0 +1,27 @@
+"""Layer-wise relevance propagation through Hugging Face language models, at long context lengths.
+
+`attribute` explains one decision; `patched` makes any backward pass through a model propagate relevance; `ops` are the
+building blocks. See the README for the rules and the command line.
+"""
+
+from . import hf, ops
+from .attribution import Attribution, attribute, load
+from .hf import UnsupportedModuleError, patched
+from .rules import Rules
+from .targets import Explained, Term, Token
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Attribution",
+    "Explained",
+    "Rules",
+    "Term",
+    "Token",
+    "UnsupportedModuleError",
+    "attribute",
+    "hf",
+    "load",
+    "ops",
+    "patched",
+]

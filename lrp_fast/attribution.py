@@ -1,0 +1,256 @@
+"""`attribute`, what it returns, and how that is kept on disk."""
+
+from __future__ import annotations
+
+import json
+import operator
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from . import targets
+from .hf import check
+from .rules import Rules, as_rules
+from .stream import Progress, propagate
+from .targets import Explained
+
+_FORMAT = "lrp_fast.attribution/1"
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Relevance of every hidden state for one model decision.
+
+    Attributes:
+        value: what was distributed: a logit, a logit difference, or a sum of them over positions.
+        layers: (L + 1, N) relevance of node (layer, position); layer 0 is the embeddings, layer l the output of
+            decoder layer l - 1. float32, float64 for a float64 model.
+        input_ids: (N,) int64, the tokens that the model read, a common prefix of the target strings included.
+        explained: what was explained, in words and ids.
+        rules: the rule that propagated it.
+        model: name or path of the model.
+        tokens: N strings, None without a tokenizer.
+        special: N flags, the tokenizer's special tokens; None without a tokenizer.
+        graph: the sparse graph of the same pass, None unless it was asked for.
+    """
+
+    value: float
+    layers: torch.Tensor
+    input_ids: torch.Tensor
+    explained: Explained
+    rules: Rules
+    model: str = ""
+    tokens: list[str] | None = None
+    special: list[bool] | None = None
+    graph: None = None
+
+    @property
+    def relevance(self) -> torch.Tensor:
+        """(N,) relevance of the input tokens, which is layer 0."""
+        return self.layers[0]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one safetensors file. It appears whole or not at all (written aside, then renamed)."""
+        about = {
+            "format": _FORMAT,
+            "value": self.value,
+            "explained": asdict(self.explained),
+            "rules": asdict(self.rules),
+            "model": self.model,
+            "tokens": self.tokens,
+            "special": self.special,
+        }
+        tensors = {"layers": self.layers.contiguous(), "input_ids": self.input_ids.contiguous()}
+        write_atomically(path, save(tensors, metadata={"lrp_fast": json.dumps(about)}))
+
+
+def load(path: str | os.PathLike) -> Attribution:
+    """Read what `Attribution.save` wrote.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no lrp_fast attribution.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no attribution at {os.fspath(path)!r}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("lrp_fast", "{}"))
+            if about.get("format") != _FORMAT:
+                raise ValueError(f"{os.fspath(path)!r} is a safetensors file, but not one that Attribution.save wrote")
+            layers, input_ids = file.get_tensor("layers"), file.get_tensor("input_ids")
+    except SafetensorError as error:
+        raise ValueError(f"{os.fspath(path)!r} is not a whole safetensors file: {error}") from error
+    return Attribution(
+        value=about["value"],
+        layers=layers,
+        input_ids=input_ids,
+        explained=Explained.from_dict(about["explained"]),
+        rules=Rules(**about["rules"]),
+        model=about["model"],
+        tokens=about["tokens"],
+        special=about["special"],
+    )
+
+
+def write_atomically(path: str | os.PathLike, data: bytes) -> None:
+    """Write ``data`` beside ``path`` and rename it into place, so that no reader sees half a file."""
+    path = Path(path)
+    descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.chmod(aside, 0o666 & ~_umask())
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def attribute(
+    model,
+    input_ids,
+    target=None,
+    contrast=None,
+    position=-1,
+    rule: str | Rules = "attnlrp",
+    graph=None,
+    memory=None,
+    tokenizer=None,
+    progress: Progress | None = None,
+) -> Attribution:
+    """Distribute one decision of a language model over its input tokens and hidden states.
+
+    Layer-wise relevance propagation with the AttnLRP rules (Achtibat et al., ICML 2024) from a contrast of logits, as
+    in "Contrastive Attribution in the Wild" (arXiv 2604.17761). Relevance is ``x * g``, g the relevance gradient.
+
+    Args:
+        model: a ``*ForCausalLM`` of a supported family, in eval mode. It is left as it was.
+        input_ids: (N,) or (1, N) token ids, or a string together with ``tokenizer``.
+        target: token id, string, or None for the model's own first choice.
+        contrast: what is subtracted: a token id or string, "mean" (the mean of all logits), ("top", k) (the mean of the
+            k best tokens other than the target), or None for the plain logit. Strings of several tokens are compared at
+            the first token where they diverge, behind their common prefix.
+        position: the position whose next-token logits are meant, or a sequence of them, whose sum is explained.
+        rule: "attnlrp", "cp", "gradient" or `lrp_fast.Rules`.
+        graph, memory: not built yet; anything but None is refused.
+        tokenizer: needed for strings; without it the result carries no token texts.
+        progress: called as ``progress(phase, layers_done, layers)`` with phase "forward", then "backward".
+
+    Raises:
+        ValueError, TypeError: one sentence that names the culprit and the mend, before any layer is run where possible.
+        UnsupportedModuleError: if the model holds a module that no rule covers.
+    """
+    for name, given in (("graph", graph), ("memory", memory)):
+        if given is not None:
+            raise ValueError(f"{name}= is not built yet: leave it None")
+    rules = as_rules(rule)
+    _check_model(model)
+    ids = _read_ids(input_ids, tokenizer)
+    vocab_size = model.get_output_embeddings().weight.shape[0]
+    request = targets.read(target, contrast, tokenizer=tokenizer, vocab_size=vocab_size)
+    positions = _read_positions(position, len(ids))
+    if request.prefix:
+        if positions != [len(ids) - 1]:
+            raise ValueError(
+                f"target {target!r} and contrast {contrast!r} begin alike, so they can only be compared behind the "
+                "prompt: use position=-1, or strings that differ in their first token"
+            )
+        ids = torch.cat([ids, torch.tensor(request.prefix)])
+        positions = [len(ids) - 1]
+    _check_ids(ids, model)
+
+    found: list[tuple[float, Explained]] = []
+
+    def objective(logits: torch.Tensor) -> torch.Tensor:
+        scalar, explained = targets.explain(request, logits, positions, tokenizer)
+        found.append((scalar.item(), explained))
+        return scalar
+
+    layers = propagate(model, ids[None].to(model.device), positions, objective, rules, progress)
+    bad = (~torch.isfinite(layers)).any(-1).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"relevance is not finite from layer {bad[-1]} down: its range does not fit {model.dtype}; "
+            "load the model in float32 or bfloat16"
+        )
+    ((value, explained),) = found
+    texts = special = None
+    if tokenizer is not None:
+        texts = targets.token_texts(ids.tolist(), tokenizer)
+        special = [one in set(tokenizer.all_special_ids) for one in ids.tolist()]
+    name = getattr(model.config, "name_or_path", "")
+    return Attribution(value, layers, ids, explained, rules, name, texts, special)
+
+
+def _check_model(model) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a loaded transformers model, not {type(model).__name__}")
+    name = type(model).__name__
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{name} is an encoder-decoder model: lrp_fast explains decoder-only language models")
+    if not any(base.__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for base in type(model).__mro__):
+        raise ValueError(f"{name} has no next-token logits to explain: load the model with AutoModelForCausalLM")
+    if model.training:
+        raise ValueError(f"{name} is in training mode: call model.eval() first")
+    check(model)
+
+
+def _read_ids(input_ids, tokenizer) -> torch.Tensor:
+    if isinstance(input_ids, str):
+        if tokenizer is None:
+            raise ValueError("input_ids is a string: give tokenizer= with it, or token ids")
+        input_ids = tokenizer.encode(input_ids)
+    try:
+        ids = torch.as_tensor(input_ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"input_ids must be a LongTensor (N,) or (1, N), or a str: {error}") from error
+    if ids.ndim == 2 and ids.shape[0] == 1:
+        ids = ids[0]
+    if ids.ndim != 1:
+        raise ValueError(f"input_ids must be (N,) or (1, N), one prompt, not {tuple(ids.shape)}: call once a prompt")
+    if len(ids) == 0:
+        raise ValueError("input_ids is empty: give at least one token")
+    if ids.dtype.is_floating_point or ids.dtype == torch.bool or ids.is_complex():
+        raise TypeError(f"input_ids must hold whole numbers, not {ids.dtype}")
+    return ids.detach().to("cpu", torch.int64)
+
+
+def _check_ids(ids: torch.Tensor, model) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    wrong = ids[(ids < 0) | (ids >= rows)]
+    if len(wrong):
+        raise ValueError(f"input_ids holds token {int(wrong[0])}, outside the vocabulary, 0 to {rows - 1}")
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and len(ids) > longest:
+        raise ValueError(f"the prompt has {len(ids)} tokens, more than the model's {longest} positions: shorten it")
+
+
+def _read_positions(position, length: int) -> list[int]:
+    given = [position] if hasattr(position, "__index__") and not isinstance(position, torch.Tensor) else position
+    try:
+        given = [operator.index(one) for one in given]
+    except TypeError as error:
+        raise TypeError(f"position must be a whole number or a sequence of them, not {position!r}") from error
+    if not given:
+        raise ValueError("position is an empty sequence: name at least one position")
+    for one in given:
+        if not -length <= one < length:
+            raise ValueError(f"position {one} is outside the prompt's {length} tokens")
+    places = [one % length for one in given]
+    if len(set(places)) < len(places):
+        raise ValueError(f"position {position!r} names a position twice")
+    return places

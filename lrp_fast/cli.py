@@ -1,0 +1,218 @@
+"""The command line: ``lrp-fast attribute``.
+
+Results go to stdout, progress to stderr; the exit status is 0, 1 (failed) or 2 (asked wrongly).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+_EXAMPLES = """\
+examples:
+  lrp-fast attribute HuggingFaceTB/SmolLM2-135M-Instruct --prompt "The capital of Australia is"
+      shows the ten best next tokens and explains the first against the second
+  lrp-fast attribute ./my-model --prompt-file case.txt --target " Sydney" --contrast " Canberra" --out case
+      explains a wrong answer against the right one; writes case.html, case.json and case.safetensors
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("lrp-fast: interrupted, nothing was written", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError) as error:  # lrp_fast's own words for input that cannot be honoured
+        print(f"lrp-fast: {error}", file=sys.stderr)
+        return 2
+    except (OSError, RuntimeError) as error:
+        print(f"lrp-fast: failed: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lrp-fast",
+        description="Explain why a language model preferred one token over another.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EXAMPLES,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    command = commands.add_parser(
+        "attribute",
+        help="distribute one decision over the prompt's tokens and every hidden state",
+        description="Distribute a logit difference over the input tokens and hidden states of a Hugging Face model.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EXAMPLES,
+    )
+    command.set_defaults(run=_attribute)
+    command.add_argument("model", help="a model directory, or a name on the Hugging Face hub")
+    prompt = command.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="the prompt")
+    prompt.add_argument(
+        "--prompt-file", metavar="FILE", help="a UTF-8 file that holds the prompt; - for standard input"
+    )
+    command.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template first")
+    command.add_argument(
+        "--target",
+        metavar="TOKEN",
+        help="the token to explain: a string, or id:N; the model's own first choice if left out",
+    )
+    command.add_argument(
+        "--contrast",
+        metavar="TOKEN",
+        default="top:1",
+        help="what it is compared with: a string, id:N, mean (of all logits), top:K (mean of the K best others) "
+        "or none (the plain logit); the best other token if left out",
+    )
+    command.add_argument(
+        "--position",
+        type=int,
+        default=-1,
+        metavar="I",
+        help="whose next token is meant: an index into the prompt (-1: the last)",
+    )
+    command.add_argument("--rule", default="attnlrp", choices=("attnlrp", "cp", "gradient"), help="propagation rule")
+    command.add_argument("--top", type=_count, default=10, metavar="K", help="tokens in the table (10)")
+    command.add_argument(
+        "--out", type=Path, default=Path("attribution"), metavar="NAME",
+        help="write NAME.html, NAME.json and NAME.safetensors (attribution)",
+    )  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print the result as JSON instead of a table")
+    command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    command.add_argument(
+        "--dtype",
+        default=None,
+        choices=("float32", "bfloat16", "float16"),
+        help="float32 on a CPU, else the model's own",
+    )
+    return parser
+
+
+def _attribute(options: argparse.Namespace) -> int:
+    prompt = _read_prompt(options)
+    contrast = _read_token(options.contrast)
+    for suffix in (".html", ".json", ".safetensors"):
+        if _beside(options.out, suffix).is_dir() or not _beside(options.out, suffix).parent.is_dir():
+            raise ValueError(
+                f"cannot write {_beside(options.out, suffix)}: name a file in a folder that exists with --out"
+            )
+
+    import transformers  # heavy: --help and mistakes above need none of it
+
+    from . import attribute
+    from .attribution import write_atomically
+    from .report.html import write_html
+    from .report.record import as_json
+    from .report.table import best_table, table
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    print(f"loading {options.model}", file=sys.stderr)
+    model, tokenizer = _load(transformers, options)
+    if options.chat:
+        prompt = _in_chat_template(prompt, tokenizer)
+        ids = tokenizer.encode(prompt, add_special_tokens=False)  # the template writes its own special tokens
+    else:
+        ids = tokenizer.encode(prompt)
+
+    with tqdm(total=0, unit="layer", file=sys.stderr, leave=False) as bar:
+
+        def progress(phase: str, done: int, layers: int) -> None:
+            bar.total, bar.n = 2 * layers, done + (layers if phase == "backward" else 0)
+            bar.set_description(phase, refresh=False)
+            bar.refresh()
+
+        result = attribute(
+            model,
+            ids,
+            target=None if options.target is None else _read_token(options.target),
+            contrast=contrast,
+            position=options.position,
+            rule=options.rule,
+            tokenizer=tokenizer,
+            progress=progress,
+        )
+
+    record = json.dumps(as_json(result), ensure_ascii=False, allow_nan=False)
+    result.save(_beside(options.out, ".safetensors"))
+    write_atomically(_beside(options.out, ".json"), (record + "\n").encode("utf-8", "backslashreplace"))
+    write_html(result, _beside(options.out, ".html"))
+    if options.json:
+        print(record)
+    else:
+        if options.target is None:
+            print(best_table(result.explained), end="\n\n")
+        print(table(result, options.top))
+    written = ", ".join(str(_beside(options.out, suffix)) for suffix in (".html", ".json", ".safetensors"))
+    print(f"wrote {written}", file=sys.stderr)
+    return 0
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of tokens: give 1 or more")
+    return value
+
+
+def _beside(out: Path, suffix: str) -> Path:
+    return out.with_name(out.name + suffix)
+
+
+def _read_prompt(options: argparse.Namespace) -> str:
+    if options.prompt is not None:
+        return options.prompt
+    try:
+        if options.prompt_file == "-":
+            return sys.stdin.buffer.read().decode("utf-8")
+        return Path(options.prompt_file).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the prompt in {options.prompt_file} is no UTF-8 text: {error}") from error
+    except OSError as error:
+        raise ValueError(f"cannot read the prompt: {error}") from error
+
+
+def _read_token(text: str):
+    """A token as the command line spells it: id:N, mean, top:K, none, or the string itself."""
+    if text in ("mean", "none"):
+        return {"mean": "mean", "none": None}[text]
+    if match := re.fullmatch(r"(id|top):(\d+)", text):
+        return int(match[2]) if match[1] == "id" else ("top", int(match[2]))
+    return text
+
+
+def _load(transformers, options: argparse.Namespace):
+    import torch
+
+    try:
+        device = torch.device(options.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {options.device} cannot be used: {str(error).splitlines()[0]}") from error
+    dtype = options.dtype or ("float32" if device.type == "cpu" else "auto")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
+        model = transformers.AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
+    except OSError as error:
+        raise ValueError(f"cannot load {options.model!r}: {str(error).strip().splitlines()[0]}") from error
+    return model.to(device).eval(), tokenizer
+
+
+def _in_chat_template(prompt: str, tokenizer) -> str:
+    if not tokenizer.chat_template:
+        raise ValueError("--chat: this model's tokenizer has no chat template; leave it out")
+    messages = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

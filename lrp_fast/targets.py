@@ -1,0 +1,248 @@
+"""What is explained: token ids, logits and positions, chosen by the caller or by the model itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Token:
+    """A next-token candidate; ``text`` is None without a tokenizer, ``rank`` 0 is the model's first choice."""
+
+    id: int
+    text: str | None
+    logit: float
+    rank: int
+
+
+@dataclass(frozen=True)
+class Term:
+    """The share of one position in what is explained: ``value = target.logit - contrast_logit``.
+
+    ``contrast`` is None for a plain logit and where the contrast is a mean over several tokens.
+    """
+
+    position: int  # index into the tokens; this position's next-token logits are meant
+    target: Token
+    contrast: Token | None
+    contrast_logit: float | None  # what was subtracted; None for a plain logit
+    runner_up: Token  # the best token other than the target
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What was explained: ``value`` is the sum of its terms, one per position.
+
+    Attributes:
+        kind: "logit", "difference" (of two tokens), "mean" (against the mean of all logits) or "top" (against the mean
+            of the k > 1 best others).
+        terms: one per position.
+        best: the ten best next tokens at the last of the positions.
+        note: what the reader should know, e.g. that strings were compared after a common prefix; may be empty.
+    """
+
+    kind: str
+    terms: list[Term]
+    best: list[Token]
+    note: str = ""
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Explained:
+        """The inverse of ``dataclasses.asdict``."""
+
+        def token(entry: dict | None) -> Token | None:
+            return None if entry is None else Token(**entry)
+
+        terms = [
+            Term(
+                position=term["position"],
+                target=token(term["target"]),
+                contrast=token(term["contrast"]),
+                contrast_logit=term["contrast_logit"],
+                runner_up=token(term["runner_up"]),
+            )
+            for term in data["terms"]
+        ]
+        return cls(data["kind"], terms, [token(entry) for entry in data["best"]], data["note"])
+
+
+@dataclass(frozen=True)
+class Request:
+    """A target and contrast that have been read and checked, before any logit is known.
+
+    Attributes:
+        target: token id, or None for the model's own first choice.
+        contrast: token id, None (plain logit), "mean" or ("top", k).
+        prefix: ids that belong behind the prompt, the common beginning of the strings that are compared.
+        note: what the reader should know of all this.
+    """
+
+    target: int | None
+    contrast: int | str | tuple[str, int] | None
+    prefix: tuple[int, ...] = ()
+    note: str = ""
+
+
+def read(target, contrast, *, tokenizer=None, vocab_size: int) -> Request:
+    """Check what the caller asks for (see `lrp_fast.attribute`) and turn strings into ids.
+
+    Raises:
+        TypeError, ValueError: one sentence that names the culprit and the mend.
+    """
+    if contrast == "mean" or contrast is None:
+        other = contrast
+    elif isinstance(contrast, tuple | list) and len(contrast) == 2 and contrast[0] == "top":
+        other = ("top", _count(contrast[1], vocab_size))
+    else:
+        other = _ids("contrast", contrast, tokenizer, vocab_size)
+    ids = None if target is None else _ids("target", target, tokenizer, vocab_size)
+
+    if not isinstance(other, tuple) or other[0] == "top":  # nothing to diverge from
+        if ids is not None and len(ids) > 1:
+            raise ValueError(
+                f"target {target!r} is {len(ids)} tokens {list(ids)}, and no contrast says where to look: "
+                "give a contrast string, or the id of one token"
+            )
+        return Request(ids[0] if ids else None, other)
+    if ids is None:
+        note = _first_token_note("contrast", contrast, other, tokenizer)
+        return Request(None, other[0], note=note)
+
+    shared = 0
+    while shared < min(len(ids), len(other)) and ids[shared] == other[shared]:
+        shared += 1
+    if shared == min(len(ids), len(other)):
+        raise ValueError(
+            f"target {target!r} and contrast {contrast!r} never diverge: their tokens are {list(ids)} and {list(other)}"
+        )
+    note = ""
+    if shared:
+        count = f"{shared} token{'s' * (shared > 1)}"
+        end = f"{_text(ids[:shared], tokenizer)!r}, which now end{'s' * (shared == 1)} the prompt"
+        note = f"{target!r} and {contrast!r} share their first {count} {end}; compared at the next one."
+    elif max(len(ids), len(other)) > 1:
+        longer = [
+            _first_token_note(name, given, found, tokenizer)
+            for name, given, found in (("target", target, ids), ("contrast", contrast, other))
+        ]
+        note = " ".join(filter(None, longer))
+    return Request(ids[shared], other[shared], ids[:shared], note)
+
+
+def _ids(name: str, given, tokenizer, vocab_size: int) -> tuple[int, ...]:
+    if isinstance(given, str):
+        if tokenizer is None:
+            raise ValueError(f"{name} {given!r} is a string: give tokenizer= with it, or a token id")
+        ids = tuple(tokenizer.encode(given, add_special_tokens=False))
+        if not ids:
+            raise ValueError(f"{name} {given!r} is no token at all: give a string that the tokenizer does not drop")
+        return ids
+    if isinstance(given, bool) or not hasattr(given, "__index__"):
+        choices = 'a token id or a string, "mean" or ("top", k)' if name == "contrast" else "a token id or a string"
+        raise TypeError(f"{name} must be {choices}, not {given!r}")
+    if not 0 <= int(given) < vocab_size:
+        raise ValueError(f"{name} {int(given)} is outside the vocabulary, 0 to {vocab_size - 1}")
+    return (int(given),)
+
+
+def _count(k, vocab_size: int) -> int:
+    if isinstance(k, bool) or not hasattr(k, "__index__"):
+        raise TypeError(f'contrast ("top", k) takes a whole number k, not {k!r}')
+    if not 1 <= int(k) < vocab_size:
+        raise ValueError(f'contrast ("top", {k}) needs k from 1 to {vocab_size - 1}, all tokens but the target')
+    return int(k)
+
+
+def _first_token_note(name: str, given, ids: tuple[int, ...], tokenizer) -> str:
+    if len(ids) == 1:
+        return ""
+    return f"{name} {given!r} is {len(ids)} tokens; its first, {_text(ids[:1], tokenizer)!r}, is compared."
+
+
+def _text(ids, tokenizer) -> str | None:
+    """What ids stand for; the tokenizer's own spelling where they are no whole characters."""
+    if tokenizer is None:
+        return None
+    text = tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+    if text and "\ufffd" not in text:
+        return text
+    return "".join(map(str, tokenizer.convert_ids_to_tokens(list(ids))))
+
+
+def token_texts(ids: list[int], tokenizer) -> list[str]:
+    """One string a token, as it reads in the text; tokens that are part of a character as the tokenizer spells them."""
+    return [_text([one], tokenizer) for one in ids]
+
+
+def explain(
+    request: Request, logits: torch.Tensor, positions: list[int], tokenizer=None
+) -> tuple[torch.Tensor, Explained]:
+    """The scalar to explain, differentiable in ``logits`` (P, V), and its description. One term a position.
+
+    Raises:
+        ValueError: for a logit that is not a number.
+    """
+    if not torch.isfinite(logits).all():
+        raise ValueError(
+            f"the logits hold {_flaw(logits)}: nothing can be explained; load the model in float32 or bfloat16"
+        )
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    known = logits.detach()
+    order = known.argsort(dim=-1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+
+    def token(row: int, one: int) -> Token:
+        return Token(one, _text([one], tokenizer), float(known[row, one]), int(rank[row, one]))
+
+    terms, total = [], logits.new_zeros(())
+    for row, position in enumerate(positions):
+        best = order[row, :2].tolist()
+        target = best[0] if request.target is None else request.target
+        runner_up = best[1] if target == best[0] else best[0]
+        contrast, against = None, None
+        match request.contrast:
+            case None:
+                pass
+            case "mean":
+                against = logits[row].mean()
+            case ("top", k):
+                others = order[row, : k + 1]
+                against = logits[row, others[others != target][:k]].mean()
+                contrast = token(row, runner_up) if k == 1 else None
+            case one:
+                if one == target:
+                    raise ValueError(
+                        f"target and contrast are both token {target} {_text([target], tokenizer)!r} at position "
+                        f"{position}: they never diverge; give two different tokens"
+                    )
+                contrast, against = token(row, one), logits[row, one]
+        total = total + logits[row, target] - (0 if against is None else against)
+        terms.append(
+            Term(
+                position=position,
+                target=token(row, target),
+                contrast=contrast,
+                contrast_logit=None if against is None else float(against.detach()),
+                runner_up=token(row, runner_up),
+            )
+        )
+    return total, Explained(_kind(request), terms, [token(-1, one) for one in order[-1, :10].tolist()], request.note)
+
+
+def _kind(request: Request) -> str:
+    match request.contrast:
+        case None:
+            return "logit"
+        case "mean":
+            return "mean"
+        case ("top", k) if k > 1:
+            return "top"
+    return "difference"
+
+
+def _flaw(logits: torch.Tensor) -> str:
+    return "NaN" if logits.isnan().any() else "infinities"

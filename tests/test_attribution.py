@@ -1,0 +1,294 @@
+"""attribute(): identities, equality with the one-shot route, targets, files, and every bad input."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+import transformers
+
+import lrp_fast
+from lrp_fast import Rules, attribute, patched
+
+families = pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+
+
+@families
+@pytest.mark.parametrize("rule", ["attnlrp", "cp"])
+def test_last_node_at_the_target_is_the_value(family, rule, tiny, ids):
+    """Identity 1: frozen norm and lm_head without bias pass the logit difference on whole."""
+    result = attribute(tiny(family, torch.float64), ids, target=3, contrast=5, rule=rule)
+    assert result.layers[-1, -1].item() == pytest.approx(result.value, rel=1e-12)
+    assert not result.layers[-1, :-1].any()
+    assert result.layers.dtype == torch.float64 and result.layers.shape == (4, 23)
+
+
+@families
+def test_cp_conserves_relevance_at_every_layer(family, tiny, ids):
+    """Identity 3, which biases would break."""
+    model = tiny(family, torch.float64)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    result = attribute(model, ids, target=3, contrast=5, rule="cp")
+    assert (result.layers.sum(-1) - result.value).abs().max() <= 1e-12 * result.layers.abs().sum(-1).max()
+    attnlrp = attribute(model, ids, target=3, contrast=5).layers.sum(-1)
+    assert (attnlrp[0] - result.value).abs() > 1e-3 * abs(result.value)  # softmax absorbs
+
+
+@families
+@pytest.mark.parametrize("rule", ["attnlrp", "cp", "gradient", Rules("attnlrp", 0.01, 0.1, 0.01, 0.1)])
+def test_layer_by_layer_equals_one_shot(family, rule, tiny, ids):
+    model = tiny(family, torch.float64)
+    result = attribute(model, ids, target=3, contrast=5, rule=rule)
+    x = model.get_input_embeddings()(ids).detach().requires_grad_()
+    with patched(model, rule):
+        logits = model(inputs_embeds=x).logits[0, -1]
+        (logits[3] - logits[5]).backward()
+    truth = (x.detach() * x.grad).sum(-1)[0]
+    assert (result.relevance - truth).abs().max() <= 1e-12 * truth.abs().max()
+    assert result.value == pytest.approx((logits[3] - logits[5]).item(), rel=1e-12)
+
+
+@families
+def test_no_relevance_comes_from_the_future_and_the_same_call_gives_the_same_bits(family, tiny, ids):
+    model = tiny(family)
+    one, two = (attribute(model, ids, target=3, contrast=5, position=9) for _ in range(2))
+    assert torch.equal(one.layers, two.layers) and one.value == two.value
+    assert not one.layers[:, 10:].any()
+    assert one.layers[0, :10].all()
+
+
+def test_16_bit_models_follow_float32(tiny, ids):
+    truth = attribute(tiny("llama"), ids, target=3, contrast=5, rule="cp")
+    found = attribute(tiny("llama", torch.bfloat16), ids, target=3, contrast=5, rule="cp")
+    assert found.layers.dtype == torch.float32
+    assert (found.relevance - truth.relevance).abs().max() <= 0.1 * truth.relevance.abs().max()
+
+
+def test_defaults_explain_the_first_choice_as_a_plain_logit(tiny, ids):
+    model = tiny("llama")
+    with torch.no_grad():
+        logits = model(ids).logits[0, -1]
+    result = attribute(model, ids[0])
+    (term,) = result.explained.terms
+    assert result.explained.kind == "logit" and term.contrast is None and term.contrast_logit is None
+    assert (term.position, term.target.id, term.target.rank) == (22, int(logits.argmax()), 0)
+    assert result.value == pytest.approx(float(logits.max()), rel=1e-6)
+    assert [t.id for t in result.explained.best] == logits.topk(10).indices.tolist()
+    assert term.runner_up == result.explained.best[1]
+    assert result.tokens is None and torch.equal(result.input_ids, ids[0])
+
+
+def test_contrasts(tiny, ids):
+    model = tiny("llama", torch.float64)
+    with torch.no_grad(), patched(model):
+        logits = model(ids).logits[0, -1]
+    order = logits.argsort(descending=True).tolist()
+    last = order[-1]
+    cases = {
+        "mean": logits[last] - logits.mean(),
+        ("top", 3): logits[last] - logits[order[:3]].mean(),
+        7: logits[last] - logits[7],
+    }
+    for contrast, value in cases.items():
+        result = attribute(model, ids, target=last, contrast=contrast)
+        assert result.value == pytest.approx(value.item(), rel=1e-12)
+        assert result.explained.terms[0].target.rank == 96
+        assert result.layers[-1, -1].item() == pytest.approx(value.item(), rel=1e-10)
+    best = attribute(model, ids, target=order[1], contrast=("top", 2))  # the target is not among the others
+    assert best.value == pytest.approx(float(logits[order[1]] - logits[[order[0], order[2]]].mean()), rel=1e-12)
+
+
+def test_a_span_explains_the_sum(tiny, ids):
+    model = tiny("llama", torch.float64)
+    span = attribute(model, ids, target=3, contrast=5, position=[4, -1, 9])
+    parts = [attribute(model, ids, target=3, contrast=5, position=p) for p in (4, -1, 9)]
+    assert span.value == pytest.approx(sum(p.value for p in parts), rel=1e-12)
+    total = sum(p.layers for p in parts)
+    assert (span.layers - total).abs().max() <= 1e-12 * total.abs().max()
+    assert [t.position for t in span.explained.terms] == [4, 22, 9]
+    assert span.explained.terms[1] == parts[1].explained.terms[0]
+
+
+def test_one_token(tiny):
+    result = attribute(tiny("llama", torch.float64), [5], target=3, contrast=4, rule="gradient")
+    assert result.layers.shape == (4, 1)
+
+
+def test_progress_tells_every_layer(tiny, ids):
+    seen = []
+    attribute(tiny("llama"), ids, progress=lambda *now: seen.append(now))
+    assert seen == [("forward", i, 3) for i in (1, 2, 3)] + [("backward", i, 3) for i in (0, 1, 2, 3)]
+
+
+def test_an_interrupt_leaves_the_model_as_it_was(tiny, ids):
+    model = tiny("llama")
+    before = [(sorted(m.__dict__), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    for when in ("forward", "backward"):
+
+        def stop(phase, done, total, when=when):
+            if (phase, done) == (when, 2):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            attribute(model, ids, progress=stop)
+        assert [
+            (sorted(m.__dict__), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()
+        ] == before
+
+
+def test_works_under_no_grad_and_with_frozen_parameters(tiny, ids):
+    model = tiny("llama")
+    expected = attribute(model, ids).layers
+    with torch.no_grad():
+        assert torch.equal(attribute(model.requires_grad_(False), ids).layers, expected)
+
+
+def test_save_and_load(tiny, ids, tmp_path):
+    result = attribute(tiny("llama"), ids, target=3, contrast=("top", 2), rule=Rules("cp", epsilon=0.1))
+    result = dataclasses.replace(result, tokens=["<a>", "\u2028", *map(str, range(21))], special=[True] + [False] * 22)
+    result.save(tmp_path / "r.safetensors")
+    again = lrp_fast.load(tmp_path / "r.safetensors")
+    for field in dataclasses.fields(result):
+        one, two = getattr(result, field.name), getattr(again, field.name)
+        assert torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two, field.name
+    assert [p.name for p in tmp_path.iterdir()] == ["r.safetensors"]
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_rest(tiny, ids, tmp_path, monkeypatch):
+    result = attribute(tiny("llama"), ids)
+    result.save(tmp_path / "r.safetensors")
+    old = (tmp_path / "r.safetensors").read_bytes()
+
+    def broken(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", broken)
+    with pytest.raises(KeyboardInterrupt):
+        result.save(tmp_path / "r.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["r.safetensors"]
+    assert (tmp_path / "r.safetensors").read_bytes() == old
+
+
+def test_load_refuses_other_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no attribution at"):
+        lrp_fast.load(tmp_path / "absent")
+    (tmp_path / "text").write_text("hello, this is no safetensors file at all")
+    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+        lrp_fast.load(tmp_path / "text")
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.ones(1)}, tmp_path / "other")
+    with pytest.raises(ValueError, match="not one that Attribution.save wrote"):
+        lrp_fast.load(tmp_path / "other")
+    save_file({"x": torch.ones(1)}, tmp_path / "other", metadata={"lrp_fast": json.dumps({"format": "x"})})
+    with pytest.raises(ValueError, match="not one that Attribution.save wrote"):
+        lrp_fast.load(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({"input_ids": []}, ValueError, "input_ids is empty: give at least one token"),
+        ({"input_ids": [1, 97]}, ValueError, "input_ids holds token 97, outside the vocabulary, 0 to 96"),
+        ({"input_ids": [1, -1]}, ValueError, "input_ids holds token -1, outside the vocabulary"),
+        ({"input_ids": [1] * 129}, ValueError, "the prompt has 129 tokens, more than the model's 128 positions"),
+        ({"input_ids": [[1, 2], [3, 4]]}, ValueError, r"one prompt, not \(2, 2\): call once a prompt"),
+        ({"input_ids": [1.0, 2.0]}, TypeError, "input_ids must hold whole numbers, not torch.float32"),
+        ({"input_ids": {"a": 1}}, TypeError, r"input_ids must be a LongTensor \(N,\) or \(1, N\), or a str"),
+        ({"input_ids": "text"}, ValueError, "input_ids is a string: give tokenizer= with it"),
+        ({"target": 97}, ValueError, "target 97 is outside the vocabulary, 0 to 96"),
+        ({"target": -1}, ValueError, "target -1 is outside the vocabulary"),
+        ({"target": 1.5}, TypeError, "target must be a token id or a string, not 1.5"),
+        ({"target": True}, TypeError, "target must be a token id or a string, not True"),
+        ({"target": " Paris"}, ValueError, "target ' Paris' is a string: give tokenizer= with it, or a token id"),
+        ({"contrast": 200}, ValueError, "contrast 200 is outside the vocabulary"),
+        ({"contrast": ("top", 0)}, ValueError, r'contrast \("top", 0\) needs k from 1 to 96'),
+        ({"contrast": ("top", 97)}, ValueError, r'contrast \("top", 97\) needs k from 1 to 96'),
+        ({"contrast": ("top", "x")}, TypeError, r'contrast \("top", k\) takes a whole number k'),
+        ({"contrast": ("best", 2)}, TypeError, r'contrast must be a token id or a string, "mean" or \("top", k\)'),
+        ({"target": 3, "contrast": 3}, ValueError, "target 3 and contrast 3 never diverge"),
+        ({"position": 4}, ValueError, "position 4 is outside the prompt's 4 tokens"),
+        ({"position": -5}, ValueError, "position -5 is outside the prompt's 4 tokens"),
+        ({"position": []}, ValueError, "position is an empty sequence"),
+        ({"position": [1, -3]}, ValueError, r"position \[1, -3\] names a position twice"),
+        ({"position": 1.5}, TypeError, "position must be a whole number or a sequence of them, not 1.5"),
+        ({"rule": "lrp"}, ValueError, "unknown rule 'lrp': choose one of 'attnlrp', 'cp', 'gradient'"),
+        ({"rule": 3}, TypeError, "rule must be a name or lrp_fast.Rules, not int"),
+        ({"graph": 1}, ValueError, "graph= is not built yet"),
+        ({"memory": 1}, ValueError, "memory= is not built yet"),
+    ],
+)
+def test_bad_input_is_refused_before_any_layer_runs(arguments, error, message, tiny):
+    model = tiny("llama")
+    model.model.layers[0].register_forward_pre_hook(lambda *_: pytest.fail("a layer ran"))
+    with pytest.raises(error, match=message):
+        attribute(model, **({"input_ids": [1, 2, 3, 4]} | arguments))
+
+
+@pytest.mark.parametrize("field", ["epsilon", "gamma", "attention_epsilon", "attention_gamma"])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_bad_stabilisers(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be a finite number >= 0"):
+        Rules(**{field: value})
+
+
+def test_a_contrast_that_turns_out_to_be_the_models_own_choice(tiny, ids):
+    model = tiny("llama")
+    top = attribute(model, ids).explained.best[0].id
+    with pytest.raises(ValueError, match=f"target and contrast are both token {top} .*give two different tokens"):
+        attribute(model, ids, contrast=top)
+
+
+@pytest.mark.parametrize("value, message", [(float("nan"), "the logits hold NaN"), (float("inf"), "the logits hold")])
+def test_logits_that_are_no_numbers(value, message, tiny, ids):
+    model = tiny("llama")
+    with torch.no_grad():
+        model.lm_head.weight[7, 0] = value
+    with pytest.raises(ValueError, match=message):
+        attribute(model, ids)
+
+
+def test_relevance_that_overflows_is_refused_not_returned(tiny, ids):
+    model = tiny("llama", torch.float16)
+    with torch.no_grad():  # a tiny last hidden state: the final norm multiplies its gradient by up to 1 / sqrt(eps)
+        model.model.embed_tokens.weight.mul_(1e-5)
+        for layer in model.model.layers:
+            for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                projection.weight.mul_(1e-5)
+                projection.bias.zero_()
+        model.lm_head.weight.mul_(300)
+    with pytest.raises(
+        ValueError, match="relevance is not finite from layer 3 down: its range does not fit torch.float16"
+    ):
+        attribute(model, ids)
+
+
+def test_models_that_cannot_be_explained(tiny, ids):
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "vocab_size": 99,
+    }
+    with pytest.raises(
+        ValueError, match="BertForMaskedLM has no next-token logits to explain: load the model with AutoM"
+    ):
+        attribute(transformers.BertForMaskedLM(transformers.BertConfig(**small)).eval(), ids)
+    with pytest.raises(ValueError, match="LlamaModel has no next-token logits"):
+        attribute(tiny("llama").model, ids)
+    t5 = transformers.T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=99)
+    with pytest.raises(ValueError, match="is an encoder-decoder model"):
+        attribute(transformers.T5ForConditionalGeneration(t5).eval(), ids)
+    with pytest.raises(TypeError, match="model must be a loaded transformers model, not str"):
+        attribute("gpt2", ids)
+    with pytest.raises(ValueError, match=r"is in training mode: call model.eval\(\) first"):
+        attribute(tiny("llama").train(), ids)
+    mamba = transformers.MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=99)
+    with pytest.raises(
+        lrp_fast.UnsupportedModuleError, match="no propagation rule covers the model itself, a MambaFor"
+    ):
+        attribute(transformers.MambaForCausalLM(mamba).eval(), ids)

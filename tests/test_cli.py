@@ -1,0 +1,141 @@
+"""The command line, on a tiny model directory written here: outputs, exit statuses, and what goes where."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+import lrp_fast
+from lrp_fast.cli import main
+
+WORDS = ["<s>", "[UNK]", *["the", "capital", "of", "australia", "is", "sydney", "canberra", "new", "zealand"]]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory, tiny):
+    folder = tmp_path_factory.mktemp("model")
+    tiny("llama", vocab_size=len(WORDS), bos_token_id=0, eos_token_id=0, pad_token_id=0).save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", unk_token="[UNK]").save_pretrained(
+        folder
+    )
+    return str(folder)
+
+
+@pytest.fixture
+def run(directory, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments, model=directory):
+        try:
+            status = main(["attribute", model, *arguments])
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+PROMPT = ("--prompt", "the capital of australia is")
+
+
+def test_without_a_target_it_explains_the_first_against_the_second(run, tmp_path):
+    status, out, err = run(*PROMPT)
+    assert status == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"attribution.html", "attribution.json", "attribution.safetensors"}
+    result = lrp_fast.load(tmp_path / "attribution.safetensors")
+    (term,) = result.explained.terms
+    assert (term.target.rank, term.contrast.rank, result.explained.kind) == (0, 1, "difference")
+    assert len(result.explained.best) == 10
+    for token in result.explained.best:
+        assert token.text in out
+    assert "loading" in err and "wrote attribution.html" in err and "loading" not in out
+
+
+def test_json_goes_to_stdout_alone(run, tmp_path):
+    status, out, err = run(*PROMPT, "--json", "--target", "sydney", "--contrast", "canberra", "--out", "case")
+    assert status == 0
+    record = json.loads(out)
+    assert record == json.loads((tmp_path / "case.json").read_text())
+    result = lrp_fast.load(tmp_path / "case.safetensors")
+    assert record["value"] == result.value and result.explained.terms[0].contrast.text == "canberra"
+    assert "sydney" in (tmp_path / "case.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "contrast, kind",
+    [("mean", "mean"), ("top:3", "top"), ("none", "logit"), ("id:4", "difference"), ("new", "difference")],
+)
+def test_contrasts(run, tmp_path, contrast, kind):
+    assert run(*PROMPT, "--target", "id:7", "--contrast", contrast)[0] == 0
+    assert lrp_fast.load(tmp_path / "attribution.safetensors").explained.kind == kind
+
+
+def test_prompt_files_and_rules(run, tmp_path):
+    (tmp_path / "case.txt").write_text("the capital of australia is", "utf-8")
+    values = {}
+    for rule in ("attnlrp", "cp", "gradient"):
+        assert run("--prompt-file", "case.txt", "--rule", rule, "--out", rule)[0] == 0
+        values[rule] = lrp_fast.load(tmp_path / f"{rule}.safetensors").relevance
+    assert not torch.equal(values["attnlrp"], values["cp"]) and not torch.equal(values["cp"], values["gradient"])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "one of the arguments --prompt --prompt-file is required"),
+        (["--prompt", ""], "input_ids is empty"),
+        (["--prompt-file", "absent.txt"], "cannot read the prompt: .*absent.txt"),
+        (["--prompt-file", "latin.txt"], "is no UTF-8 text"),
+        ([*PROMPT, "--top", "0"], "0 is not a number of tokens"),
+        ([*PROMPT, "--rule", "lrp"], "invalid choice: 'lrp'"),
+        ([*PROMPT, "--target", "id:99"], "target 99 is outside the vocabulary, 0 to 10"),
+        ([*PROMPT, "--target", "sydney", "--contrast", "sydney"], "never diverge"),
+        (
+            [*PROMPT, "--target", "new zealand"],
+            "target 'new zealand' is 2 tokens .*, and no contrast says where to look",
+        ),
+        ([*PROMPT, "--target", "new zealand", "--contrast", "new"], "never diverge"),
+        ([*PROMPT, "--position", "7"], "position 7 is outside the prompt's 5 tokens"),
+        ([*PROMPT, "--out", "absent/case"], "name a file in a folder that exists with --out"),
+        ([*PROMPT, "--device", "nonsense"], "--device nonsense cannot be used"),
+        ([*PROMPT, "--chat"], "has no chat template"),
+    ],
+)
+def test_what_is_asked_wrongly_exits_with_2_and_one_sentence(run, tmp_path, arguments, message):
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    status, out, err = run(*arguments)
+    assert status == 2 and out == ""
+    import re
+
+    assert re.search(message, err)
+    assert "Traceback" not in err
+    assert {p.name for p in tmp_path.iterdir()} == {"latin.txt"}
+
+
+def test_a_model_that_is_not_there_exits_with_2(run, tmp_path):
+    status, out, err = run(*PROMPT, model=str(tmp_path / "no-model"))
+    assert status == 2 and "cannot load" in err and out == ""
+
+
+def test_an_interrupt_writes_nothing(run, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lrp_fast, "attribute", interrupted)
+    status, out, err = run(*PROMPT)
+    assert status == 130 and "interrupted, nothing was written" in err and not list(tmp_path.iterdir())
+
+
+def test_strings_that_begin_alike_are_compared_behind_their_prefix(run, tmp_path):
+    status, out, _ = run(*PROMPT, "--target", "new sydney", "--contrast", "new zealand")
+    assert status == 0
+    result = lrp_fast.load(tmp_path / "attribution.safetensors")
+    assert result.tokens == ["the", "capital", "of", "australia", "is", "new"]
+    (term,) = result.explained.terms
+    assert (term.target.text, term.contrast.text, term.position) == ("sydney", "zealand", 5)
+    assert "share their first 1 token 'new', which now ends the prompt" in result.explained.note
+    assert result.explained.note in out

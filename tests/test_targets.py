@@ -1,0 +1,70 @@
+"""How strings become token ids, with the real SmolLM2 tokenizer."""
+
+import pytest
+
+from lrp_fast.targets import read, token_texts
+
+
+@pytest.fixture(scope="module")
+def ask(smollm2):
+    model, tokenizer = smollm2
+
+    def call(target, contrast):
+        return read(target, contrast, tokenizer=tokenizer, vocab_size=model.config.vocab_size)
+
+    return call
+
+
+def test_single_tokens(ask, smollm2):
+    _, tokenizer = smollm2
+    request = ask(" Sydney", " Canberra")
+    assert tokenizer.decode([request.target]) == " Sydney" and tokenizer.decode([request.contrast]) == " Canberra"
+    assert request.prefix == () and request.note == ""
+    assert ask(" Sydney", 5).contrast == 5 and ask(None, "mean").contrast == "mean"
+    assert ask(None, ("top", 3)).contrast == ("top", 3) and ask(None, None).target is None
+
+
+def test_strings_of_several_tokens_are_compared_where_they_diverge(ask, smollm2):
+    _, tokenizer = smollm2
+    same, one, other = tokenizer.encode(" 12"), tokenizer.encode(" 123"), tokenizer.encode(" 124")
+    assert one[:-1] == other[:-1] == same  # digits are single tokens
+    request = ask(" 123", " 124")
+    assert (request.prefix, request.target, request.contrast) == (tuple(same), one[-1], other[-1])
+    assert "share their first" in request.note and "' 12'" in request.note and "now end the prompt" in request.note
+
+
+def test_strings_that_diverge_at_once_say_which_token_stands_for_them(ask, smollm2):
+    _, tokenizer = smollm2
+    request = ask(" Kyrgyzstan", " Paris")
+    ids = tokenizer.encode(" Kyrgyzstan")
+    assert len(ids) > 1 and request.target == ids[0]
+    assert request.note.startswith(
+        f"target ' Kyrgyzstan' is {len(ids)} tokens; its first, {tokenizer.decode(ids[:1])!r}"
+    )
+    assert "contrast" not in request.note
+    request = ask(None, " Kyrgyzstan")
+    assert request.contrast == ids[0] and request.note.startswith("contrast ' Kyrgyzstan' is")
+
+
+@pytest.mark.parametrize(
+    "target, contrast, message",
+    [
+        (" 123", None, "target ' 123' is 4 tokens .*, and no contrast says where to look: give a contrast string"),
+        (" 123", "mean", "no contrast says where to look"),
+        (" 123", ("top", 2), "no contrast says where to look"),
+        (" 12", " 123", "target ' 12' and contrast ' 123' never diverge"),
+        (" Paris", " Paris", "never diverge"),
+        ("", " Paris", "target '' is no token at all"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(ask, target, contrast, message):
+    with pytest.raises(ValueError, match=message):
+        ask(target, contrast)
+
+
+def test_parts_of_a_character_are_spelled_as_the_tokenizer_spells_them(smollm2):
+    _, tokenizer = smollm2
+    ids = tokenizer.encode("a \U0001f9d1\u200d\U0001f680\n")
+    texts = token_texts(ids, tokenizer)
+    assert len(texts) == len(ids) and all(texts) and "\ufffd" not in "".join(texts)
+    assert texts[0] == "a" and texts[-1] == "\n"
