@@ -34,8 +34,8 @@ class Attribution:
         input_ids: (N,) int64, the tokens that the model read, a common prefix of the target strings included.
         explained: what was explained, in words and ids.
         rules: the rule that propagated it.
-        model: name or path of the model.
-        tokens: N strings, None without a tokenizer.
+        model: name of the model; of a directory given by its full path, the last part.
+        tokens: N strings, as they read in the text (a leading space kept); None without a tokenizer.
         special: N flags, the tokenizer's special tokens; None without a tokenizer.
         graph: the sparse graph of the same pass, None unless it was asked for.
     """
@@ -192,6 +192,7 @@ def attribute(
         texts = targets.token_texts(ids.tolist(), tokenizer)
         special = [one in set(tokenizer.all_special_ids) for one in ids.tolist()]
     name = getattr(model.config, "name_or_path", "")
+    name = os.path.basename(name) if os.path.isabs(name) else name  # results get shared: no paths of this machine
     return Attribution(value, layers, ids, explained, rules, name, texts, special)
 
 

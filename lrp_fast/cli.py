@@ -24,6 +24,8 @@ examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):  # a token is anything: no terminal's encoding may fail on it
+        stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
@@ -124,7 +126,7 @@ def _attribute(options: argparse.Namespace) -> int:
     else:
         ids = tokenizer.encode(prompt)
 
-    with tqdm(total=0, unit="layer", file=sys.stderr, leave=False) as bar:
+    with tqdm(unit="layer", file=sys.stderr, leave=False, disable=None) as bar:  # None: off where nobody watches
 
         def progress(phase: str, done: int, layers: int) -> None:
             bar.total, bar.n = 2 * layers, done + (layers if phase == "backward" else 0)

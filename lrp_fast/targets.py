@@ -41,12 +41,14 @@ class Explained:
         terms: one per position.
         best: the ten best next tokens at the last of the positions.
         note: what the reader should know, e.g. that strings were compared after a common prefix; may be empty.
+        others: the k of kind "top"; None for the other kinds.
     """
 
     kind: str
     terms: list[Term]
     best: list[Token]
     note: str = ""
+    others: int | None = None
 
     @classmethod
     def from_dict(cls, data: dict) -> Explained:
@@ -65,7 +67,7 @@ class Explained:
             )
             for term in data["terms"]
         ]
-        return cls(data["kind"], terms, [token(entry) for entry in data["best"]], data["note"])
+        return cls(data["kind"], terms, [token(entry) for entry in data["best"]], data["note"], data["others"])
 
 
 @dataclass(frozen=True)
@@ -162,13 +164,15 @@ def _first_token_note(name: str, given, ids: tuple[int, ...], tokenizer) -> str:
 
 
 def _text(ids, tokenizer) -> str | None:
-    """What ids stand for; the tokenizer's own spelling where they are no whole characters."""
+    """What ids stand for in running text; the tokenizer's own spelling where they are no whole characters."""
     if tokenizer is None:
         return None
     text = tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
-    if text and "\ufffd" not in text:
-        return text
-    return "".join(map(str, tokenizer.convert_ids_to_tokens(list(ids))))
+    pieces = [str(piece) for piece in tokenizer.convert_ids_to_tokens(list(ids))]
+    if not text or "\ufffd" in text:
+        return "".join(pieces)
+    # SentencePiece marks a word's beginning by U+2581 and drops the space that it stands for at the front of a text.
+    return f" {text}" if pieces[0].startswith("\u2581") and not text.startswith(" ") else text
 
 
 def token_texts(ids: list[int], tokenizer) -> list[str]:
@@ -230,7 +234,9 @@ def explain(
                 runner_up=token(row, runner_up),
             )
         )
-    return total, Explained(_kind(request), terms, [token(-1, one) for one in order[-1, :10].tolist()], request.note)
+    kind = _kind(request)
+    best = [token(-1, one) for one in order[-1, :10].tolist()]
+    return total, Explained(kind, terms, best, request.note, request.contrast[1] if kind == "top" else None)
 
 
 def _kind(request: Request) -> str:

@@ -1,0 +1,61 @@
+"""One attribution as one page: no server, no other file, no other host."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict
+from importlib.resources import files
+
+import torch
+
+from ..attribution import Attribution, write_atomically
+from .record import contrast_words, finite, rule_words, without_infinity
+
+
+def write_html(result: Attribution, path: str | os.PathLike) -> None:
+    """Write ``result`` as a self-contained page to ``path``: whole or not at all.
+
+    Raises:
+        ValueError: if a relevance is NaN or infinite.
+    """
+    parts = {name: files(__package__).joinpath(f"page.{name}").read_text("utf-8") for name in ("css", "js")}
+    # The policy names the only style and the only script that may act, by hash, and forbids every request. Should a
+    # token ever find a way out of the data block, the browser would still neither run nor fetch what it brought.
+    parts["policy"] = f"default-src 'none'; style-src {_hash(parts['css'])}; script-src {_hash(parts['js'])}"
+    parts["data"] = _embeddable(_page_data(result))
+    template = files(__package__).joinpath("page.html").read_text("utf-8")
+    # In one pass, so that a token that reads {{js}} stays a token.
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    write_atomically(path, page.encode("utf-8"))
+
+
+def _page_data(result: Attribution) -> dict:
+    """What page.js reads. The (L + 1, N) relevances are little-endian float32 in base64: 5.3 bytes each, exact."""
+    layers = finite(finite(result.layers).to(torch.float32)).contiguous()
+    return {
+        "value": without_infinity(result.value),
+        "explained": without_infinity(asdict(result.explained)),
+        "contrast_words": contrast_words(result.explained),
+        "rule": rule_words(result.rules),
+        "model": result.model,
+        "ids": result.input_ids.tolist(),
+        "tokens": result.tokens,
+        "special": [i for i, flag in enumerate(result.special or []) if flag],
+        "num_layers": layers.shape[0] - 1,
+        "layers": base64.b64encode(layers.numpy().astype("<f4").tobytes()).decode("ascii"),
+    }
+
+
+def _embeddable(data: dict) -> str:
+    """JSON in ASCII without < > &: it cannot end its script element, nor hold a lone surrogate or U+2028."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
+
+
+def _hash(source: str) -> str:
+    digest = hashlib.sha256(source.encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"

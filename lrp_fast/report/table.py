@@ -1,0 +1,144 @@
+"""An attribution as plain text for a terminal. Control characters of a token, note or name are always escaped."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import numpy as np
+
+from .._native import topk_magnitude
+from ..attribution import Attribution
+from ..targets import Explained, Term, Token
+from .record import contrast_words, finite, rule_words
+
+_BAR = 20  # signs in the longest bar
+_TOKEN = 28  # columns of a token, quotes included
+_TERMS = 12  # terms printed one by one
+
+
+def table(result: Attribution, top: int = 10) -> str:
+    """What was explained, and the ``top`` input tokens of greatest |relevance|. Ends without a newline.
+
+    Special tokens are listed apart and left out of the shares: attention sinks among them would dwarf the text.
+
+    Raises:
+        ValueError: if ``top`` is negative, or a relevance is NaN or infinite.
+    """
+    if top < 0:
+        raise ValueError(f"top must be >= 0, not {top}")
+    relevance = finite(result.layers)[0].double().numpy()  # (N,)
+    special = np.zeros(len(relevance), bool) if result.special is None else np.array(result.special, bool)
+    lines = [*_headline(result), ""]
+
+    ordinary = _strongest(relevance, np.flatnonzero(~special), top)
+    total = float(np.abs(relevance[~special]).sum())
+    lines += _rows(result, relevance, ordinary, total)
+    whose = f"the {(~special).sum()} tokens that are not special" if special.any() else _count(len(special), "token")
+    lines += ["", f"share: of the summed |relevance| of {whose}, {total:#.4g}"]
+
+    if special.any():
+        lines += ["", f"special tokens, {int(special.sum())} in all, together {relevance[special].sum():+#.4g}:"]
+        lines += _rows(result, relevance, _strongest(relevance, np.flatnonzero(special), min(top, 3)), None)
+    return "\n".join(lines)
+
+
+def best_table(explained: Explained) -> str:
+    """The best next tokens at the last of the explained positions. Ends without a newline."""
+    last = explained.terms[-1]
+    heading = f"rank  {_pad('token', _TOKEN)}       id     logit"
+    lines = [f"best next tokens after position {last.position}", "", heading]
+    for token in explained.best:
+        role = "target" if token.id == last.target.id else "contrast" if _same(token, last.contrast) else ""
+        row = f"{token.rank + 1:4d}  {_pad(_name(token), _TOKEN)}  {token.id:7d}  {token.logit:8.3f}  {role}"
+        lines.append(row.rstrip())
+    return "\n".join(lines)
+
+
+def _headline(result: Attribution) -> list[str]:
+    explained, terms = result.explained, result.explained.terms
+    what = "logit" if explained.kind == "logit" else "logit difference"
+    if len(terms) == 1:
+        lines = [f"Why {_against(explained, terms[0])} after position {terms[0].position}?"]
+        lines.append(f"{what} {_sum(result.value, terms[0])}")
+    else:
+        lines = [f"Why these {len(terms)} next tokens? The sum of their {what}s is {result.value:+#.4g}:"]
+        for term in terms[:_TERMS]:
+            value = term.target.logit - (term.contrast_logit or 0.0)
+            lines.append(f"  after {term.position}: {_against(explained, term)}  {_sum(value, term)}")
+        if len(terms) > _TERMS:
+            lines.append(f"  and {len(terms) - _TERMS} more")
+    num_nodes, num_tokens = result.layers.shape
+    size = f"{_count(num_tokens, 'token')}, {_count(num_nodes - 1, 'layer')}"
+    about = [_printable(result.model), f"rule {rule_words(result.rules)}", size]
+    lines.append(", ".join(part for part in about if part))
+    if explained.note:
+        lines.append(f"note: {_printable(explained.note)}")
+    return lines
+
+
+def _against(explained: Explained, term: Term) -> str:
+    """``' Paris' rather than ' London'``, or the target alone for a plain logit."""
+    contrast = _name(term.contrast) if term.contrast else contrast_words(explained)
+    return f"{_name(term.target)} rather than {contrast}" if contrast else _name(term.target)
+
+
+def _sum(value: float, term: Term) -> str:
+    """``+2.37 = 18.2 - 15.83 (rank 1 against rank 4)``."""
+    if term.contrast_logit is None:
+        return f"{value:+#.4g} (rank {term.target.rank + 1})"
+    minus = f"{term.contrast_logit:#.4g}" if term.contrast_logit >= 0 else f"({term.contrast_logit:#.4g})"
+    rank = f"rank {term.target.rank + 1}" + (f" against rank {term.contrast.rank + 1}" if term.contrast else "")
+    return f"{value:+#.4g} = {term.target.logit:#.4g} - {minus} ({rank})"
+
+
+def _strongest(relevance: np.ndarray, positions: np.ndarray, k: int) -> list[int]:
+    """The ``k`` of ``positions`` with the greatest |relevance|, ties by lower position."""
+    values = relevance[positions]
+    values = values / (np.abs(values).max(initial=0.0) or 1.0)  # a float64 relevance may lie beyond float32's range
+    return positions[topk_magnitude(values.astype(np.float32), min(k, len(values)))].tolist()
+
+
+def _rows(result: Attribution, relevance: np.ndarray, positions: list[int], total: float | None) -> list[str]:
+    """A heading and a row per position; without a share where ``total`` is None, and without a heading then."""
+    peak = max((abs(relevance[i]) for i in positions), default=0.0)
+    lines = [] if total is None else [f"rank  position  {_pad('token', _TOKEN)}    relevance     share"]
+    for rank, i in enumerate(positions, start=1):
+        text = repr(result.tokens[i]) if result.tokens else f"#{int(result.input_ids[i])}"
+        value = relevance[i] + 0.0  # no -0
+        share = "" if total is None else f"{100 * abs(value) / total:5.2f} %" if total > 0 else "-"
+        bar = ("+" if value > 0 else "-") * round(_BAR * abs(value) / peak) if peak > 0 else ""
+        lines.append(f"{rank:4d}  {i:8d}  {_pad(text, _TOKEN)}  {value:+#11.4g}  {share:>8}  {bar}".rstrip())
+    return lines
+
+
+def _name(token: Token) -> str:
+    """The token quoted and escaped, its id where there is no text."""
+    return f"#{token.id}" if token.text is None else repr(token.text)
+
+
+def _same(token: Token, other: Token | None) -> bool:
+    return other is not None and token.id == other.id
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _printable(text: str) -> str:
+    """``text`` with controls, line ends, bidirectional overrides and the like escaped, as `repr` does it."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def _pad(text: str, width: int) -> str:
+    """``text`` filled or cut to ``width`` terminal columns."""
+    if sum(map(_columns, text)) > width:
+        kept = 0
+        while sum(map(_columns, text[: kept + 1])) <= width - 3:
+            kept += 1
+        text = text[:kept] + "..."
+    return text + " " * (width - sum(map(_columns, text)))
+
+
+def _columns(char: str) -> int:
+    """Terminal columns of one character: wide ones take two, combining ones none."""
+    return 0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1

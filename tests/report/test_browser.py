@@ -1,0 +1,117 @@
+"""What a browser makes of the page. Skipped where there is no Chromium."""
+
+import html
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from lrp_fast.report.html import write_html
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """``drawn(result, link="")``: the body after the page's script has run, its own data and script taken out."""
+
+    def draw(result, link=""):
+        write_html(result, tmp_path / "page.html")
+        done = subprocess.run(
+            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
+             "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
+             f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "page.html").as_uri() + link],
+            capture_output=True, encoding="utf-8", errors="replace", timeout=120, check=True,
+        )  # fmt: skip
+        assert "CONSOLE" not in done.stderr, done.stderr  # an exception, or something that the policy forbade
+        body = re.sub(r"<(script|style)\b.*?</\1>", "", done.stdout, flags=re.S)
+        assert not re.search(r"NaN|undefined|Infinity|\[object", body)
+        return body
+
+    return draw
+
+
+def text(body, name):
+    """The text of the element with this id, which must hold no element of its own kind."""
+    tag, content = re.search(rf'<(\w+)[^>]* id="{name}"[^>]*>(.*)', body, re.S).groups()
+    return html.unescape(re.sub("<[^>]*>", "", content.split(f"</{tag}>")[0]))
+
+
+def classes(body):
+    """The classes of the input tokens, in order."""
+    return re.findall(r'<span class="(token[^"]*)" data-i=', body)
+
+
+def test_relevance_sets_the_colour_and_special_tokens_do_not_count(drawn, attribution):
+    special = [True] + [False] * 4
+    body = drawn(attribution(["<s>", "a", "b", "c", "d"], relevance=[50.0, 2.0, -1.0, 0.0, -2.0], special=special))
+    assert classes(body) == ["token special", "token p24", "token n12", "token p0", "token n24 explained"]
+    assert text(body, "low") == "−2.00" and text(body, "high") == "+2.00"
+    lists = [body.split(f'id="{name}"')[1].split("</ol>")[0] for name in ("positive", "negative")]
+    assert [re.findall(r'data-i="(\d+)"', each) for each in lists] == [["1"], ["4", "2"]]
+    assert "40.0 %" in text(body, "positive")
+
+
+@pytest.mark.parametrize(
+    ("kind", "question", "answer"),
+    [
+        ("logit", "Why ␣Paris?", "Logit +18.25, for the token after position 2, the last."),
+        ("difference", "Why ␣Paris rather than ␣Lyon?", "Logit difference +3.000 = 18.250 − 15.250, for"),
+        ("mean", "Why ␣Paris rather than the mean of all logits?", "Logit difference +19.75 = 18.250 − (−1.500), for"),
+        ("top", "Why ␣Paris rather than the mean of the 2 best other tokens?", "Logit difference +4.500 = 18.250 − 13"),
+    ],
+)
+def test_every_kind_says_what_is_explained(drawn, attribution, kind, question, answer):
+    body = drawn(attribution(["a", "b", "c"], kind=kind, note="a <b>note</b>"))
+    assert text(body, "question") == question
+    assert text(body, "answer").startswith(answer)
+    assert text(body, "note") == "a <b>note</b>"
+
+
+def test_a_span_lists_its_positions(drawn, attribution):
+    body = drawn(attribution(["a", "b", "c", "d"], positions=(1, 2, 3)))
+    assert text(body, "answer") == "Sum of 3 logit differences +9.000, for the tokens after positions 1 to 3."
+    assert text(body, "terms").count("+3.000") == 3
+    assert [name.endswith("explained") for name in classes(body)] == [False, True, True, True]
+
+
+def test_the_readout_tells_of_one_token(drawn, attribution):
+    result = attribution(["<s>", "a", "b"], relevance=[50.0, 3.0, -1.0], special=[True, False, False])
+    body = drawn(result, "#2")
+    assert text(body, "readout") == "position 2bid 9−1.00025.0 % of all |relevance|"
+    assert classes(body)[2].endswith("now") and 'style="left: 66.66' in body
+    assert text(drawn(result, "#0"), "readout") == "position 0<s>id 7+50.00special, outside the scale"
+
+
+def test_newlines_are_seen_and_end_their_line(drawn, attribution):
+    body = drawn(attribution(["a", "\n", "b", ".\n\n", "c"]))
+    assert re.findall(r'<div class="line" data-at="(\d)">', body) == ["0", "2", "4"]
+    assert body.split('id="text"')[1].split('id="text-help"')[0].count("↵") == 3
+
+
+def test_hostile_tokens_are_text(drawn, attribution, hostile):
+    body = drawn(attribution(hostile, note=hostile[0]))
+    assert len(classes(body)) == len(hostile)
+    assert "<img" not in body and hostile[0] in html.unescape(body)
+    for sign in ("U+0000", "U+001B", "U+009B", "U+2028", "U+202E", "U+2066", "U+D800", "↵", "⇥", "∅"):
+        assert sign in body
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", body)
+
+
+@pytest.mark.parametrize("case", ["ids", "one token", "all special", "all zero"])
+def test_degenerate_results_are_drawn(drawn, attribution, case):
+    if case == "ids":
+        body = drawn(attribution(3))
+        assert text(body, "text").split() == ["7", "8", "9"]
+    elif case == "one token":
+        body = drawn(attribution(["a"], relevance=[1.0], num_layers=1))
+        assert classes(body) == ["token p24 explained"] and "100 %" in text(body, "positive")
+    elif case == "all special":
+        body = drawn(attribution(["a", "b"], special=[True, True]))
+        assert classes(body) == ["token special", "token special explained"] and text(body, "positive") == "none"
+    else:
+        body = drawn(attribution(["a", "b"], relevance=[0.0, 0.0]), "#0")
+        assert classes(body) == ["token p0 now", "token p0 explained"] and text(body, "high") == "0"
+        assert text(body, "readout") == "position 0aid 70– of all |relevance|"
