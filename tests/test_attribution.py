@@ -109,7 +109,11 @@ def test_a_span_explains_the_sum(tiny, ids):
     total = sum(p.layers for p in parts)
     assert (span.layers - total).abs().max() <= 1e-12 * total.abs().max()
     assert [t.position for t in span.explained.terms] == [4, 22, 9]
-    assert span.explained.terms[1] == parts[1].explained.terms[0]
+    middle, alone = span.explained.terms[1], parts[1].explained.terms[0]
+    assert (middle.target.id, middle.contrast.id, middle.runner_up.id) == (3, 5, alone.runner_up.id)
+    assert middle.target.logit == pytest.approx(
+        alone.target.logit, rel=1e-12
+    )  # one matrix product of three rows, or of one
 
 
 def test_one_token(tiny):

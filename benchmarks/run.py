@@ -1,0 +1,153 @@
+"""The one benchmark runner: measures, prints a short table, writes one JSON with versions and commit.
+
+    python benchmarks/run.py linear
+    python benchmarks/run.py attribution [--tokens 512 2048] [--lxt-python lxt-env/bin/python]
+
+Ratios are taken within one run; absolute CPU seconds mean little elsewhere. peers/lxt_attribution.py says how the
+environment of --lxt-python is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import linear
+import torch
+
+HERE = Path(__file__).resolve().parent
+PACKAGES = ("lrp-fast", "torch", "transformers", "triton", "numpy", "zennit")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("linear", "attribution"))
+    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048], help="context lengths")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2, help="how often ours and LXT take turns")
+    parser.add_argument("--model", help="model directory (default: the demo's SmolLM2-135M-Instruct)")
+    parser.add_argument("--lxt-python", help="the Python of an environment with LXT")
+    parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/WHAT.json)")
+    options = parser.parse_args()
+
+    results = linear.measure() if options.what == "linear" else attribution(options)
+    report = {"benchmark": options.what, **provenance(), "results": results}
+    out = options.out or HERE / "results" / f"{options.what}.json"
+    out.write_text(json.dumps(report, indent=1) + "\n")
+    print(linear_table(results) if options.what == "linear" else attribution_table(results))
+    print(f"\nwrote {os.path.relpath(out)}")
+
+
+def provenance() -> dict:
+    """Where and with what this was measured."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    git = ["git", "-C", HERE, "describe", "--always", "--dirty", "--abbrev=12"]
+    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "commit": subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def attribution(options: argparse.Namespace) -> list[dict]:
+    """One row a context length: ours under each rule, and LXT at its best and with all logits."""
+    model = options.model or demo_model()
+    vocabulary = json.loads((Path(model) / "config.json").read_text())["vocab_size"]
+    rows = []
+    for length in options.tokens:
+        generator = torch.Generator().manual_seed(length)
+        ids = torch.randint(100, vocabulary, (length,), generator=generator).tolist()  # the first are special tokens
+        ours = {"ours": [], "ours_cp": []}
+        theirs = {"lxt_last_logit": [], "lxt_full_logits": []} if options.lxt_python else {}
+        for _ in range(options.rounds):
+            for name, runs in ours.items():
+                rule = "cp" if name.endswith("cp") else "attnlrp"
+                runs.append(run([sys.executable, HERE / "attribution.py", "--rule", rule], model, ids, options))
+            for name, runs in theirs.items():
+                mode = name.removeprefix("lxt_").replace("_", "-")
+                script = HERE / "peers" / "lxt_attribution.py"
+                runs.append(run([options.lxt_python, script, "--mode", mode], model, ids, options))
+        row = {"n_tokens": length} | {name: merge(runs) for name, runs in (ours | theirs).items()}
+        if theirs:
+            for name in theirs:
+                row[f"speedup_over_{name}"] = row[name]["attribution_median_s"] / row["ours"]["attribution_median_s"]
+            row["relevance_gap_to_lxt"] = gap(row["ours"]["relevance"], row["lxt_last_logit"]["relevance"])
+        for name in ours | theirs:
+            del row[name]["relevance"]
+        rows.append(row)
+    return rows
+
+
+def run(command: list, model: str, ids: list[int], options: argparse.Namespace) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        path, out = Path(folder) / "ids.json", Path(folder) / "out.json"
+        path.write_text(json.dumps(ids))
+        target = ["--target", "1000", "--contrast", "2000", "--repeats", str(options.repeats)]
+        subprocess.run([*command, "--model", model, "--ids", path, *target, "--out", out], check=True)
+        return json.loads(out.read_text())
+
+
+def merge(runs: list[dict]) -> dict:
+    """All rounds as one: times side by side, medians and ratios over all of them, the greatest of the peaks."""
+    merged = dict(runs[0])
+    for name in ("forward_s", "attribution_s"):
+        merged[name] = [seconds for one in runs for seconds in one[name]]
+        merged[name.replace("_s", "_median_s")] = statistics.median(merged[name])
+    for name in ("forward_peak_mb", "attribution_peak_mb"):
+        merged[name] = max(one[name] for one in runs)
+    merged["ratio"] = merged["attribution_median_s"] / merged["forward_median_s"]
+    merged["ratio_of_minima"] = min(merged["attribution_s"]) / min(merged["forward_s"])
+    return merged
+
+
+def gap(found: list[float], truth: list[float]) -> float:
+    """Greatest difference over greatest relevance."""
+    return max(abs(a - b) for a, b in zip(found, truth, strict=True)) / max(map(abs, truth))
+
+
+def demo_model() -> str:
+    spec = importlib.util.spec_from_file_location("demo_smollm2", HERE.parent / "demo" / "smollm2.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return str(module.model_directory())
+
+
+def linear_table(results: dict) -> str:
+    lines = [f"{'forward + backward, over plain':32} " + " ".join(f"{name:>18}" for name in results)]
+    for case in next(iter(results.values()))["ratio_to_plain"]:
+        ratios = [shape["ratio_to_plain"][case] for shape in results.values()]
+        lines.append(f"{case:32} " + " ".join(f"{ratio:>17.2f}x" for ratio in ratios))
+    return "\n".join(lines)
+
+
+def attribution_table(rows: list[dict]) -> str:
+    lines = [f"{'tokens':>7} {'':18} {'over its forward':>17} {'over ours':>10} {'peak above model':>17}"]
+    for row in rows:
+        for name in ("ours", "ours_cp", "lxt_last_logit", "lxt_full_logits"):
+            if name in row:
+                one = row[name]
+                over = one["attribution_median_s"] / row["ours"]["attribution_median_s"]
+                peak = f"{one['attribution_peak_mb'] / 1000:.2f} GB"
+                lines.append(f"{row['n_tokens']:>7} {name:18} {one['ratio']:>16.2f}x {over:>9.2f}x {peak:>17}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
