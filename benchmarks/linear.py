@@ -19,7 +19,7 @@ SHAPES = {  # rows, in, out
 }
 
 
-def measure(repeats: int = 9) -> dict:
+def measure(repeats: int = 15) -> dict:
     """Seconds and ratios to plain for every shape; Zennit's rules as well where it is installed."""
     return {name: measure_shape(*shape, repeats) for name, shape in SHAPES.items()}
 
@@ -63,8 +63,13 @@ def zennit_cases(weight, bias, x, g) -> dict:
     """Zennit's own hooks on a torch.nn.Linear of the same weights; nothing without Zennit."""
     if importlib.util.find_spec("zennit") is None:
         return {}
-    if importlib.util.find_spec("torchvision") is None:  # zennit.rules does not need it, its package asks for it
-        sys.modules.setdefault("zennit.torchvision", types.ModuleType("zennit.torchvision"))
+    for absent, name in (
+        ("torchvision", "zennit.torchvision"),
+        ("PIL", "PIL"),
+    ):  # for pictures; its package asks for both
+        if name not in sys.modules and importlib.util.find_spec(absent) is None:
+            sys.modules[name] = types.ModuleType(name)
+            sys.modules[name].Image = None
     from zennit.rules import Epsilon, Gamma
 
     cases = {}

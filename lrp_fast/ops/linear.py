@@ -55,22 +55,26 @@ def _signed_factor(x, weight, bias, z, epsilon, gamma):
     With a = |x||W|^T + |b|, the denominator z + gamma z^sigma + epsilon sigma is
     sigma ((1 + gamma/2)|z| + gamma/2 a + epsilon).
     """
-    a = F.linear(x.abs(), weight.abs(), None if bias is None else bias.abs())
-    a.mul_(gamma / 2).add_(z.abs(), alpha=1 + gamma / 2).add_(epsilon)
-    return torch.div(z, a.masked_fill_(a == 0, 1), out=a)
+    # gamma/2 and epsilon go into |W| and |b|, which are small beside the rows.
+    size = weight.abs().mul_(gamma / 2)
+    offset = None if bias is None else bias.abs().mul_(gamma / 2).add_(epsilon)
+    if bias is None and epsilon:
+        offset = weight.new_full(weight.shape[:1], epsilon)
+    denominator = F.linear(x.abs(), size, offset).add_(z.abs(), alpha=1 + gamma / 2)
+    denominator.clamp_(min=torch.finfo(z.dtype).tiny)  # 0 only where z is 0 too: nothing passes there
+    return torch.div(z, denominator, out=denominator)
 
 
 def _backward(g, weight, saved, epsilon, gamma):
     if gamma:
         x, t = saved
         s = g * t
-        g_in = (s * (gamma / 2)) @ weight.abs()
-        g_in.mul_(x.sign())
+        g_in = (s @ weight.abs().mul_(gamma / 2)).mul_(x.sign())
         torch.mul(g, t.abs(), out=s)
         flat = g_in.view(-1, g_in.shape[-1])
         flat.addmm_(s.view(-1, s.shape[-1]), weight, alpha=1 + gamma / 2)
         return g_in
     if epsilon:
         size = saved[0].abs()
-        g = g * size.div_(size + epsilon)
+        g = size.div_(size + epsilon).mul_(g)
     return g @ weight
