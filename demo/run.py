@@ -1,8 +1,8 @@
 """Why does SmolLM2-135M-Instruct want the blue wire cut?
 
-The prompt says to cut the red wire and not the blue one; the model's first choice for the next token is " blue". It
-was picked, for being plain to read, out of 1,807 prompts on which the model's first choice was compared with the right
-answer. `make demo` runs this; it prints the table and writes demo.html, demo.json and demo.safetensors.
+The prompt says to cut the red wire and not the blue one; the model's first choice for the next token is " blue". It is
+one of many that were tried, picked for being plain to read. `make demo` runs this; it prints the table and writes
+demo.html, demo.json and demo.safetensors.
 """
 
 import sys

@@ -190,7 +190,8 @@ def attribute(
     texts = special = None
     if tokenizer is not None:
         texts = targets.token_texts(ids.tolist(), tokenizer)
-        special = [one in set(tokenizer.all_special_ids) for one in ids.tolist()]
+        special_ids = targets.special_ids(tokenizer)
+        special = [one in special_ids for one in ids.tolist()]
     name = getattr(model.config, "name_or_path", "")
     name = os.path.basename(name) if os.path.isabs(name) else name  # results get shared: no paths of this machine
     return Attribution(value, layers, ids, explained, rules, name, texts, special)

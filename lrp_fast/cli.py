@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.run(options)
     except KeyboardInterrupt:
-        print("lrp-fast: interrupted, nothing was written", file=sys.stderr)
+        print("lrp-fast: interrupted", file=sys.stderr)
         return 130
     except (ValueError, TypeError) as error:  # lrp_fast's own words for input that cannot be honoured
         print(f"lrp-fast: {error}", file=sys.stderr)

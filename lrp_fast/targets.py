@@ -180,6 +180,12 @@ def token_texts(ids: list[int], tokenizer) -> list[str]:
     return [_text([one], tokenizer) for one in ids]
 
 
+def special_ids(tokenizer) -> set[int]:
+    """Ids of control tokens, chat headers and the like included, which only the table of added tokens marks."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return {*tokenizer.all_special_ids, *(one for one, token in added.items() if token.special)}
+
+
 def explain(
     request: Request, logits: torch.Tensor, positions: list[int], tokenizer=None
 ) -> tuple[torch.Tensor, Explained]:

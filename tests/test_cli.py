@@ -127,7 +127,7 @@ def test_an_interrupt_writes_nothing(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(lrp_fast, "attribute", interrupted)
     status, out, err = run(*PROMPT)
-    assert status == 130 and "interrupted, nothing was written" in err and not list(tmp_path.iterdir())
+    assert status == 130 and "interrupted" in err and not list(tmp_path.iterdir())
 
 
 def test_strings_that_begin_alike_are_compared_behind_their_prefix(run, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lrp_fast.targets import read, token_texts
+from lrp_fast.targets import read, special_ids, token_texts
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +68,11 @@ def test_parts_of_a_character_are_spelled_as_the_tokenizer_spells_them(smollm2):
     texts = token_texts(ids, tokenizer)
     assert len(texts) == len(ids) and all(texts) and "\ufffd" not in "".join(texts)
     assert texts[0] == "a" and texts[-1] == "\n"
+
+
+def test_special_tokens_include_those_that_only_the_added_tokens_mark(smollm2):
+    _, tokenizer = smollm2
+    header = tokenizer.convert_tokens_to_ids("<repo_name>")
+    assert header not in tokenizer.all_special_ids and header in special_ids(tokenizer)
+    assert tokenizer.convert_tokens_to_ids("<|im_start|>") in special_ids(tokenizer)
+    assert tokenizer.encode("a")[0] not in special_ids(tokenizer)
