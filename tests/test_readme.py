@@ -1,0 +1,36 @@
+"""The README's figures are those of the committed benchmark results, and its snippets use what exists."""
+
+import json
+import re
+
+import pytest
+
+import lrp_fast
+
+
+@pytest.fixture
+def readme(root):
+    return (root / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("what", ["attribution", "linear"])
+def test_tables_are_those_of_the_results(what, readme, root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    import run
+
+    report = json.loads((root / "benchmarks" / "results" / f"{what}.json").read_text())
+    table = getattr(run, f"{what}_table")(report["results"])
+    assert table in readme
+    assert report["cpu"] in readme
+
+
+def test_every_name_of_ours_in_the_readme_exists(readme):
+    for dotted in set(re.findall(r"lrp_fast((?:\.\w+)+)", readme)):
+        thing = lrp_fast
+        for name in dotted[1:].split("."):
+            thing = getattr(thing, name)
+
+
+def test_the_picture_is_there(readme, root):
+    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", readme):
+        assert (root / path).is_file()
