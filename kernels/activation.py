@@ -36,8 +36,9 @@ def derivative(z, r, KIND: tl.constexpr):
     elif KIND == "gelu":
         d = r + z * tl.exp(-0.5 * z * z) * 0.3989422804014327
     elif KIND == "gelu_tanh":
-        # 1 - tanh(u)^2 = 4 r (1 - r)
-        d = r + z * r * (1 - r) * (1.5957691216057308 * (1 + 0.134145 * z * z))
+        # 1 - tanh(u)^2 = 4 r (1 - r), and 1 - r without its cancellation where r is close to 1
+        s = tl.sigmoid(-1.5957691216057308 * z * (1 + 0.044715 * z * z))
+        d = r + z * r * s * (1.5957691216057308 * (1 + 0.134145 * z * z))
     elif KIND == "relu":
         d = r
     else:

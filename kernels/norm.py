@@ -89,7 +89,7 @@ def rms_norm_forward(
     """``weight * (x * rstd).to(x.dtype)``, of ``x + residual`` if that is given.
 
     Args:
-        x, residual: (..., D), any strides, D <= `MAX_FEATURES`. weight: (D,).
+        x, residual: (..., D), one dtype, any strides, D <= `MAX_FEATURES`. weight: (D,).
 
     Returns:
         (y, rstd, total): y (..., D); rstd (...) float32; total, ``x + residual``, or None without ``residual``.
@@ -104,7 +104,7 @@ def layer_norm_forward(
     """LayerNorm of ``x``, or of ``x + residual``, over the last dimension.
 
     Args:
-        x, residual: (..., D), any strides, D <= `MAX_FEATURES`. weight, bias: (D,) or None.
+        x, residual: (..., D), one dtype, any strides, D <= `MAX_FEATURES`. weight, bias: (D,) or None.
 
     Returns:
         (y, mean, rstd, total): y (..., D); mean and rstd (...) float32; total, ``x + residual``, or None.
@@ -153,8 +153,10 @@ def layer_norm_backward(
 
 
 def _forward(x, weight, bias, eps, residual, *, centred):
+    if residual is not None and residual.dtype != x.dtype:
+        raise TypeError(f"x and residual must have one dtype, not {x.dtype} and {residual.dtype}")
     y = x.new_empty(x.shape, dtype=x.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype))
-    total = None if residual is None else x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
+    total = None if residual is None else x.new_empty(x.shape)
     rstd = x.new_empty(x.shape[:-1], dtype=torch.float32)
     mean = torch.empty_like(rstd) if centred else None
     matrices = [None if m is None else as_rows(m) for m in (x, residual, y, total)]

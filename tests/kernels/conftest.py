@@ -109,7 +109,7 @@ def strict_interpreter():
 
 @pytest.fixture(autouse=True)
 def poisoned_empty(monkeypatch):
-    """What ``torch.empty`` and its kin return holds NaN (integers: the least), so that nothing unwritten goes unseen."""
+    """What ``torch.empty`` and its kin return holds NaN (integers: the least): nothing unwritten goes unseen."""
 
     def poisoned(make):
         def call(*args, **kwargs):
