@@ -11,7 +11,7 @@ RULES = {
     "cp": {"ratio": True, "gate_share": 0.0, "up_share": 1.0},
     "gradient": {"ratio": False, "gate_share": 1.0, "up_share": 1.0},
 }
-SHAPES = [(1, 1), (63, 257), (2, 3, 1025), (111,)]
+SHAPES = [(1, 1), (19, 257), (63, 3), (2, 1025), (111,)]
 LAYOUTS = ["contiguous", "gaps", "transposed"]
 # Where the activations bend, and far out; every draw of gates holds zeros as well.
 POINTS = [-0.0, 1e-4, -1e-4, 30.0, -30.0, 9.0, -9.0]
