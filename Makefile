@@ -41,8 +41,12 @@ help:
 demo: $(DONE)/demo
 	@$(BIN)/python demo/run.py
 
+# Triton interprets or compiles, one of the two in a process. What PYTEST_ARGS selects need not be in all three (5: none).
+pytest = $(BIN)/pytest $(PYTEST_ARGS) $1 $(if $(PYTEST_ARGS),|| [ $$? -eq 5 ])
 test: $(DONE)/test
-	@$(BIN)/pytest $(PYTEST_ARGS)
+	@$(call pytest,--ignore=tests/kernels)
+	@TRITON_INTERPRET=1 $(call pytest,tests/kernels --ignore=tests/kernels/test_compile.py)
+	@$(call pytest,tests/kernels/test_compile.py)
 
 lint: $(DONE)/lint
 	@$(BIN)/ruff check .
