@@ -671,9 +671,10 @@ def forward(
     """
     batch, heads, queries, head_dim = query.shape
     tiles = config("forward", head_dim, query.element_size(), _capability(query), absolute)
-    out = query.new_empty(batch, queries, heads, head_dim).transpose(1, 2)
-    size = query.new_empty(batch, queries, heads, head_dim).transpose(1, 2) if absolute else None
-    lse = query.new_empty(batch, heads, queries, dtype=torch.float32)
+    rows = (batch, queries, heads, head_dim)
+    out = torch.empty(rows, dtype=query.dtype, device=query.device).transpose(1, 2)
+    size = torch.empty(rows, dtype=query.dtype, device=query.device).transpose(1, 2) if absolute else None
+    lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=query.device)
     count = triton.cdiv(queries, tiles.queries)
     with _on(query):
         forward_kernel[(count * batch * heads,)](
@@ -729,7 +730,8 @@ def backward(
         absolute_out = torch.empty_like(out).copy_(absolute_out)
     listed_count = triton.cdiv(queries, by_key.queries)
     write_u = stabilised or g.dtype != query.dtype
-    u = query.new_empty(2 if gamma else 1, batch, heads, queries, head_dim) if write_u else None
+    both = (2 if gamma else 1, *query.shape)
+    u = torch.empty(both, dtype=query.dtype, device=query.device) if write_u else None
     size = query.numel()  # from the first u to the second
     passed = torch.empty_like(lse) if scored else None
     active = torch.empty(batch * heads, listed_count, dtype=torch.int32, device=query.device)
