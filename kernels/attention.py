@@ -18,7 +18,6 @@ Names: ``p_`` pointer, ``b_`` block in registers, ``o_`` offsets, ``i_`` index, 
 
 from __future__ import annotations
 
-import contextlib
 from typing import NamedTuple
 
 import torch
@@ -26,8 +25,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .common import DTYPES, Case, capability, launch, record, strides
+
 _LOG2_E = 1.4426950408889634
-_LN_2 = 0.6931471805599453
 
 
 # ---- Pieces that several kernels share ------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ _LN_2 = 0.6931471805599453
 @triton.jit
 def load_tile(p, o_row, stride_row, stride_d, first, end, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
               MASKED: tl.constexpr):  # fmt: skip
-    """Rows ``o_row`` of a matrix, (rows, BLOCK_D): 0, unread, past HEAD_DIM and (if MASKED) outside first ... end - 1."""
+    """Rows ``o_row``, (rows, BLOCK_D): 0, and not read, past HEAD_DIM and (if MASKED) outside first ... end - 1."""
     o_d = tl.arange(0, BLOCK_D)
     # 64 bits before the product: row x stride passes 2^31 at long contexts.
     p_tile = p + o_row[:, None].to(tl.int64) * stride_row + o_d[None, :].to(tl.int64) * stride_d
@@ -345,7 +345,7 @@ def prepare_kernel(
 
 @triton.jit(do_not_specialize=["tiles"])
 def compact_kernel(active, listed, rank, tiles, BLOCK: tl.constexpr):
-    """Of one head: listed (B H, tiles), its active tiles in order; rank (B H, tiles + 1), how many come before a tile."""
+    """Of one head: listed (B H, tiles), its active tiles in order; rank (B H, tiles + 1), how many come before each."""
     i_bh = tl.program_id(0).to(tl.int64)
     active += i_bh * tiles
     listed += i_bh * tiles
@@ -579,9 +579,9 @@ class Tiles(NamedTuple):
     num_stages: int
 
 
-# By (pass, BLOCK_D, bytes of an element): first for 101376 bytes of shared memory (sm_80, sm_86, sm_89, sm_120), then for
-# 232448 (sm_90, sm_100). "... gamma" passes hold a second set of sums. A row of the table may only be changed with the
-# compile gate in sight: it compares shared memory and stack with what the devices have.
+# By (pass, BLOCK_D, bytes of an element): first for 101376 bytes of shared memory (sm_80, sm_86, sm_89, sm_120), then
+# for 232448 (sm_90, sm_100). "... gamma" passes hold a second set of sums. Whoever changes a row lets the compile gate
+# compare its shared memory and stack with what the devices have. No row has been timed on a GPU yet.
 _TILES = {
     ("forward", 64, 2): (Tiles(128, 64, 4, 3), Tiles(128, 128, 8, 3)),
     ("forward", 128, 2): (Tiles(128, 64, 8, 2), Tiles(128, 128, 8, 2)),
@@ -622,17 +622,18 @@ _TILES = {
 }
 
 
-def config(step: str, head_dim: int, itemsize: int, capability: tuple[int, int] | None, gamma: bool = False) -> Tiles:
-    """Tiles of ``step`` ("forward", "dkv" or "dq"); ``gamma``: the form that also works on |V|.
+def config(step: str, query: Tensor, gamma: bool) -> Tiles:
+    """Tiles of ``step`` ("forward", "dkv" or "dq") on the device of ``query``; ``gamma``: with |V| beside V.
 
     Raises:
         ValueError: for a head_dim above 256, or an element of neither 2 nor 4 bytes.
     """
+    head_dim, itemsize = query.shape[-1], query.element_size()
     key = (step + " gamma" * gamma, block_d(head_dim), itemsize)
     if key not in _TILES:
         raise ValueError(f"no attention kernel for head_dim {head_dim} with elements of {itemsize} bytes")
     small, large = _TILES[key]
-    return large if capability is not None and capability[0] in (9, 10) else small
+    return large if capability(query)[0] in (9, 10) else small
 
 
 def block_d(head_dim: int) -> int:
@@ -670,21 +671,19 @@ def forward(
         where a row reads nothing; P |V| like out, or None.
     """
     batch, heads, queries, head_dim = query.shape
-    tiles = config("forward", head_dim, query.element_size(), _capability(query), absolute)
+    tiles = config("forward", query, absolute)
     rows = (batch, queries, heads, head_dim)
     out = torch.empty(rows, dtype=query.dtype, device=query.device).transpose(1, 2)
     size = torch.empty(rows, dtype=query.dtype, device=query.device).transpose(1, 2) if absolute else None
     lse = torch.empty(batch, heads, queries, dtype=torch.float32, device=query.device)
     count = triton.cdiv(queries, tiles.queries)
-    with _on(query):
-        forward_kernel[(count * batch * heads,)](
-            query, key, value, out, size, lse, _plain(sinks), _plain(bounds),
-            *query.stride(), *key.stride(), *value.stride(), *out.stride(),
-            queries, key.shape[2], heads, heads // key.shape[1], count, *_score_scalars(key, scale, window, softcap),
-            **_flags(key, causal, window, softcap, bounds), SINKS=sinks is not None, ABSOLUTE=absolute,
-            HEAD_DIM=head_dim, BLOCK_D=block_d(head_dim), BLOCK_M=tiles.queries, BLOCK_N=tiles.keys,
-            num_warps=tiles.num_warps, num_stages=tiles.num_stages,
-        )  # fmt: skip
+    launch(
+        forward_kernel, count * batch * heads,
+        query, key, value, out, size, lse, _plain(sinks), _plain(bounds), *strides(query, key, value, out),
+        queries, key.shape[2], heads, heads // key.shape[1], count, *_score_scalars(key, scale, window, softcap),
+        **_flags(key, causal, window, softcap, bounds), SINKS=sinks is not None, ABSOLUTE=absolute,
+        HEAD_DIM=head_dim, BLOCK_D=block_d(head_dim), **_launch(tiles),
+    )  # fmt: skip
     return out, lse, size
 
 
@@ -719,57 +718,55 @@ def backward(
     """
     batch, heads, queries, head_dim = query.shape
     kv_heads, keys = key.shape[1:3]
-    scored, stabilised = score_share != 0, bool(epsilon or gamma)
-    capability, itemsize = _capability(query), query.element_size()
-    by_key = config("dkv", head_dim, itemsize, capability, bool(gamma))
-    by_query = config("dq", head_dim, itemsize, capability, bool(gamma))
+    scored, gammaed = score_share != 0, gamma != 0
+    by_key, by_query = (config(step, query, gammaed) for step in ("dkv", "dq"))
     scalars = _score_scalars(key, scale, window, softcap)
     flags = _flags(key, causal, window, softcap, bounds)
+    shape = {"HEAD_DIM": head_dim, "BLOCK_D": block_d(head_dim)}
     bounds, lse = _plain(bounds), lse.contiguous()
     if absolute_out is not None and absolute_out.stride() != out.stride():
         absolute_out = torch.empty_like(out).copy_(absolute_out)
+
     listed_count = triton.cdiv(queries, by_key.queries)
-    write_u = stabilised or g.dtype != query.dtype
-    both = (2 if gamma else 1, *query.shape)
-    u = torch.empty(both, dtype=query.dtype, device=query.device) if write_u else None
-    size = query.numel()  # from the first u to the second
+    u, size = None, query.numel()  # size: from the first u to the second
+    if epsilon or gammaed or g.dtype != query.dtype:
+        u = torch.empty((1 + gammaed, *query.shape), dtype=query.dtype, device=query.device)
     passed = torch.empty_like(lse) if scored else None
-    active = torch.empty(batch * heads, listed_count, dtype=torch.int32, device=query.device)
-    listed = torch.empty_like(active)
-    rank = torch.empty(batch * heads, listed_count + 1, dtype=torch.int32, device=query.device)
-    shape = {"HEAD_DIM": head_dim, "BLOCK_D": block_d(head_dim)}
-    with _on(query):
-        prepare_kernel[(listed_count * batch * heads,)](
-            g, out, absolute_out, u, passed, active, bounds, *g.stride(), *out.stride(),
-            queries, keys, heads, listed_count, size, float(epsilon), float(gamma),
-            STABILISED=stabilised, GAMMA=bool(gamma), SCORES=scored, WRITE_U=write_u, BOUNDS=bounds is not None,
-            BLOCK_M=by_key.queries, **shape,
-        )  # fmt: skip
-        compact_kernel[(batch * heads,)](active, listed, rank, listed_count, BLOCK=_COMPACT)
-        u = u[0] if write_u else g
-        dv = torch.empty_like(value)
-        dk = torch.empty_like(key) if scored else None
-        count = triton.cdiv(keys, by_key.keys)
-        dkv_kernel[(count * batch * kv_heads,)](
-            query, key, value, u, dk, dv, lse, passed, listed, rank, bounds,
-            *query.stride(), *key.stride(), *value.stride(), *u.stride(),
-            *(dk if scored else dv).stride(), *dv.stride(),
-            queries, keys, heads, heads // kv_heads, count, listed_count, size, *scalars,
-            score_share * scale, float(value_share),
-            **flags, SCORES=scored, RATIO=ratio, GAMMA=bool(gamma), BLOCK_M=by_key.queries, BLOCK_N=by_key.keys,
-            **shape, num_warps=by_key.num_warps, num_stages=by_key.num_stages,
-        )  # fmt: skip
-        if not scored:
-            return None, None, dv
-        dq = torch.empty_like(query)
-        count = triton.cdiv(queries, by_query.queries)
-        dq_kernel[(count * batch * heads,)](
-            query, key, value, u, dq, lse, passed, rank, bounds,
-            *query.stride(), *key.stride(), *value.stride(), *u.stride(), *dq.stride(),
-            queries, keys, heads, heads // kv_heads, count, listed_count, size, *scalars, score_share * scale,
-            **flags, RATIO=ratio, GAMMA=bool(gamma), BLOCK_M=by_query.queries, BLOCK_N=by_query.keys,
-            LISTED_M=by_key.queries, **shape, num_warps=by_query.num_warps, num_stages=by_query.num_stages,
-        )  # fmt: skip
+    active, listed, rank = (
+        torch.empty(batch * heads, listed_count + more, dtype=torch.int32, device=query.device) for more in (0, 0, 1)
+    )
+    launch(
+        prepare_kernel, listed_count * batch * heads,
+        g, out, absolute_out, u, passed, active, bounds, *strides(g, out),
+        queries, keys, heads, listed_count, size, float(epsilon), float(gamma),
+        STABILISED=bool(epsilon or gammaed), GAMMA=gammaed, SCORES=scored, WRITE_U=u is not None,
+        BOUNDS=flags["BOUNDS"], BLOCK_M=by_key.queries, **shape,
+    )  # fmt: skip
+    launch(compact_kernel, batch * heads, active, listed, rank, listed_count, BLOCK=_COMPACT)
+
+    u = g if u is None else u
+    u_strides = u.stride()[-4:]
+    dv = torch.empty_like(value)
+    dk = torch.empty_like(key) if scored else None
+    count = triton.cdiv(keys, by_key.keys)
+    launch(
+        dkv_kernel, count * batch * kv_heads,
+        query, key, value, u, dk, dv, lse, passed, listed, rank, bounds,
+        *strides(query, key, value), *u_strides, *strides(dv if dk is None else dk, dv),
+        queries, keys, heads, heads // kv_heads, count, listed_count, size, *scalars,
+        float(score_share * scale), float(value_share),
+        **flags, SCORES=scored, RATIO=ratio, GAMMA=gammaed, **shape, **_launch(by_key),
+    )  # fmt: skip
+    if not scored:
+        return None, None, dv
+    dq = torch.empty_like(query)
+    count = triton.cdiv(queries, by_query.queries)
+    launch(
+        dq_kernel, count * batch * heads,
+        query, key, value, u, dq, lse, passed, rank, bounds, *strides(query, key, value), *u_strides, *strides(dq),
+        queries, keys, heads, heads // kv_heads, count, listed_count, size, *scalars, float(score_share * scale),
+        **flags, RATIO=ratio, GAMMA=gammaed, LISTED_M=by_key.queries, **shape, **_launch(by_query),
+    )  # fmt: skip
     return dq, dk, dv
 
 
@@ -791,10 +788,45 @@ def _plain(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _capability(x: Tensor) -> tuple[int, int] | None:
-    return torch.cuda.get_device_capability(x.device) if x.is_cuda else None
+def _launch(tiles: Tiles):
+    return {
+        "BLOCK_M": tiles.queries, "BLOCK_N": tiles.keys, "num_warps": tiles.num_warps, "num_stages": tiles.num_stages
+    }  # fmt: skip
 
 
-def _on(x: Tensor):
-    """Triton launches on the current device, which need not be the tensors'."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+# ---- For the compile gate -------------------------------------------------------------------------------------------
+
+
+def compile_cases(on: tuple[int, int] = (9, 0)) -> list[Case]:
+    """Every row of the table, in the forms that need most: all flags, none, and dV alone."""
+    half, full = DTYPES[1:]
+    calls = {}
+    for dim in (64, 80, 128, 256):
+        for dtype in (half, full) if dim != 80 else (half,):
+            for form in ("plain", "all flags", "cp") if dim != 80 else ("plain",):
+                name = f"{dim}-{str(dtype)[6:]}-{form}".replace(" ", "-")
+                calls[name] = lambda dim=dim, dtype=dtype, form=form: _both(dim, dtype, form)
+    calls["128-float16-gradient"] = lambda: _both(128, torch.float16, "gradient")
+    cases, seen = [], []
+    for case in record(calls, on):
+        if case[1:] not in seen:
+            seen.append(case[1:])
+            cases.append((f"{case[0]}-{case[1].fn.__name__}", *case[1:]))
+    return cases
+
+
+def _both(dim, dtype, form):
+    """A forward and a backward pass over tensors that have no memory."""
+    meta = {"dtype": dtype, "device": "meta"}
+    query, key, value, g = (torch.empty(2, 4096, h, dim, **meta).transpose(1, 2) for h in (32, 8, 8, 32))
+    flags = {"scale": 0.1, "causal": True, "window": None, "softcap": None}
+    rest = {"value_share": 0.5, "score_share": 0.0 if form == "cp" else 0.25, "ratio": form != "gradient"}
+    extra = {}
+    if form == "all flags":
+        flags |= {"window": 1024, "softcap": 30.0, "bounds": torch.empty(2, 2, dtype=torch.int64, device="meta")}
+        rest |= {"epsilon": 0.1, "gamma": 0.1}
+        extra = {"sinks": torch.empty(32, **meta), "absolute": True}
+    elif form == "gradient":
+        flags["softcap"] = 30.0
+    out, lse, size = forward(query, key, value, **flags, **extra)
+    backward(g, query, key, value, out, lse, size, **flags, **rest)

@@ -1,65 +1,16 @@
-"""The attention kernels against the dense definition, in Triton's interpreter."""
+"""The attention kernels against the dense definition."""
 
-import os
+from dataclasses import dataclass, fields, replace
 
 import pytest
-
-if os.environ.get("TRITON_INTERPRET") != "1":  # read when triton is imported
-    pytest.skip("kernels are interpreted in a process of their own: TRITON_INTERPRET=1 pytest tests/kernels",
-                allow_module_level=True)  # fmt: skip
-
-from dataclasses import dataclass, fields
-
 import torch
 import triton
 import triton.language as tl
-from triton.runtime import interpreter
 
 from lrp_fast import reference
 from lrp_fast.kernels import attention as kernels
 from lrp_fast.kernels.attention import Tiles
 from lrp_fast.rules import Rules
-
-_MARGIN = 64  # elements on either side of a buffer that nobody may write
-
-
-@pytest.fixture(autouse=True)
-def watched(monkeypatch):
-    """Checks that only a test wants: int32 overflow, no bfloat16, buffers born as NaN and not written past their ends."""
-    monkeypatch.setattr(interpreter.interpreter_builder, "options", interpreter.InterpreterOptions(debug=True))
-    launch = interpreter.GridExecutor.__call__
-
-    def guarded(self, *args, **kwargs):
-        for x in (*args, *kwargs.values()):
-            assert getattr(x, "dtype", None) is not torch.bfloat16, "the interpreter is silently wrong on bfloat16"
-        return launch(self, *args, **kwargs)
-
-    monkeypatch.setattr(interpreter.GridExecutor, "__call__", guarded)
-    buffers = []
-
-    class Poisoned:
-        """torch as the launchers see it: what they allocate is NaN (or a huge index), within margins that stay so."""
-
-        def __getattr__(self, name):
-            return getattr(torch, name)
-
-        def empty(self, *shape, dtype=None, device=None):
-            shape = shape[0] if isinstance(shape[0], tuple) else shape
-            whole = torch.empty(2 * _MARGIN + torch.Size(shape).numel(), dtype=dtype, device=device)
-            whole.fill_(float("nan") if whole.is_floating_point() else 1 << 28)
-            buffers.append(whole)
-            return whole[_MARGIN : len(whole) - _MARGIN].view(shape)
-
-        def empty_like(self, x):
-            order = sorted(range(x.ndim), key=lambda d: -x.stride(d))  # of the dimensions in memory, as torch keeps it
-            made = self.empty(*(x.shape[d] for d in order), dtype=x.dtype)
-            return made.permute([order.index(d) for d in range(x.ndim)])
-
-    monkeypatch.setattr(kernels, "torch", Poisoned())
-    yield
-    for whole in buffers:
-        margins = torch.cat([whole[:_MARGIN], whole[-_MARGIN:]])
-        assert (margins.isnan() | (margins == 1 << 28)).all(), "a write outside a buffer"
 
 
 @dataclass(frozen=True)
@@ -106,20 +57,26 @@ class Case:
         return query, key, value, g, sinks, None if self.bounds is None else torch.tensor(self.bounds)
 
 
-def run(case, query, key, value, g, sinks, bounds, spoil=None):
-    """(out, lse), (dq, dk, dv) by the kernels; ``spoil`` changes query and lse between forward and backward."""
-    rules, treatment = case.rules, case.rules.treatment
-    out, lse, size = kernels.forward(
-        query, key, value, **case.flags, sinks=sinks, bounds=bounds, absolute=rules.attention_gamma > 0
-    )
-    if spoil is not None:
-        query, lse = spoil(query, lse)
-    grads = kernels.backward(
-        g, query, key, value, out, lse, size, **case.flags, bounds=bounds, value_share=treatment.value,
-        score_share=treatment.score, ratio=treatment.ratio, epsilon=rules.attention_epsilon,
-        gamma=rules.attention_gamma,
-    )  # fmt: skip
-    return (out, lse), grads
+@pytest.fixture
+def run(device):
+    """``run(case, *tensors)``: (out, lse), (dq, dk, dv) by the kernels; ``spoil`` changes query and lse in between."""
+
+    def call(case, *tensors, spoil=None):
+        query, key, value, g, sinks, bounds = (t if t is None or device == "cpu" else t.to(device) for t in tensors)
+        rules, treatment = case.rules, case.rules.treatment
+        out, lse, size = kernels.forward(
+            query, key, value, **case.flags, sinks=sinks, bounds=bounds, absolute=rules.attention_gamma > 0
+        )
+        if spoil is not None:
+            query, lse = spoil(query, lse)
+        grads = kernels.backward(
+            g, query, key, value, out, lse, size, **case.flags, bounds=bounds, value_share=treatment.value,
+            score_share=treatment.score, ratio=treatment.ratio, epsilon=rules.attention_epsilon,
+            gamma=rules.attention_gamma,
+        )  # fmt: skip
+        return (out.cpu(), lse.cpu()), [None if t is None else t.cpu() for t in grads]
+
+    return call
 
 
 def define(case, query, key, value, g, sinks, bounds, dtype):
@@ -179,7 +136,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_rounds_no_worse_than_the_dense_form(case, within_rounding, monkeypatch):
+def test_rounds_no_worse_than_the_dense_form(case, run, device, within_rounding, monkeypatch):
+    if device != "cpu" and case.dtype is HALF:
+        case = replace(case, dtype=torch.bfloat16)
     if case.tiles is not None:
         monkeypatch.setattr(kernels, "config", lambda *_: case.tiles)
     tensors = case.tensors()
@@ -199,7 +158,7 @@ def test_rounds_no_worse_than_the_dense_form(case, within_rounding, monkeypatch)
 
 
 @pytest.mark.parametrize("softcap, sinks", [(None, False), (5.0, True)])
-def test_lse_is_the_logarithm_of_the_denominator(softcap, sinks, within_rounding):
+def test_lse_is_the_logarithm_of_the_denominator(softcap, sinks, run, within_rounding):
     case = Case(Rules(), 63, 111, 2, 1, softcap=softcap, sinks=sinks, window=40)
     query, key, value, g, sink, bounds = case.tensors()
     (_, lse), _ = run(case, query, key, value, g, sink, bounds)
@@ -217,7 +176,7 @@ def test_lse_is_the_logarithm_of_the_denominator(softcap, sinks, within_rounding
 
 @pytest.mark.parametrize("sinks", [False, True])
 @pytest.mark.parametrize("rules", [Rules("attnlrp", attention_gamma=0.25), Rules("cp")])
-def test_rows_that_read_nothing(rules, sinks):
+def test_rows_that_read_nothing(rules, sinks, run):
     case = Case(rules, 63, 63, batch=2, bounds=((0, 0), (40, 63)), sinks=sinks)
     tensors = case.tensors()
     for t in tensors[:4]:  # what lies outside the bounds is not read
@@ -230,7 +189,7 @@ def test_rows_that_read_nothing(rules, sinks):
             assert grad.isfinite().all() and not grad[0].any() and not grad[1, :, :40].any() and grad[1, :, 40:].any()
 
 
-def test_queries_before_the_first_key_read_nothing():
+def test_queries_before_the_first_key_read_nothing(run):
     case = Case(Rules(), 63, 30)
     (out, lse), grads = run(case, *case.tensors())
     assert not out[:, :, :33].any() and out[:, :, 33:].all()
@@ -240,7 +199,7 @@ def test_queries_before_the_first_key_read_nothing():
 
 @pytest.mark.parametrize("rules", [Rules(), Rules("cp"), Rules(attention_epsilon=0.1, attention_gamma=0.25)],
                          ids=["attnlrp", "cp", "gamma"])  # fmt: skip
-def test_tiles_without_relevance_are_never_read(rules, monkeypatch):
+def test_tiles_without_relevance_are_never_read(rules, run, monkeypatch):
     monkeypatch.setattr(kernels, "config", lambda *_: Tiles(16, 32, 4, 2))
     case = Case(rules, 257, 257, 2, 1)
     query, key, value, g, sinks, bounds = case.tensors()
@@ -259,7 +218,7 @@ def test_tiles_without_relevance_are_never_read(rules, monkeypatch):
         query[0, idle] = lse[0, idle] = float("nan")
         return query, lse
 
-    _, found = run(case, query, key, value, g, sinks, bounds, spoil)
+    _, found = run(case, query, key, value, g, sinks, bounds, spoil=spoil)
     for one, other in zip(found, expected, strict=True):
         assert one is other is None or torch.equal(one, other)
     if rules.name != "cp":
@@ -267,7 +226,7 @@ def test_tiles_without_relevance_are_never_read(rules, monkeypatch):
     assert found[2].any()
 
 
-def test_no_relevance_at_all_gives_zeros():
+def test_no_relevance_at_all_gives_zeros(run):
     case = Case(Rules(), 63, 63)
     query, key, value, g, sinks, bounds = case.tensors()
     _, grads = run(case, query, key, value, torch.zeros_like(g), sinks, bounds)
@@ -275,7 +234,7 @@ def test_no_relevance_at_all_gives_zeros():
 
 
 @pytest.mark.parametrize("rules", [Rules(), Rules("cp", attention_gamma=0.25)], ids=["attnlrp", "cp"])
-def test_the_same_call_twice_gives_the_same_bits(rules):
+def test_the_same_call_twice_gives_the_same_bits(rules, run):
     case = Case(rules, 111, 111, 4, 2, dtype=HALF, softcap=5.0)
     (out, lse), grads = run(case, *case.tensors())
     (again, lse_again), grads_again = run(case, *case.tensors())
@@ -283,7 +242,7 @@ def test_the_same_call_twice_gives_the_same_bits(rules):
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
 
 
-def test_strides_change_nothing():
+def test_strides_change_nothing(run):
     case = Case(Rules(attention_gamma=0.25), 63, 63, 2, 1)
     query, key, value, g, _, _ = case.tensors()
     g = g[:, :1, :1].expand_as(g)  # strides of 0, as a sum's gradient has
@@ -296,7 +255,7 @@ def test_strides_change_nothing():
     assert all(torch.equal(a, b) for a, b in zip(grads, other_grads, strict=True))
 
 
-def test_a_gradient_in_another_dtype():
+def test_a_gradient_in_another_dtype(run):
     case = Case(Rules(), 63, 63, dtype=HALF)
     query, key, value, g, _, _ = case.tensors()
     _, expected = run(case, query, key, value, g, None, None)
@@ -304,8 +263,10 @@ def test_a_gradient_in_another_dtype():
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_rows_beyond_2_to_the_31_elements():
+def test_rows_beyond_2_to_the_31_elements(run, device):
     """Strides as of one head in a very long context: the memory between the rows is never touched."""
+    if device != "cpu":
+        pytest.skip("a GPU has no memory to promise")
     case = Case(Rules(), 70, 70, 1, 1, dtype=HALF)
     query, key, value, g, _, _ = case.tensors()
     expected = run(case, query, key, value, g, None, None)
@@ -324,14 +285,14 @@ def cap_ratio_kernel(x, y, BLOCK: tl.constexpr):
     tl.store(y + o, kernels.cap_ratio(tl.load(x + o)))
 
 
-def test_cap_ratio_is_accurate_everywhere():
-    x = torch.cat([torch.logspace(-30, 18, 1000), torch.linspace(0.01, 0.5, 1000), torch.zeros(48)])
+def test_cap_ratio_is_accurate_everywhere(device):
+    x = torch.cat([torch.logspace(-30, 5, 1000), torch.linspace(0.01, 0.5, 1000), torch.zeros(48)])
     x[::2] *= -1
-    found = torch.empty(len(x), dtype=torch.float32)
-    cap_ratio_kernel[(1,)](x, found, BLOCK=2048)
+    found = torch.empty(len(x), dtype=torch.float32, device=device)
+    cap_ratio_kernel[(1,)](x.to(device), found, BLOCK=2048)
     wide = x.double()
     truth = torch.where(wide == 0, 1.0, torch.tanh(wide) / wide)
-    assert ((found - truth).abs() <= 4 * torch.finfo(torch.float32).eps * truth).all()
+    assert ((found.cpu() - truth).abs() <= 4 * torch.finfo(torch.float32).eps * truth).all()
 
 
 def test_what_no_kernel_serves_is_refused():
@@ -341,13 +302,12 @@ def test_what_no_kernel_serves_is_refused():
             kernels.forward(x, x, x, scale=1.0, causal=True, window=None, softcap=None)
 
 
-def test_the_table_is_complete_and_its_tiles_fit_together():
-    for dim in (64, 128, 256):
-        for itemsize in (2, 4):
-            for capability in (None, (8, 6), (9, 0), (12, 0)):
-                for gamma in (False, True):
-                    by_key, by_query = (
-                        kernels.config(step, dim, itemsize, capability, gamma) for step in ("dkv", "dq")
-                    )
-                    assert by_query.queries % by_key.queries == 0
-                    kernels.config("forward", dim, itemsize, capability, gamma)
+@pytest.mark.parametrize("on", [(8, 0), (8, 9), (9, 0), (12, 0)])
+def test_the_table_is_complete_and_its_tiles_fit_together(on, monkeypatch):
+    monkeypatch.setattr(kernels, "capability", lambda _: on)
+    for dim in (64, 80, 96, 128, 256):
+        for dtype in (torch.float16, torch.float32):
+            for gamma in (False, True):
+                x = torch.empty(1, dim, dtype=dtype)
+                by_key, by_query, _ = (kernels.config(step, x, gamma) for step in ("dkv", "dq", "forward"))
+                assert by_query.queries % by_key.queries == 0

@@ -1,0 +1,122 @@
+"""How the kernels of this folder see tensors, are launched, and are listed for the compile gate."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+# (name, jit_fn, signature, constexprs, num_warps, num_stages), as `triton.compiler.ASTSource` takes them. In the
+# signature, ":16" after a type says what Triton finds out at launch: that the value is divisible by 16.
+Case = tuple[str, object, dict[str, str], dict[str, object], int, int]
+
+_POINTERS = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+# Elements of a pointwise program of 4 warps: 8 a thread, one 16-byte load of each 2-byte operand.
+_ELEMENTS = 1024
+
+_recording: list | None = None
+_recorded_capability = (9, 0)
+
+
+@triton.jit
+def tile(rows, features, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr):
+    """The tile of a (rows, features) matrix that this program owns: row numbers [BLOCK_R, 1], feature numbers
+    [1, BLOCK_F] (int64, because rows * features passes 2^31) and the mask of what exists [BLOCK_R, BLOCK_F].
+    """
+    i_p = tl.program_id(0)
+    i_n = tl.cdiv(features, BLOCK_F)
+    o_r = (i_p // i_n).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
+    o_f = (i_p % i_n).to(tl.int64) * BLOCK_F + tl.arange(0, BLOCK_F)[None, :]
+    return o_r, o_f, (o_r < rows) & (o_f < features)
+
+
+def pointwise(kernel, matrices: list[Tensor | None], *scalars: float, **constexprs) -> None:
+    """``kernel(*matrices, *scalars, rows, features, *strides, BLOCK_R, BLOCK_F, **constexprs)``, a program a tile.
+
+    The first matrix gives (rows, features). ``strides`` are each matrix's row and feature stride, 0 and 0 for None.
+    """
+    rows, features = matrices[0].shape
+    if not matrices[0].numel():
+        return
+    block_f = min(triton.next_power_of_2(features), _ELEMENTS)
+    block_r = _ELEMENTS // block_f
+    grid = triton.cdiv(rows, block_r) * triton.cdiv(features, block_f)
+    arguments = (*matrices, *scalars, rows, features, *strides(*matrices))
+    launch(kernel, grid, *arguments, BLOCK_R=block_r, BLOCK_F=block_f, **constexprs)
+
+
+def launch(kernel, programs: int, *arguments, num_warps: int = 4, num_stages: int = 1, **constexprs) -> None:
+    """Runs ``kernel`` on the device of its first argument; inside `record` it only takes down what would run."""
+    if _recording is not None:
+        _recording.append((kernel, arguments, constexprs, num_warps, num_stages))
+    elif programs:
+        with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device, wherever the tensors are
+            kernel[(programs,)](*arguments, **constexprs, num_warps=num_warps, num_stages=num_stages)
+
+
+def capability(x: Tensor) -> tuple[int, int]:
+    """The compute capability that tile tables are read for."""
+    if _recording is not None:
+        return _recorded_capability
+    return torch.cuda.get_device_capability(x.device) if x.is_cuda else (8, 0)
+
+
+def record(calls: dict[str, Callable[[], object]], on: tuple[int, int]) -> list[Case]:
+    """The kernels that ``calls``, by name, launch on a device of capability ``on``. Their tensors are on "meta"."""
+    cases = []
+    for name, call in calls.items():
+        with _taken_down(on) as launches:
+            call()
+        for kernel, arguments, constexprs, num_warps, num_stages in launches:
+            cases.append((name, kernel, *_specialised(kernel, arguments, constexprs), num_warps, num_stages))
+    return cases
+
+
+@contextmanager
+def _taken_down(on):
+    global _recording, _recorded_capability
+    _recording, _recorded_capability = [], on
+    try:
+        yield _recording
+    finally:
+        _recording = None
+
+
+def _specialised(kernel, arguments, constexprs):
+    """The signature and the constants that Triton makes of a launch."""
+    signature, constants = {}, dict(constexprs)
+    for name, value in zip(kernel.arg_names, arguments, strict=False):
+        if isinstance(value, Tensor):
+            signature[name] = _POINTERS[value.dtype] + ":16"
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        elif value is None or value == 1:
+            signature[name], constants[name] = "constexpr", value
+        else:
+            signature[name] = ("i32" if value < 2**31 else "i64") + (":16" if value % 16 == 0 else "")
+    return signature | dict.fromkeys(constexprs, "constexpr"), constants
+
+
+def strides(*matrices: Tensor | None) -> list[int]:
+    return [stride for x in matrices for stride in ((0, 0) if x is None else x.stride())]
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """(..., D) as (rows, D): a view wherever one row stride can express it, otherwise a copy."""
+    return x.reshape(x.shape[:-1].numel(), x.shape[-1])
+
+
+def as_rows_to_write(x: Tensor) -> Tensor:
+    """As `as_rows`, but never a copy: RuntimeError where the strides do not allow a view."""
+    return x.view(x.shape[:-1].numel(), x.shape[-1])

@@ -1,0 +1,192 @@
+"""Kernel tests run on a GPU (with `-m gpu`), or without one in Triton's interpreter, in a process of their own:
+``TRITON_INTERPRET=1 pytest tests/kernels``. The interpreter is made to notice what a GPU would not report.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import triton
+
+# Read by Triton when it is imported, so it has to come from the environment.
+INTERPRETED = triton.knobs.runtime.interpret
+DTYPES = [torch.float32, torch.float16] if INTERPRETED else [torch.float32, torch.float16, torch.bfloat16]
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent not in item.path.parents:
+            continue
+        if item.path.name == "test_compile.py":
+            if INTERPRETED:
+                item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET is set: nothing is compiled"))
+        elif not INTERPRETED:
+            item.add_marker(pytest.mark.gpu)
+            if item.path.name == "test_interpreter.py":
+                item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET=1 is not set"))
+            elif not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET=1 is not set, and there is no CUDA device"))
+
+
+class _CheckedMemory:
+    """The interpreter's memory, closed outside the tensors that the running kernel was given."""
+
+    def __init__(self, memory):
+        self._memory = memory
+        self.spans = []  # first address and the one after the last, of each tensor
+
+    def __getattr__(self, name):
+        return getattr(self._memory, name)
+
+    def load(self, pointers, mask, other, dtype):
+        self._check("load", pointers, mask, np.dtype(dtype).itemsize)
+        return self._memory.load(pointers, mask, other, dtype)
+
+    def store(self, pointers, value, mask):
+        self._check("store", pointers, mask, value.dtype.itemsize)
+        return self._memory.store(pointers, value, mask)
+
+    def atomic_rmw(self, op, pointers, value, mask, sem):
+        self._check("atomic", pointers, mask, value.dtype.itemsize)
+        return self._memory.atomic_rmw(op, pointers, value, mask, sem)
+
+    def atomic_cas(self, pointers, expected, value, sem):
+        self._check("atomic", pointers, np.ones_like(pointers, dtype=bool), value.dtype.itemsize)
+        return self._memory.atomic_cas(pointers, expected, value, sem)
+
+    def _check(self, what, pointers, mask, size):
+        used = pointers[np.broadcast_to(mask, pointers.shape)].astype(np.int64)
+        inside = np.zeros(used.shape, dtype=bool)
+        for first, end in self.spans:
+            inside |= (used >= first) & (used + size <= end)
+        if not inside.all():
+            raise IndexError(f"{what} out of bounds: {(~inside).sum()} of {used.size} addresses")
+
+
+def _tensors(arguments):
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            yield from _tensors(argument)
+        elif isinstance(argument, torch.Tensor):
+            yield argument
+        elif isinstance(getattr(argument, "base", None), torch.Tensor):  # a tensor descriptor
+            yield argument.base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def strict_interpreter():
+    """Integer overflow and accesses out of bounds raise InterpreterError; a bfloat16 tensor TypeError, because the
+    interpreter's arithmetic on them is wrong.
+    """
+    if not INTERPRETED:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    def on_launch(executor, arguments, keywords):
+        memory.spans = []
+        for x in _tensors([*arguments, *keywords.values()]):
+            if x.dtype == torch.bfloat16:
+                raise TypeError("Triton's interpreter computes bfloat16 wrongly: a kernel was given such a tensor")
+            if x.numel():
+                last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+                memory.spans.append((x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()))
+        return arguments, keywords  # as they are: everything is on the CPU already
+
+    memory = _CheckedMemory(interpreter._interpreter)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(interpreter, "_interpreter", memory)
+    # Triton guards integer arithmetic with device_assert, which does nothing unless debug is on.
+    options = dataclasses.replace(interpreter.interpreter_builder.options, debug=True)
+    patch.setattr(interpreter.interpreter_builder, "options", options)
+    patch.setattr(interpreter.GridExecutor, "_init_args_hst", on_launch)
+    patch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *_: None)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def poisoned_empty(monkeypatch):
+    """What ``torch.empty`` and its kin return holds NaN (integers: the least): nothing unwritten goes unseen."""
+
+    def poisoned(make):
+        def call(*args, **kwargs):
+            x = make(*args, **kwargs)
+            if x.dtype.is_floating_point:
+                x.fill_(float("nan"))
+            elif x.dtype != torch.bool and not x.dtype.is_complex:
+                x.fill_(torch.iinfo(x.dtype).min)
+            return x
+
+        return call
+
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+    for name in ("new_empty", "new_empty_strided"):
+        monkeypatch.setattr(torch.Tensor, name, poisoned(getattr(torch.Tensor, name)))
+
+
+@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def device():
+    return "cpu" if INTERPRETED else "cuda"
+
+
+@pytest.fixture
+def draw(device):
+    """``draw(*shape, dtype, layout="contiguous", scale=1)``: normal numbers, every seventh zero.
+
+    layout: "contiguous", "gaps" (every second feature of a wider tensor), or "transposed" (features far apart).
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def make(*shape, dtype, layout="contiguous", scale=1.0):
+        x = torch.randn(shape, generator=generator) * scale
+        x.view(-1)[::7] = 0
+        x = x.to(device, dtype)
+        if layout == "gaps":
+            wide = torch.full((*shape[:-1], 2 * shape[-1]), float("nan"), dtype=dtype, device=device)
+            wide[..., ::2] = x
+            x = wide[..., ::2]
+        elif layout == "transposed":
+            x = x.transpose(0, -1).contiguous().transpose(0, -1)
+        else:
+            assert layout == "contiguous"
+        return x
+
+    return make
+
+
+@pytest.fixture
+def far_apart(device):
+    """``far_apart(x)``: the three rows of x, 2^30 elements from each other. Only the pages in use take memory."""
+    if device != "cpu":
+        pytest.skip("a GPU has no memory to promise")
+
+    def spread(x):
+        assert x.shape[0] == 3
+        stride = 2**30
+        storage = torch.UntypedStorage((2 * stride + x.shape[1]) * x.element_size())
+        wide = torch.tensor([], dtype=x.dtype).set_(storage, 0, x.shape, (stride, 1))
+        return wide.copy_(x)
+
+    return spread
+
+
+@pytest.fixture
+def judge(within_rounding):
+    """``judge(found, definition, tensors, terms)``: by the precision oracle, ``definition`` in float64 being the truth
+    and in the working dtype the plain form; None among the tensors is passed on.
+    """
+
+    def check(found, definition, tensors, terms):
+        truth = definition(*(None if x is None else x.double() for x in tensors))
+        within_rounding(found, definition(*tensors), truth, terms)
+
+    return check
