@@ -62,7 +62,9 @@ def launch(kernel, programs: int, *arguments, num_warps: int = 4, num_stages: in
         _recording.append((kernel, arguments, constexprs, num_warps, num_stages))
     elif programs:
         with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device, wherever the tensors are
-            kernel[(programs,)](*arguments, **constexprs, num_warps=num_warps, num_stages=num_stages)
+            # Triton 3.10 will no longer fuse multiplications and additions unless it is told to.
+            options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+            kernel[(programs,)](*arguments, **constexprs, **options)
 
 
 def capability(x: Tensor) -> tuple[int, int]:

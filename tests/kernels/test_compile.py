@@ -8,12 +8,14 @@ signature, ":16" after a type marks a value that is divisible by 16; pointers an
 
 import importlib
 import inspect
+import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,7 @@ MODULES = sorted(
 SHARED = {80: 166912, 89: 101376, 90: 232448, 100: 232448}
 # Bytes of stack a thread, by module, where they are not 0: registers that did not suffice.
 STACK = {"attention": 0}
+WORKERS = 2
 
 
 def cases(module, architecture):
@@ -36,9 +39,12 @@ def cases(module, architecture):
     return listed(divmod(architecture, 10)) if inspect.signature(listed).parameters else listed()
 
 
-def _compile(module, architecture, index, cache):
-    """(name, shared bytes, registers, stack bytes) of one case; in a process of the pool."""
-    os.environ["TRITON_CACHE_DIR"] = cache
+def jobs():
+    return [(m, a, i) for m in MODULES for a in SHARED for i in range(len(cases(m, a)))]
+
+
+def resources(module, architecture, index):
+    """(name, shared bytes, registers, bytes of stack and local memory) of one case."""
     name, fn, signature, constexprs, num_warps, num_stages = cases(module, architecture)[index]
     types = {k: v.partition(":")[0] for k, v in signature.items()}
     divisible = {
@@ -47,39 +53,51 @@ def _compile(module, architecture, index, cache):
         if v.endswith(":16") or types[k].startswith("*") or (k.startswith("stride") and types[k] != "constexpr")
     }
     source = ASTSource(fn, types, constexprs, divisible)
-    options = {"num_warps": num_warps, "num_stages": num_stages}
+    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
         usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    registers, stack, local = (int(re.search(rf"{what}:(\d+)", usage)[1]) for what in ("REG", "STACK", "LOCAL"))
+    registers, stack, local = (int(re.search(rf"\b{what}:(\d+)", usage)[1]) for what in ("REG", "STACK", "LOCAL"))
     return name, compiled.metadata.shared, registers, stack + local
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory):
-    cache = str(tmp_path_factory.mktemp("triton"))
-    # "spawn": the tests' process has threads by now, and Triton must read the environment anew.
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as executor:
+def compiled(tmp_path_factory):
+    """(module, architecture) -> its cases' resources, or what went wrong, made by two processes that run this file."""
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    workers = [
+        subprocess.Popen([sys.executable, __file__, str(part)], stdout=subprocess.PIPE, text=True, env=environment)
+        for part in range(WORKERS)
+    ]
+    with ThreadPoolExecutor(WORKERS) as readers:  # each pipe has to be emptied while both fill
+        outputs = readers.map(lambda worker: worker.communicate()[0].splitlines(), workers)
+    found = defaultdict(list)
+    for module, architecture, result in (json.loads(line) for output in outputs for line in output):
+        found[module, architecture].append(result)
+    assert all(worker.returncode == 0 for worker in workers), "a compiling process died"
+    return found
 
-        def submit(module, architecture):
-            return [
-                executor.submit(_compile, module, architecture, i, cache)
-                for i in range(len(cases(module, architecture)))
-            ]
 
-        yield {(m, a): submit(m, a) for m in MODULES for a in SHARED}
+def work(part):
+    for module, architecture, index in jobs()[part::WORKERS]:
+        try:
+            result = resources(module, architecture, index)
+        except Exception as error:
+            result = f"{cases(module, architecture)[index][0]}: {error!r}"
+        print(json.dumps([module, architecture, result]), flush=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", SHARED)
 @pytest.mark.parametrize("module", MODULES)
-def test_compiles_within_the_device_s_limits(module, architecture, pool):
-    failures = []
-    for job in pool[module, architecture]:
-        name, shared, registers, stack = job.result()
+def test_compiles_within_the_device_s_limits(module, architecture, compiled):
+    results = compiled[module, architecture]
+    failures = [result for result in results if isinstance(result, str)]
+    assert len(results) == len(cases(module, architecture))
+    for name, shared, registers, stack in (result for result in results if not isinstance(result, str)):
         line = f"sm_{architecture} {name}: shared {shared}, registers {registers}, stack {stack}"
         print(line)  # pytest -rP shows the table
         if shared > SHARED[architecture] or stack > STACK.get(module, 0):
@@ -94,3 +112,7 @@ def test_every_kernel_is_listed():
     for path in KERNELS.glob("*.py"):
         written |= set(re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.MULTILINE))
     assert written and written <= listed
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]))
