@@ -1,0 +1,313 @@
+"""The attention kernels against the dense definition."""
+
+from dataclasses import dataclass, fields, replace
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from lrp_fast import reference
+from lrp_fast.kernels import attention as kernels
+from lrp_fast.kernels.attention import Tiles
+from lrp_fast.rules import Rules
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call. ``tiles``: replaces the table of configurations, to see several tiles of every kind in a small call."""
+
+    rules: Rules
+    queries: int = 111
+    keys: int = 111
+    heads: int = 2
+    kv_heads: int = 1
+    dim: int = 64
+    batch: int = 1
+    dtype: torch.dtype = torch.float32
+    causal: bool = True
+    window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    bounds: tuple | None = None
+    tiles: Tiles | None = None
+
+    @property
+    def flags(self):
+        return {"scale": self.dim**-0.5, "causal": self.causal, "window": self.window, "softcap": self.softcap}
+
+    def __str__(self):
+        parts = [str(getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default]
+        rules = self.rules
+        parts[0] = f"{rules.name} e{rules.attention_epsilon} g{rules.attention_gamma}"
+        return ", ".join(parts).replace("torch.", "")
+
+    def tensors(self, seed=0):
+        """query, key, value, g, sinks, bounds; rows of neighbours in memory, and NaN after every row."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(heads, length):
+            whole = torch.full((self.batch, length + 1, heads, self.dim + 16), float("nan"), dtype=self.dtype)
+            x = whole[:, :length, :, : self.dim].transpose(1, 2)
+            return x.copy_(torch.randn(x.shape, generator=generator))
+
+        sizes = ((self.heads, self.queries), (self.kv_heads, self.keys), (self.kv_heads, self.keys))
+        query, key, value, g = (draw(*size) for size in (*sizes, (self.heads, self.queries)))
+        sinks = torch.linspace(-1, 2, self.heads).to(self.dtype) if self.sinks else None
+        return query, key, value, g, sinks, None if self.bounds is None else torch.tensor(self.bounds)
+
+
+@pytest.fixture
+def run(device):
+    """``run(case, *tensors)``: (out, lse), (dq, dk, dv) by the kernels; ``spoil`` changes query and lse in between."""
+
+    def call(case, *tensors, spoil=None):
+        query, key, value, g, sinks, bounds = (t if t is None or device == "cpu" else t.to(device) for t in tensors)
+        rules, treatment = case.rules, case.rules.treatment
+        out, lse, size = kernels.forward(
+            query, key, value, **case.flags, sinks=sinks, bounds=bounds, absolute=rules.attention_gamma > 0
+        )
+        if spoil is not None:
+            query, lse = spoil(query, lse)
+        grads = kernels.backward(
+            g, query, key, value, out, lse, size, **case.flags, bounds=bounds, value_share=treatment.value,
+            score_share=treatment.score, ratio=treatment.ratio, epsilon=rules.attention_epsilon,
+            gamma=rules.attention_gamma,
+        )  # fmt: skip
+        return (out.cpu(), lse.cpu()), [None if t is None else t.cpu() for t in grads]
+
+    return call
+
+
+def define(case, query, key, value, g, sinks, bounds, dtype):
+    query, key, value, g, sinks = (None if t is None else t.to(dtype) for t in (query, key, value, g, sinks))
+    mask = reference.visible(
+        case.batch, case.queries, case.keys, causal=case.causal, window=case.window, bounds=bounds
+    )
+    flags = {"scale": case.flags["scale"], "softcap": case.softcap, "sinks": sinks}
+    out = reference.attention(query, key, value, mask, **flags)
+    rules = case.rules
+    grads = reference.attention_backward(
+        g, query, key, value, mask, **flags, rule=rules.name, epsilon=rules.attention_epsilon,
+        gamma=rules.attention_gamma,
+    )  # fmt: skip
+    return out, grads
+
+
+SMALL = Tiles(32, 16, 4, 2)  # query tiles wider than key tiles, and the other way round
+WIDE = Tiles(16, 64, 4, 2)
+HALF = torch.float16
+CASES = [
+    # The shipped tiles: every rule, odd lengths, GQA and MQA.
+    Case(Rules("attnlrp"), 257, 257, 2, 1),
+    Case(Rules("cp"), 63, 111, 4, 2),
+    Case(Rules("gradient"), 111, 257, 2, 2),
+    Case(Rules("attnlrp"), 1, 257, 4, 2),
+    Case(Rules("cp"), 1, 1, 2, 1),
+    Case(Rules("attnlrp"), 257, 257, 2, 1, dtype=HALF),
+    Case(Rules("cp"), 257, 257, 4, 2, dtype=HALF),
+    Case(Rules("gradient"), 63, 257, 2, 1, dtype=HALF, window=40, softcap=5.0),
+    # head_dim, with and without a wider tile than it
+    Case(Rules("attnlrp"), 63, 63, 2, 2, dim=80, dtype=HALF),
+    Case(Rules("cp", attention_epsilon=0.01), 63, 63, 2, 1, dim=96),
+    Case(Rules("attnlrp", attention_gamma=0.25), 63, 63, 2, 1, dim=80),
+    Case(Rules("gradient"), 111, 111, 2, 1, dim=128, dtype=HALF),
+    Case(Rules("attnlrp", attention_epsilon=0.01, attention_gamma=0.25), 33, 63, 1, 1, dim=128, dtype=HALF),
+    Case(Rules("attnlrp"), 63, 63, 1, 1, dim=256, dtype=HALF, softcap=30.0),
+    Case(Rules("cp", attention_gamma=0.25), 33, 33, 1, 1, dim=256),
+    # Stabilisers
+    Case(Rules("attnlrp", attention_epsilon=0.01), 111, 111, 2, 1, softcap=5.0),
+    Case(Rules("attnlrp", attention_epsilon=0.01, attention_gamma=0.25), 63, 111, 2, 1, sinks=True, window=17),
+    Case(Rules("gradient", attention_gamma=0.25), 63, 63, 2, 2, softcap=2.0, causal=False),
+    Case(Rules("gradient", attention_epsilon=0.01), 63, 63, 2, 2, dtype=HALF),
+    Case(Rules("cp", attention_epsilon=0.01, attention_gamma=0.25), 111, 111, 2, 1, dtype=HALF, sinks=True),
+    # Masks, with open, border and closed tiles of either shape
+    Case(Rules("attnlrp"), 111, 111, tiles=SMALL),
+    Case(Rules("attnlrp"), 111, 111, tiles=WIDE),
+    Case(Rules("attnlrp"), 63, 111, tiles=SMALL, window=50, sinks=True),
+    Case(Rules("cp"), 111, 111, tiles=WIDE, window=17, softcap=5.0),
+    Case(Rules("gradient"), 47, 111, 1, 1, tiles=SMALL, causal=False, window=30),
+    Case(Rules("attnlrp"), 111, 111, tiles=SMALL, window=2),
+    Case(Rules("gradient", attention_epsilon=0.01), 63, 111, 3, 1, tiles=WIDE, causal=False, softcap=5.0),
+    Case(Rules("attnlrp"), 111, 111, batch=2, bounds=((0, 80), (37, 111)), tiles=SMALL, sinks=True),
+    Case(Rules("attnlrp", attention_gamma=0.25), 63, 63, batch=2, bounds=((0, 16), (48, 63)), tiles=WIDE, window=40),
+    Case(Rules("cp"), 63, 63, batch=2, bounds=((1, 62), (20, 21)), causal=False, tiles=SMALL),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_rounds_no_worse_than_the_dense_form(case, run, device, within_rounding, monkeypatch):
+    if device != "cpu" and case.dtype is HALF:
+        case = replace(case, dtype=torch.bfloat16)
+    if case.tiles is not None:
+        monkeypatch.setattr(kernels, "config", lambda *_: case.tiles)
+    tensors = case.tensors()
+    (out, _), grads = run(case, *tensors)
+    plain, plain_grads = define(case, *tensors, case.dtype)
+    truth, true_grads = define(case, *tensors, torch.float64)
+    # Two sums lie behind a number: of head_dim products in a score, then over the keys or the queries that meet it.
+    within_rounding(out, plain, truth, case.dim + case.keys)
+    seen = case.queries * case.heads // case.kv_heads
+    for name, found, own, true, terms in zip(
+        ("query", "key", "value"), grads, plain_grads, true_grads, (case.keys, seen, seen), strict=True
+    ):
+        if case.rules.name == "cp" and name != "value":
+            assert found is None
+            continue
+        within_rounding(found, own, true, case.dim + terms)
+
+
+@pytest.mark.parametrize("softcap, sinks", [(None, False), (5.0, True)])
+def test_lse_is_the_logarithm_of_the_denominator(softcap, sinks, run, within_rounding):
+    case = Case(Rules(), 63, 111, 2, 1, softcap=softcap, sinks=sinks, window=40)
+    query, key, value, g, sink, bounds = case.tensors()
+    (_, lse), _ = run(case, query, key, value, g, sink, bounds)
+
+    def plain(dtype):
+        s = query.to(dtype) @ key.to(dtype).transpose(-1, -2) * case.flags["scale"]
+        s = s if softcap is None else softcap * torch.tanh(s / softcap)
+        s = s.masked_fill(~reference.visible(1, 63, 111, window=40), -torch.inf)
+        if sinks:
+            s = torch.cat([s, sink.to(dtype).view(1, -1, 1, 1).expand(1, 2, 63, 1)], -1)
+        return torch.logsumexp(s, -1)
+
+    within_rounding(lse, plain(torch.float32), plain(torch.float64), 111)
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("rules", [Rules("attnlrp", attention_gamma=0.25), Rules("cp")])
+def test_rows_that_read_nothing(rules, sinks, run):
+    case = Case(rules, 63, 63, batch=2, bounds=((0, 0), (40, 63)), sinks=sinks)
+    tensors = case.tensors()
+    for t in tensors[:4]:  # what lies outside the bounds is not read
+        t[0] = t[1, :, :40] = float("nan")
+    (out, lse), grads = run(case, *tensors)
+    assert not out[0].any() and not out[1, :, :40].any()
+    assert (lse[0] == -torch.inf).all() and lse[1, :, 40:].isfinite().all()
+    for grad in grads:
+        if grad is not None:
+            assert grad.isfinite().all() and not grad[0].any() and not grad[1, :, :40].any() and grad[1, :, 40:].any()
+
+
+def test_queries_before_the_first_key_read_nothing(run):
+    case = Case(Rules(), 63, 30)
+    (out, lse), grads = run(case, *case.tensors())
+    assert not out[:, :, :33].any() and out[:, :, 33:].all()
+    assert (lse[:, :, :33] == -torch.inf).all()
+    assert all(grad.isfinite().all() for grad in grads) and not grads[0][:, :, :33].any()
+
+
+@pytest.mark.parametrize("rules", [Rules(), Rules("cp"), Rules(attention_epsilon=0.1, attention_gamma=0.25)],
+                         ids=["attnlrp", "cp", "gamma"])  # fmt: skip
+def test_tiles_without_relevance_are_never_read(rules, run, monkeypatch):
+    monkeypatch.setattr(kernels, "config", lambda *_: Tiles(16, 32, 4, 2))
+    case = Case(rules, 257, 257, 2, 1)
+    query, key, value, g, sinks, bounds = case.tensors()
+    rows = torch.zeros(257, dtype=torch.bool)
+    rows[[35, 100, 101, 256]] = True
+    g[:, :, ~rows] = 0
+    g[:, 1, 35] = 0  # heads need not agree
+    _, expected = run(case, query, key, value, g, sinks, bounds)
+
+    def spoil(query, lse):
+        query, lse = query.clone(), lse.clone()
+        idle = ~torch.stack([rows, rows]).index_fill(1, torch.tensor([35]), False)
+        idle[0, 35] = False
+        idle = ~torch.nn.functional.pad(~idle, (0, 15)).unflatten(1, (-1, 16)).any(-1).repeat_interleave(16, 1)[:, :257]
+        assert idle.sum() > 400
+        query[0, idle] = lse[0, idle] = float("nan")
+        return query, lse
+
+    _, found = run(case, query, key, value, g, sinks, bounds, spoil=spoil)
+    for one, other in zip(found, expected, strict=True):
+        assert one is other is None or torch.equal(one, other)
+    if rules.name != "cp":
+        assert not found[0][:, :, ~rows].any() and found[0][:, :, rows].any()
+    assert found[2].any()
+
+
+def test_no_relevance_at_all_gives_zeros(run):
+    case = Case(Rules(), 63, 63)
+    query, key, value, g, sinks, bounds = case.tensors()
+    _, grads = run(case, query, key, value, torch.zeros_like(g), sinks, bounds)
+    assert not any(grad.any() for grad in grads)
+
+
+@pytest.mark.parametrize("rules", [Rules(), Rules("cp", attention_gamma=0.25)], ids=["attnlrp", "cp"])
+def test_the_same_call_twice_gives_the_same_bits(rules, run):
+    case = Case(rules, 111, 111, 4, 2, dtype=HALF, softcap=5.0)
+    (out, lse), grads = run(case, *case.tensors())
+    (again, lse_again), grads_again = run(case, *case.tensors())
+    assert torch.equal(out, again) and torch.equal(lse, lse_again)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
+
+
+def test_strides_change_nothing(run):
+    case = Case(Rules(attention_gamma=0.25), 63, 63, 2, 1)
+    query, key, value, g, _, _ = case.tensors()
+    g = g[:, :1, :1].expand_as(g)  # strides of 0, as a sum's gradient has
+    (out, lse), grads = run(case, *(t.contiguous() for t in (query, key, value, g)), None, None)
+    query, key = (t.transpose(2, 3).contiguous().transpose(2, 3) for t in (query, key))  # columns 63 apart
+    value = value.flip(2).contiguous()
+    value = value.as_strided(value.shape, value.stride()).flip(2)
+    (other, other_lse), other_grads = run(case, query, key, value, g, None, None)
+    assert torch.equal(out, other) and torch.equal(lse, other_lse)
+    assert all(torch.equal(a, b) for a, b in zip(grads, other_grads, strict=True))
+
+
+def test_a_gradient_in_another_dtype(run):
+    case = Case(Rules(), 63, 63, dtype=HALF)
+    query, key, value, g, _, _ = case.tensors()
+    _, expected = run(case, query, key, value, g, None, None)
+    _, found = run(case, query, key, value, g.float(), None, None)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_rows_beyond_2_to_the_31_elements(run, device):
+    """Strides as of one head in a very long context: the memory between the rows is never touched."""
+    if device != "cpu":
+        pytest.skip("a GPU has no memory to promise")
+    case = Case(Rules(), 70, 70, 1, 1, dtype=HALF)
+    query, key, value, g, _, _ = case.tensors()
+    expected = run(case, query, key, value, g, None, None)
+    stride = 1 << 25
+    far = torch.UntypedStorage(2 * (70 * stride + 64))
+    spread = torch.tensor([], dtype=HALF).set_(far, 0, (1, 1, 70, 64), (1, 1, stride, 1))
+    spread.copy_(key)
+    found = run(case, query, spread, value, g, None, None)
+    assert torch.equal(found[0][0], expected[0][0])
+    assert torch.equal(found[1][0], expected[1][0])
+
+
+@triton.jit
+def cap_ratio_kernel(x, y, BLOCK: tl.constexpr):
+    o = tl.arange(0, BLOCK)
+    tl.store(y + o, kernels.cap_ratio(tl.load(x + o)))
+
+
+def test_cap_ratio_is_accurate_everywhere(device):
+    x = torch.cat([torch.logspace(-30, 5, 1000), torch.linspace(0.01, 0.5, 1000), torch.zeros(48)])
+    x[::2] *= -1
+    found = torch.empty(len(x), dtype=torch.float32, device=device)
+    cap_ratio_kernel[(1,)](x.to(device), found, BLOCK=2048)
+    wide = x.double()
+    truth = torch.where(wide == 0, 1.0, torch.tanh(wide) / wide)
+    assert ((found.cpu() - truth).abs() <= 4 * torch.finfo(torch.float32).eps * truth).all()
+
+
+def test_what_no_kernel_serves_is_refused():
+    for dim, dtype in ((512, torch.float32), (64, torch.float64)):
+        x = torch.randn(1, 1, 4, dim, dtype=dtype)
+        with pytest.raises(ValueError, match=f"head_dim {dim} with elements of {x.element_size()} bytes"):
+            kernels.forward(x, x, x, scale=1.0, causal=True, window=None, softcap=None)
+
+
+@pytest.mark.parametrize("on", [(8, 0), (8, 9), (9, 0), (12, 0)])
+def test_the_table_is_complete_and_its_tiles_fit_together(on, monkeypatch):
+    monkeypatch.setattr(kernels, "capability", lambda _: on)
+    for dim in (64, 80, 96, 128, 256):
+        for dtype in (torch.float16, torch.float32):
+            for gamma in (False, True):
+                x = torch.empty(1, dim, dtype=dtype)
+                by_key, by_query, _ = (kernels.config(step, x, gamma) for step in ("dkv", "dq", "forward"))
+                assert by_query.queries % by_key.queries == 0
