@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..rules import Rules, as_rules
+from .backend import fused, kernels
 
 _TANH_GELU = math.sqrt(2 / math.pi)
 
@@ -69,28 +70,33 @@ def slope(z: Tensor, kind: str, rules: Rules) -> Tensor:
     return find(kind).ratio(z) if rules.treatment.ratio else find(kind).derivative(z)
 
 
-def activation(z: Tensor, kind: str, *, rule: str | Rules = "attnlrp") -> Tensor:
+def activation(z: Tensor, kind: str, *, rule: str | Rules = "attnlrp", impl: str = "auto") -> Tensor:
     """f(z), differentiable by the identity rule ``g f(z)/z`` (attnlrp, cp) or plainly (gradient).
 
     Args:
         z: any shape, any float dtype.
         kind: "silu", "gelu", "gelu_tanh", "relu" or "relu2".
+        impl: "auto", "triton" or "torch", see `lrp_fast.ops.backend.fused`.
 
     Raises:
         ValueError: for an unknown ``kind``.
     """
     find(kind)
-    return _Activation.apply(z, kind, as_rules(rule))
+    return _Activation.apply(z, kind, as_rules(rule), fused(z, impl))
 
 
 class _Activation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z, kind, rules):
+    def forward(ctx, z, kind, rules, fused):
         ctx.save_for_backward(z)
-        ctx.kind, ctx.rules = kind, rules
-        return find(kind).forward(z)
+        ctx.kind, ctx.rules, ctx.fused = kind, rules, fused
+        return kernels("activation").activation_forward(z, kind) if fused else find(kind).forward(z)
 
     @staticmethod
     def backward(ctx, g):
         (z,) = ctx.saved_tensors
-        return (g * slope(z, ctx.kind, ctx.rules)).to(z.dtype), None, None
+        if ctx.fused:
+            g_in = kernels("activation").activation_backward(g, z, ctx.kind, ratio=ctx.rules.treatment.ratio)
+        else:
+            g_in = (g * slope(z, ctx.kind, ctx.rules)).to(z.dtype)
+        return g_in, None, None, None

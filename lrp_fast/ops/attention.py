@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..rules import Rules, as_rules
 from . import attention_flash, attention_tiled
+from .backend import fused, kernels
 from .rows import active_rows
 
 
@@ -33,6 +34,7 @@ def attention(
     bounds: Tensor | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    impl: str = "auto",
 ) -> Tensor:
     """Attention whose backward pass hands relevance gradients to query, key and value.
 
@@ -50,6 +52,7 @@ def attention(
             others neither read nor are read, and their output is zero.
         softcap: scores become softcap * tanh(score / softcap); attnlrp passes it by the identity rule.
         sinks: (H,) one extra logit a head in the softmax denominator, gets no gradient.
+        impl: as in `activation`. The kernels take head_dim up to 256.
 
     Returns:
         (B, H, T, D) in the dtype of ``value``.
@@ -61,7 +64,8 @@ def attention(
     if window is not None and window >= key.shape[2] and causal:
         window = None
     reach = Reach(query.shape[-1] ** -0.5 if scale is None else scale, causal, window, softcap)
-    return _Attention.apply(query, key, value, sinks, bounds, reach, as_rules(rule))
+    function = _FusedAttention if fused(query, impl) else _Attention
+    return function.apply(query, key, value, sinks, bounds, reach, as_rules(rule))
 
 
 def _check(query, key, value, window, bounds, softcap, sinks):
@@ -82,7 +86,39 @@ def _check(query, key, value, window, bounds, softcap, sinks):
         raise ValueError(f"bounds must be (B, 2), with as many queries as keys; got {tuple(bounds.shape)} for {shapes}")
 
 
+class _FusedAttention(torch.autograd.Function):
+    """All of it in the Triton kernels."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, sinks, bounds, reach, rules):
+        absolute = rules.attention_gamma > 0
+        given = {"sinks": sinks, "bounds": bounds, "absolute": absolute}
+        out, lse, size = kernels("attention").forward(query, key, value, **reach._asdict(), **given)
+        ctx.reach, ctx.rules = reach, rules
+        ctx.save_for_backward(query, key, value, out, lse, size, bounds)
+        return out
+
+    @staticmethod
+    def backward(ctx, g):
+        *saved, bounds = ctx.saved_tensors
+        treatment = ctx.rules.treatment
+        grads = kernels("attention").backward(
+            g,
+            *saved,
+            **ctx.reach._asdict(),
+            bounds=bounds,
+            value_share=treatment.value,
+            score_share=treatment.score,
+            ratio=treatment.ratio,
+            epsilon=ctx.rules.attention_epsilon,
+            gamma=ctx.rules.attention_gamma,
+        )
+        return *grads, None, None, None, None
+
+
 class _Attention(torch.autograd.Function):
+    """Plain PyTorch, by the CPU's flash kernels or by tiles."""
+
     @staticmethod
     def forward(ctx, query, key, value, sinks, bounds, reach, rules):
         out = torch.zeros_like(query) if bounds is not None else None

@@ -7,14 +7,17 @@ from torch import Tensor
 
 from ..rules import Rules, as_rules
 from .activation import find, slope
+from .backend import fused, kernels
 
 
-def gated_mlp(gate: Tensor, up: Tensor, kind: str = "silu", *, rule: str | Rules = "attnlrp") -> Tensor:
+def gated_mlp(
+    gate: Tensor, up: Tensor, kind: str = "silu", *, rule: str | Rules = "attnlrp", impl: str = "auto"
+) -> Tensor:
     """``act(gate) * up`` with the relevance shared between its factors: half each (attnlrp), or all to ``up`` (cp).
 
     Args:
         gate, up: the outputs of the gate and up projections, one shape and float dtype.
-        kind: the activation, as in `activation`.
+        kind: the activation, and impl, as in `activation`.
 
     Raises:
         ValueError: for an unknown ``kind`` or differing shapes.
@@ -22,25 +25,33 @@ def gated_mlp(gate: Tensor, up: Tensor, kind: str = "silu", *, rule: str | Rules
     find(kind)
     if gate.shape != up.shape:
         raise ValueError(f"gate and up must have one shape, not {tuple(gate.shape)} and {tuple(up.shape)}")
-    return _GatedMLP.apply(gate, up, kind, as_rules(rule))
+    return _GatedMLP.apply(gate, up, kind, as_rules(rule), fused(gate, impl))
 
 
 class _GatedMLP(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gate, up, kind, rules):
-        ctx.kind, ctx.rules = kind, rules
+    def forward(ctx, gate, up, kind, rules, fused):
+        ctx.kind, ctx.rules, ctx.fused = kind, rules, fused
         ctx.save_for_backward(gate, *([up] if rules.treatment.gate else []))
-        return find(kind).forward(gate).mul_(up)
+        return kernels("gated_mlp").gated_mlp_forward(gate, up, kind) if fused else find(kind).forward(gate).mul_(up)
 
     @staticmethod
     def backward(ctx, g):
         gate, *rest = ctx.saved_tensors
         shares = ctx.rules.treatment
+        if ctx.fused:
+            given = {"ratio": shares.ratio, "gate_share": shares.gate, "up_share": shares.up}
+            return (
+                *kernels("gated_mlp").gated_mlp_backward(g, gate, rest[0] if rest else None, ctx.kind, **given),
+                None,
+                None,
+                None,
+            )
         forward = find(ctx.kind).forward
         if not rest:  # the gate is a constant
-            return None, forward(gate).mul_(g).mul_(shares.up), None, None
+            return None, forward(gate).mul_(g).mul_(shares.up), None, None, None
         factor = slope(gate, ctx.kind, ctx.rules)
         activated = factor * gate if shares.ratio else forward(gate)
         g_up = activated.mul_(g).mul_(shares.up)
         g_gate = factor.mul_(g).mul_(rest[0]).mul_(shares.gate)
-        return g_gate.to(g.dtype), g_up.to(g.dtype), None, None
+        return g_gate.to(g.dtype), g_up.to(g.dtype), None, None, None

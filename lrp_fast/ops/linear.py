@@ -6,11 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .backend import fused, kernels
 from .rows import active_rows
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, epsilon: float = 0.0, gamma: float = 0.0
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    epsilon: float = 0.0,
+    gamma: float = 0.0,
+    impl: str = "auto",
 ) -> Tensor:
     """``x @ weight.T + bias``, differentiable in ``x`` under the epsilon or gamma rule.
 
@@ -18,18 +25,23 @@ def linear(
         x: (..., in), any float dtype.
         weight: (out, in). bias: (out,) or None. Neither gets a gradient.
         epsilon: absolute stabiliser, >= 0; gamma: weight of the same-signed contributions, >= 0. Both 0: the transpose.
+        impl: as in `activation`. The plain transpose is PyTorch's own product whatever it says.
 
     Returns:
-        (..., out), the same bits as ``torch.nn.functional.linear``.
+        (..., out), the same bits as ``torch.nn.functional.linear`` but where the Triton kernel makes it (gamma > 0).
     """
-    return _Linear.apply(x, weight, bias, epsilon, gamma)
+    return _Linear.apply(x, weight, bias, epsilon, gamma, fused(x, impl))
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, epsilon, gamma):
+    def forward(ctx, x, weight, bias, epsilon, gamma, fused):
+        ctx.epsilon, ctx.gamma, ctx.fused = epsilon, gamma, fused
+        if fused and gamma:
+            z, t = kernels("linear").gamma_forward(x, weight, bias, epsilon, gamma)
+            ctx.save_for_backward(weight, x, t)
+            return z
         z = F.linear(x, weight, bias)
-        ctx.epsilon, ctx.gamma = epsilon, gamma
         if gamma:
             ctx.save_for_backward(weight, x, _signed_factor(x, weight, bias, z, epsilon, gamma))
         elif epsilon:
@@ -41,12 +53,13 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         weight, *saved = ctx.saved_tensors
+        rule = ctx.epsilon, ctx.gamma, ctx.fused
         rows = active_rows(g.flatten(0, -2))
         if rows is None:
-            return _backward(g, weight, saved, ctx.epsilon, ctx.gamma), None, None, None, None
-        few = _backward(g.flatten(0, -2)[rows], weight, [t.flatten(0, -2)[rows] for t in saved], ctx.epsilon, ctx.gamma)
+            return _backward(g, weight, saved, *rule), None, None, None, None, None
+        few = _backward(g.flatten(0, -2)[rows], weight, [t.flatten(0, -2)[rows] for t in saved], *rule)
         g_in = few.new_zeros(g.shape[:-1].numel(), few.shape[-1]).index_copy_(0, rows, few)
-        return g_in.view(*g.shape[:-1], -1), None, None, None, None
+        return g_in.view(*g.shape[:-1], -1), None, None, None, None, None
 
 
 def _signed_factor(x, weight, bias, z, epsilon, gamma):
@@ -65,16 +78,20 @@ def _signed_factor(x, weight, bias, z, epsilon, gamma):
     return torch.div(z, denominator, out=denominator)
 
 
-def _backward(g, weight, saved, epsilon, gamma):
+def _backward(g, weight, saved, epsilon, gamma, fused):
     if gamma:
         x, t = saved
+        if fused:
+            return kernels("linear").gamma_backward(g, x, t, weight, gamma)
         s = g * t
         g_in = (s @ weight.abs().mul_(gamma / 2)).mul_(x.sign())
         torch.mul(g, t.abs(), out=s)
         flat = g_in.view(-1, g_in.shape[-1])
         flat.addmm_(s.view(-1, s.shape[-1]), weight, alpha=1 + gamma / 2)
         return g_in
-    if epsilon:
+    if epsilon and fused:
+        g = kernels("linear").epsilon_factor(g, saved[0], epsilon)
+    elif epsilon:
         size = saved[0].abs()
         g = size.div_(size + epsilon).mul_(g)
     return g @ weight

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ..rules import Rules, as_rules
+from .backend import fused, kernels
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rule: str | Rules = "attnlrp") -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rule: str | Rules = "attnlrp", impl: str = "auto") -> Tensor:
     """``weight * x * rstd``, differentiable in ``x`` with ``rstd`` held constant (attnlrp, cp) or plainly (gradient).
 
     Statistics are taken in float32, in float64 for float64 inputs; for the other dtypes the result has the same bits
@@ -16,57 +17,84 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rule: str | Rules = "attn
 
     Args:
         x: (..., D). weight: (D,), gets no gradient.
+        impl: as in `activation`.
     """
-    return _RMSNorm.apply(x, weight, eps, as_rules(rule))
+    return _RMSNorm.apply(x, weight, eps, as_rules(rule), fused(x, impl))
 
 
 def layer_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, *, rule: str | Rules = "attnlrp"
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    rule: str | Rules = "attnlrp",
+    impl: str = "auto",
 ) -> Tensor:
     """LayerNorm over the last dimension, differentiable in ``x`` with ``rstd`` held constant (attnlrp, cp) or plainly.
 
     Args:
         x: (..., D). weight, bias: (D,) or None, get no gradient.
+        impl: as in `activation`.
     """
-    return _LayerNorm.apply(x, weight, bias, eps, as_rules(rule))
+    return _LayerNorm.apply(x, weight, bias, eps, as_rules(rule), fused(x, impl))
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, eps, rules):
+    def forward(ctx, x, weight, eps, rules, fused):
+        ctx.frozen, ctx.fused = rules.treatment.frozen_norm, fused
+        if fused:
+            y, rstd, _ = kernels("norm").rms_norm_forward(x, weight, eps)
+            ctx.save_for_backward(weight, rstd, *([] if ctx.frozen else [x]))
+            return y
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         rstd = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-        ctx.frozen = rules.treatment.frozen_norm
         ctx.save_for_backward(weight, rstd, *([] if ctx.frozen else [x]))
         return weight * (wide * rstd).to(x.dtype)
 
     @staticmethod
     def backward(ctx, g):
         weight, rstd, *rest = ctx.saved_tensors
+        if ctx.fused:
+            return (
+                kernels("norm").rms_norm_backward(g, weight, rstd, *rest, frozen=ctx.frozen)[0],
+                None,
+                None,
+                None,
+                None,
+            )
         g_hat = g * weight if rstd.dtype == g.dtype else g.to(rstd.dtype) * weight
         if not ctx.frozen:
             g_hat = _without_radial_part(g_hat, rest[0].to(rstd.dtype) * rstd)
-        return g_hat.mul_(rstd).to(g.dtype), None, None, None
+        return g_hat.mul_(rstd).to(g.dtype), None, None, None, None
 
 
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, eps, rules):
-        y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
-        ctx.frozen = rules.treatment.frozen_norm
+    def forward(ctx, x, weight, bias, eps, rules, fused):
+        ctx.frozen, ctx.fused = rules.treatment.frozen_norm, fused
+        if fused:
+            y, mean, rstd, _ = kernels("norm").layer_norm_forward(x, weight, bias, eps)
+        else:
+            y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
         ctx.save_for_backward(weight, rstd, *([] if ctx.frozen else [x, mean]))
         return y
 
     @staticmethod
     def backward(ctx, g):
         weight, rstd, *rest = ctx.saved_tensors
+        if ctx.fused:
+            x, mean = rest or (None, None)
+            g_in, _ = kernels("norm").layer_norm_backward(g, weight, mean, rstd, x, frozen=ctx.frozen)
+            return g_in, None, None, None, None, None
         rstd = rstd.to(torch.promote_types(g.dtype, torch.float32))
         g_hat = g.to(rstd.dtype) if weight is None else g.to(rstd.dtype) * weight
         if not ctx.frozen:
             x, mean = rest
             g_hat = _without_radial_part(g_hat, (x.to(rstd.dtype) - mean) * rstd)
         g_hat = g_hat - g_hat.mean(-1, keepdim=True)
-        return g_hat.mul_(rstd).to(g.dtype), None, None, None, None
+        return g_hat.mul_(rstd).to(g.dtype), None, None, None, None, None
 
 
 def _without_radial_part(g_hat: Tensor, normed: Tensor) -> Tensor:

@@ -1,0 +1,62 @@
+"""lrp_fast.ops with impl="triton": the same numbers as plain PyTorch, for every rule, through autograd."""
+
+import pytest
+import torch
+
+from lrp_fast import Rules, ops
+
+RULES = [Rules("attnlrp"), Rules("cp"), Rules("gradient"), Rules("attnlrp", 0.1, 0.3, 0.1, 0.3), Rules("cp", 0.1)]
+rules = pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.name}-{rule.epsilon}-{rule.gamma}")
+
+
+def compare(call, *tensors):
+    """Outputs and gradients of both implementations, in float32."""
+    torch.manual_seed(0)
+    found = []
+    for impl in ("torch", "triton"):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        out = call(*leaves, impl=impl)
+        g = torch.linspace(-1, 1, out.numel()).reshape(out.shape)
+        found.append([out.detach(), *torch.autograd.grad(out, leaves, g, allow_unused=True)])
+    for plain, fused in zip(*found, strict=True):
+        assert (plain is None) == (fused is None)
+        if plain is not None:
+            torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4 * plain.abs().max().item())
+
+
+def random(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@rules
+def test_linear(rule):
+    weight, bias = random(33, 17), random(33)
+    compare(
+        lambda x, impl: ops.linear(x, weight, bias, epsilon=rule.epsilon, gamma=rule.gamma, impl=impl), random(2, 5, 17)
+    )
+
+
+@rules
+def test_pointwise(rule):
+    compare(lambda x, impl: ops.activation(x, "silu", rule=rule, impl=impl), random(2, 5, 17))
+    compare(
+        lambda a, b, impl: ops.gated_mlp(a, b, "gelu_tanh", rule=rule, impl=impl), random(2, 5, 17), random(2, 5, 17)
+    )
+    compare(lambda x, impl: ops.rms_norm(x, random(17), 1e-3, rule=rule, impl=impl), random(2, 5, 17))
+    compare(lambda x, impl: ops.layer_norm(x, random(17), None, 1e-3, rule=rule, impl=impl), random(2, 5, 17))
+
+
+@rules
+@pytest.mark.parametrize("flags", [{}, {"window": 5, "softcap": 3.0}, {"bounds": torch.tensor([[0, 9], [2, 11]])}])
+def test_attention(rule, flags):
+    flags = flags | {"sinks": random(4)} if "softcap" in flags else flags
+    call = lambda q, k, v, impl: ops.attention(q, k, v, rule=rule, impl=impl, **flags)  # noqa: E731
+    compare(call, random(2, 4, 11, 16), random(2, 2, 11, 16), random(2, 2, 11, 16))
+
+
+def test_what_the_kernels_do_not_take_is_refused():
+    x = torch.ones(2, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match="take float16, bfloat16 and float32, not torch.float64: use impl='torch'"):
+        ops.activation(x, "silu", impl="triton")
+    with pytest.raises(ValueError, match="impl must be one of 'auto', 'triton', 'torch', not 'cuda'"):
+        ops.activation(x, "silu", impl="cuda")
