@@ -29,8 +29,9 @@ MODULES = sorted(
 )
 # Bytes of shared memory that a block may have on the architecture's devices.
 SHARED = {80: 166912, 89: 101376, 90: 232448, 100: 232448}
-# Bytes of stack a thread, by module, where they are not 0: registers that did not suffice.
-STACK = {"attention": 0}
+# Bytes of stack a thread may have, by module, where not 0. norm: with Triton 3.6, LayerNorm's plain backward in
+# float32 has a frame of 8 bytes on sm_89, at 40 registers as at 64.
+STACK = {"norm": 8}
 WORKERS = 2
 
 
