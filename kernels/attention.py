@@ -580,7 +580,8 @@ class Tiles(NamedTuple):
 
 
 # By (pass, BLOCK_D, bytes of an element): first for 101376 bytes of shared memory (sm_80, sm_86, sm_89, sm_120), then
-# for 232448 (sm_90, sm_100). "... gamma" passes hold a second set of sums. Whoever changes a row lets the compile gate
+# for 232448 (sm_90, sm_100). "... gamma" passes hold a second set of sums,
+# "... capped" ones (where listed) the factor of a soft-cap. Whoever changes a row lets the compile gate
 # compare its shared memory and stack with what the devices have. No row has been timed on a GPU yet.
 _TILES = {
     ("forward", 64, 2): (Tiles(128, 64, 4, 3), Tiles(128, 128, 8, 3)),
@@ -601,6 +602,7 @@ _TILES = {
     ("dkv", 64, 4): (Tiles(32, 32, 8, 2), Tiles(32, 32, 8, 2)),
     ("dkv", 128, 4): (Tiles(32, 32, 8, 1), Tiles(32, 32, 8, 1)),
     ("dkv", 256, 4): (Tiles(16, 16, 8, 2), Tiles(16, 16, 8, 2)),
+    ("dkv capped", 128, 2): (Tiles(32, 64, 8, 2), Tiles(32, 128, 8, 2)),
     ("dkv gamma", 64, 2): (Tiles(32, 32, 4, 2), Tiles(32, 128, 8, 2)),
     ("dkv gamma", 128, 2): (Tiles(32, 32, 8, 2), Tiles(64, 32, 8, 2)),
     ("dkv gamma", 256, 2): (Tiles(16, 32, 8, 1), Tiles(32, 32, 8, 1)),
@@ -622,7 +624,7 @@ _TILES = {
 }
 
 
-def config(step: str, query: Tensor, gamma: bool) -> Tiles:
+def config(step: str, query: Tensor, gamma: bool, capped: bool = False) -> Tiles:
     """Tiles of ``step`` ("forward", "dkv" or "dq") on the device of ``query``; ``gamma``: with |V| beside V.
 
     Raises:
@@ -630,6 +632,9 @@ def config(step: str, query: Tensor, gamma: bool) -> Tiles:
     """
     head_dim, itemsize = query.shape[-1], query.element_size()
     key = (step + " gamma" * gamma, block_d(head_dim), itemsize)
+    if capped and not gamma:
+        own = (step + " capped", *key[1:])
+        key = own if own in _TILES else key
     if key not in _TILES:
         raise ValueError(f"no attention kernel for head_dim {head_dim} with elements of {itemsize} bytes")
     small, large = _TILES[key]
@@ -719,7 +724,7 @@ def backward(
     batch, heads, queries, head_dim = query.shape
     kv_heads, keys = key.shape[1:3]
     scored, gammaed = score_share != 0, gamma != 0
-    by_key, by_query = (config(step, query, gammaed) for step in ("dkv", "dq"))
+    by_key, by_query = (config(step, query, gammaed, softcap is not None) for step in ("dkv", "dq"))
     scalars = _score_scalars(key, scale, window, softcap)
     flags = _flags(key, causal, window, softcap, bounds)
     shape = {"HEAD_DIM": head_dim, "BLOCK_D": block_d(head_dim)}
