@@ -144,13 +144,17 @@ def cap_ratio(b_x):
 
 @triton.jit
 def scores(b_qk, o_i, o_j, first, end, window, qk_scale, cap_scale, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
-           SOFTCAP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """Scores in units of log 2, of q k products ``b_qk`` at positions o_i x o_j; and cap(s)/s with a soft-cap."""
+           SOFTCAP: tl.constexpr, RATIO: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """Scores in units of log 2, of q k products ``b_qk`` at positions o_i x o_j; and what the soft-cap, if any, passes
+    back: cap(s)/s if RATIO, its derivative otherwise. (Formed here, so that b_qk need not be kept for it.)"""
     b_s = b_qk * qk_scale
-    b_ratio = b_s
+    b_factor = b_s
     if SOFTCAP:
-        b_ratio = cap_ratio(b_qk * cap_scale)
-        b_s = b_s * b_ratio
+        b_factor = cap_ratio(b_qk * cap_scale)
+        b_s = b_s * b_factor
+        if not RATIO:
+            b_tanh = b_qk * cap_scale * b_factor
+            b_factor = 1.0 - b_tanh * b_tanh
     if MASKED:
         m = (o_j >= first) & (o_j < end)
         if CAUSAL:
@@ -158,19 +162,15 @@ def scores(b_qk, o_i, o_j, first, end, window, qk_scale, cap_scale, CAUSAL: tl.c
         if WINDOW:
             m = m & (o_j > o_i - window)
         b_s = tl.where(m, b_s, float("-inf"))
-    return b_s, b_ratio
+    return b_s, b_factor
 
 
 @triton.jit
-def score_gradient(b_p, b_dp, b_passed, b_qk, b_ratio, cap_scale, SOFTCAP: tl.constexpr, RATIO: tl.constexpr):
-    """P (dP - D), through the soft-cap: by cap(s)/s if RATIO, by its derivative otherwise."""
+def score_gradient(b_p, b_dp, b_passed, b_factor, SOFTCAP: tl.constexpr):
+    """P (dP - D), through the soft-cap."""
     b_ds = b_p * (b_dp - b_passed)
     if SOFTCAP:
-        if RATIO:
-            b_ds = b_ds * b_ratio
-        else:
-            b_tanh = b_qk * cap_scale * b_ratio
-            b_ds = b_ds * (1.0 - b_tanh * b_tanh)
+        b_ds = b_ds * b_factor
     return b_ds
 
 
@@ -199,7 +199,7 @@ def attend(b_acc, b_abs, b_max, b_sum, b_q, k, v, o_i, start, count, jump_at, ju
         # (BLOCK_M, BLOCK_N)
         b_qk = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
         b_s, _ = scores(b_qk, o_i[:, None], o_j[None, :], first, end, window, qk_scale, cap_scale, CAUSAL, WINDOW,
-                        SOFTCAP, MASKED)  # fmt: skip
+                        SOFTCAP, True, MASKED)  # fmt: skip
         b_new = tl.maximum(b_max, tl.max(b_s, 1))
         b_p = tl.exp2(b_s - b_new[:, None])
         b_rescale = tl.exp2(b_max - b_new)
@@ -379,8 +379,8 @@ def collect(b_dk, b_dv, b_more, b_k, b_v, q, u, u_more, p_lse, p_passed, p_liste
         b_lse = load_lse(p_lse, o_t, t_first, t_end)
         # (BLOCK_N, BLOCK_M): transposed, so that the sums over queries take it as it is
         b_qk = tl.dot(b_k, tl.trans(b_q), input_precision="ieee")
-        b_s, b_ratio = scores(b_qk, (o_t + offset)[None, :], o_j[:, None], first, end, window, qk_scale, cap_scale,
-                              CAUSAL, WINDOW, SOFTCAP, MASKED)  # fmt: skip
+        b_s, b_factor = scores(b_qk, (o_t + offset)[None, :], o_j[:, None], first, end, window, qk_scale, cap_scale,
+                              CAUSAL, WINDOW, SOFTCAP, RATIO, MASKED)  # fmt: skip
         b_p = tl.exp2(b_s - b_lse[None, :])
         b_u = load_tile(u, o_t, stride_ut, stride_ud, t_first, t_end, HEAD_DIM, BLOCK_D, MASKED)
         b_dv = tl.dot(b_p.to(b_u.dtype), b_u, b_dv, input_precision="ieee")
@@ -393,7 +393,7 @@ def collect(b_dk, b_dv, b_more, b_k, b_v, q, u, u_more, p_lse, p_passed, p_liste
                 b_dp = tl.dot(tl.abs(b_v), tl.trans(b_u), b_dp, input_precision="ieee")
         if SCORES:
             b_passed = tl.load(p_passed + o_t, mask=(o_t >= t_first) & (o_t < t_end), other=0.0)
-            b_ds = score_gradient(b_p, b_dp, b_passed[None, :], b_qk, b_ratio, cap_scale, SOFTCAP, RATIO)
+            b_ds = score_gradient(b_p, b_dp, b_passed[None, :], b_factor, SOFTCAP)
             b_dk = tl.dot(b_ds.to(b_q.dtype), b_q, b_dk, input_precision="ieee")
     return b_dk, b_dv, b_more
 
@@ -490,14 +490,14 @@ def return_to_queries(b_dq, b_q, b_u, b_more, b_lse, b_passed, k, v, o_i, start,
         b_k = load_tile(k, o_j, stride_ks, stride_kd, first, end, HEAD_DIM, BLOCK_D, MASKED)
         # (BLOCK_M, BLOCK_N)
         b_qk = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
-        b_s, b_ratio = scores(b_qk, o_i[:, None], o_j[None, :], first, end, window, qk_scale, cap_scale,
-                              CAUSAL, WINDOW, SOFTCAP, MASKED)  # fmt: skip
+        b_s, b_factor = scores(b_qk, o_i[:, None], o_j[None, :], first, end, window, qk_scale, cap_scale,
+                              CAUSAL, WINDOW, SOFTCAP, RATIO, MASKED)  # fmt: skip
         b_p = tl.exp2(b_s - b_lse[:, None])
         b_v = load_tile(v, o_j, stride_vs, stride_vd, first, end, HEAD_DIM, BLOCK_D, MASKED)
         b_dp = tl.dot(b_u, tl.trans(b_v), input_precision="ieee")
         if GAMMA:
             b_dp = tl.dot(b_more, tl.trans(tl.abs(b_v)), b_dp, input_precision="ieee")
-        b_ds = score_gradient(b_p, b_dp, b_passed[:, None], b_qk, b_ratio, cap_scale, SOFTCAP, RATIO)
+        b_ds = score_gradient(b_p, b_dp, b_passed[:, None], b_factor, SOFTCAP)
         b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision="ieee")
     return b_dq
 
@@ -580,7 +580,8 @@ class Tiles(NamedTuple):
 
 
 # By (pass, BLOCK_D, bytes of an element): first for 101376 bytes of shared memory (sm_80, sm_86, sm_89, sm_120), then
-# for 232448 (sm_90, sm_100). "... gamma" passes hold a second set of sums. Whoever changes a row lets the compile gate
+# for 232448 (sm_90, sm_100). "... gamma" passes hold a second set of sums,
+# "... capped" ones (where listed) the factor of a soft-cap. Whoever changes a row lets the compile gate
 # compare its shared memory and stack with what the devices have. No row has been timed on a GPU yet.
 _TILES = {
     ("forward", 64, 2): (Tiles(128, 64, 4, 3), Tiles(128, 128, 8, 3)),
@@ -601,6 +602,7 @@ _TILES = {
     ("dkv", 64, 4): (Tiles(32, 32, 8, 2), Tiles(32, 32, 8, 2)),
     ("dkv", 128, 4): (Tiles(32, 32, 8, 1), Tiles(32, 32, 8, 1)),
     ("dkv", 256, 4): (Tiles(16, 16, 8, 2), Tiles(16, 16, 8, 2)),
+    ("dkv capped", 128, 2): (Tiles(32, 64, 8, 2), Tiles(32, 128, 8, 2)),
     ("dkv gamma", 64, 2): (Tiles(32, 32, 4, 2), Tiles(32, 128, 8, 2)),
     ("dkv gamma", 128, 2): (Tiles(32, 32, 8, 2), Tiles(64, 32, 8, 2)),
     ("dkv gamma", 256, 2): (Tiles(16, 32, 8, 1), Tiles(32, 32, 8, 1)),
@@ -622,7 +624,7 @@ _TILES = {
 }
 
 
-def config(step: str, query: Tensor, gamma: bool) -> Tiles:
+def config(step: str, query: Tensor, gamma: bool, capped: bool = False) -> Tiles:
     """Tiles of ``step`` ("forward", "dkv" or "dq") on the device of ``query``; ``gamma``: with |V| beside V.
 
     Raises:
@@ -630,6 +632,9 @@ def config(step: str, query: Tensor, gamma: bool) -> Tiles:
     """
     head_dim, itemsize = query.shape[-1], query.element_size()
     key = (step + " gamma" * gamma, block_d(head_dim), itemsize)
+    if capped and not gamma:
+        own = (step + " capped", *key[1:])
+        key = own if own in _TILES else key
     if key not in _TILES:
         raise ValueError(f"no attention kernel for head_dim {head_dim} with elements of {itemsize} bytes")
     small, large = _TILES[key]
@@ -719,7 +724,7 @@ def backward(
     batch, heads, queries, head_dim = query.shape
     kv_heads, keys = key.shape[1:3]
     scored, gammaed = score_share != 0, gamma != 0
-    by_key, by_query = (config(step, query, gammaed) for step in ("dkv", "dq"))
+    by_key, by_query = (config(step, query, gammaed, softcap is not None) for step in ("dkv", "dq"))
     scalars = _score_scalars(key, scale, window, softcap)
     flags = _flags(key, causal, window, softcap, bounds)
     shape = {"HEAD_DIM": head_dim, "BLOCK_D": block_d(head_dim)}
