@@ -19,9 +19,14 @@ def linear(
         weight: (out, in). bias: (out,) or None. Neither gets a gradient.
         epsilon: absolute stabiliser, >= 0; gamma: weight of the same-signed contributions, >= 0. Both 0: the transpose.
 
+    Raises:
+        ValueError: for a negative stabiliser.
+
     Returns:
         (..., out), the same bits as ``torch.nn.functional.linear``.
     """
+    if not (epsilon >= 0 and gamma >= 0):
+        raise ValueError(f"epsilon and gamma must be numbers >= 0, not {epsilon!r} and {gamma!r}")
     return _Linear.apply(x, weight, bias, epsilon, gamma)
 
 
@@ -41,10 +46,16 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         weight, *saved = ctx.saved_tensors
-        rows = active_rows(g.flatten(0, -2))
+        rows = active_rows(g.reshape(-1, g.shape[-1]))
         if rows is None:
             return _backward(g, weight, saved, ctx.epsilon, ctx.gamma), None, None, None, None
-        few = _backward(g.flatten(0, -2)[rows], weight, [t.flatten(0, -2)[rows] for t in saved], ctx.epsilon, ctx.gamma)
+        few = _backward(
+            g.reshape(-1, g.shape[-1])[rows],
+            weight,
+            [t.reshape(-1, t.shape[-1])[rows] for t in saved],
+            ctx.epsilon,
+            ctx.gamma,
+        )
         g_in = few.new_zeros(g.shape[:-1].numel(), few.shape[-1]).index_copy_(0, rows, few)
         return g_in.view(*g.shape[:-1], -1), None, None, None, None
 
@@ -71,9 +82,7 @@ def _backward(g, weight, saved, epsilon, gamma):
         s = g * t
         g_in = (s @ weight.abs().mul_(gamma / 2)).mul_(x.sign())
         torch.mul(g, t.abs(), out=s)
-        flat = g_in.view(-1, g_in.shape[-1])
-        flat.addmm_(s.view(-1, s.shape[-1]), weight, alpha=1 + gamma / 2)
-        return g_in
+        return g_in.add_(s.mul_(1 + gamma / 2) @ weight)
     if epsilon:
         size = saved[0].abs()
         g = size.div_(size + epsilon).mul_(g)

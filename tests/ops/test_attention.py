@@ -152,6 +152,12 @@ def test_padding_gives_each_row_what_it_gives_alone():
             assert not one[row, :, :start].any() and not one[row, :, end:].any()
 
 
+def test_a_batch_of_nothing_but_padding_gives_zeros():
+    tensors = make(11, 11, 4, 2, torch.float32)
+    out, grads = run(*tensors, bounds=torch.zeros(2, 2, dtype=torch.long))
+    assert not out.any() and not any(t.any() for t in grads)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -161,6 +167,7 @@ def test_padding_gives_each_row_what_it_gives_alone():
         ({"window": 0}, "window must be at least 1, not 0"),
         ({"softcap": 0.0}, "softcap must be positive, not 0.0"),
         ({"sinks": torch.ones(3)}, r"one number a head, \(4,\), not \(3,\)"),
+        ({"bounds": torch.tensor([[0, 60], [0, 5]])}, "bounds must lie within the 11 tokens"),
         ({"bounds": torch.ones(3, 2)}, r"bounds must be \(B, 2\)"),
     ],
 )

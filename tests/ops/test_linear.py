@@ -67,3 +67,19 @@ def test_weights_get_no_gradient():
     x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
     ops.linear(x, weight).sum().backward()
     assert weight.grad is None and x.grad is not None
+
+
+@pytest.mark.parametrize("epsilon, gamma", RULES)
+def test_any_strides_and_a_single_row(epsilon, gamma):
+    x, weight = torch.randn(5, 7, 17, dtype=torch.float64), torch.randn(13, 17, dtype=torch.float64)
+    g = torch.randn(7, 5, 13, dtype=torch.float64).transpose(0, 1)
+    _, found = run(x, weight, None, g, epsilon, gamma)
+    _, truth = run(x, weight, None, g.contiguous(), epsilon, gamma)
+    assert torch.allclose(found, truth, rtol=1e-12)
+    _, row = run(x[2, 3], weight, None, g[2, 3], epsilon, gamma)
+    assert torch.allclose(row, truth[2, 3], rtol=1e-10)
+
+
+def test_negative_stabilisers_are_refused():
+    with pytest.raises(ValueError, match="epsilon and gamma must be numbers >= 0, not -1.0 and 0.0"):
+        ops.linear(torch.ones(2, 3), torch.ones(4, 3), epsilon=-1.0)
