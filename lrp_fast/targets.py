@@ -176,7 +176,8 @@ def _text(ids, tokenizer) -> str | None:
     if tokenizer is None:
         return None
     text = tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
-    pieces = [str(piece) for piece in tokenizer.convert_ids_to_tokens(list(ids))]
+    found = zip(ids, tokenizer.convert_ids_to_tokens(list(ids)), strict=True)
+    pieces = [f"<{one}>" if piece is None else str(piece) for one, piece in found]  # None: rows beyond the vocabulary
     if not text or "\ufffd" in text:
         return "".join(_spelled(piece) for piece in pieces)
     # SentencePiece marks a word's beginning by a sign and drops the space that it stands for at the front of a text.

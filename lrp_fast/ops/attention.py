@@ -158,7 +158,7 @@ def _backward(g, query, key, value, out, lse, size, reach, rules):
     else:
         wide = value
         if epsilon:
-            g = g * (out.abs() / (out.abs() + epsilon))
+            g = g * (out.abs() / (out.abs() + epsilon).clamp_(min=torch.finfo(out.dtype).tiny))
     plain = not gamma and rows is None and treatment.score and attention_flash.serves(query, reach)
     if plain:
         dq, dk, dv = attention_flash.backward(g, query, key, value, out, lse, reach)

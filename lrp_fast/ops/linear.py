@@ -72,6 +72,8 @@ def _signed_factor(x, weight, bias, z, epsilon, gamma):
     if bias is None and epsilon:
         offset = weight.new_full(weight.shape[:1], epsilon)
     denominator = F.linear(x.abs(), size, offset).add_(z.abs(), alpha=1 + gamma / 2)
+    if z.dtype == torch.float16 and denominator.isinf().any():
+        raise ValueError("the gamma rule's sums exceed float16: load the model in bfloat16 or float32")
     denominator.clamp_(min=torch.finfo(z.dtype).tiny)  # 0 only where z is 0 too: nothing passes there
     return torch.div(z, denominator, out=denominator)
 
@@ -85,5 +87,5 @@ def _backward(g, weight, saved, epsilon, gamma):
         return g_in.add_(s.mul_(1 + gamma / 2) @ weight)
     if epsilon:
         size = saved[0].abs()
-        g = size.div_(size + epsilon).mul_(g)
+        g = size.div_((size + epsilon).clamp_(min=torch.finfo(size.dtype).tiny)).mul_(g)
     return g @ weight

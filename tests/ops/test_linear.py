@@ -83,3 +83,17 @@ def test_any_strides_and_a_single_row(epsilon, gamma):
 def test_negative_stabilisers_are_refused():
     with pytest.raises(ValueError, match="epsilon and gamma must be numbers >= 0, not -1.0 and 0.0"):
         ops.linear(torch.ones(2, 3), torch.ones(4, 3), epsilon=-1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_stabiliser_below_the_dtypes_range_passes_no_nan(dtype):
+    x, weight = torch.ones(3, 4, dtype=dtype), torch.zeros(5, 4, dtype=dtype)
+    _, found = run(x, weight, None, torch.ones(3, 5, dtype=dtype), 1e-60, 0.0)
+    assert torch.equal(found, torch.zeros_like(found))
+
+
+def test_sums_beyond_float16_are_refused():
+    x, weight = torch.full((1, 64), 200.0, dtype=torch.float16), torch.full((2, 64), 10.0, dtype=torch.float16)
+    weight[:, ::2] = -10
+    with pytest.raises(ValueError, match="the gamma rule's sums exceed float16"):
+        ops.linear(x, weight, gamma=2.0)
