@@ -68,7 +68,7 @@ py::array_t<std::int64_t> topk_magnitude(const py::object& values, const py::obj
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-    module.doc() = "The C++ graph core of lrp_fast. Private: call it through lrp_fast.graph.";
+    module.doc() = "The C++ core of lrp_fast. Private.";
     module.def("topk_magnitude", &topk_magnitude, py::arg("values"), py::arg("k"),
                R"doc(Exact top-k by magnitude.
 

@@ -27,7 +27,7 @@ def model_directory(cache: Path | None = None) -> Path:
     aside and renamed into place, so an interrupted one leaves no half model behind.
     """
     directory = (Path(cache) if cache is not None else default_cache()) / NAME
-    if directory.is_dir():
+    if (directory / "model.safetensors").is_file():
         return directory
     gguf_file = find_gguf()
     require("gguf", "accelerate")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import operator
 import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors.torch import save
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from . import targets
+from .files import write_atomically
 from .hf import check
 from .rules import Rules, as_rules
 from .stream import Progress, propagate
@@ -23,7 +23,7 @@ from .targets import Explained
 _FORMAT = "lrp_fast.attribution/1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no one truth value to compare by
 class Attribution:
     """Relevance of every hidden state for one model decision.
 
@@ -82,41 +82,20 @@ def load(path: str | os.PathLike) -> Attribution:
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("lrp_fast", "{}"))
-            if about.get("format") != _FORMAT:
+            if not isinstance(about, dict) or about.get("format") != _FORMAT:
                 raise ValueError(f"{os.fspath(path)!r} is a safetensors file, but not one that Attribution.save wrote")
-            layers, input_ids = file.get_tensor("layers"), file.get_tensor("input_ids")
-    except SafetensorError as error:
-        raise ValueError(f"{os.fspath(path)!r} is not a whole safetensors file: {error}") from error
-    return Attribution(
-        value=about["value"],
-        layers=layers,
-        input_ids=input_ids,
-        explained=Explained.from_dict(about["explained"]),
-        rules=Rules(**about["rules"]),
-        model=about["model"],
-        tokens=about["tokens"],
-        special=about["special"],
-    )
-
-
-def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Write ``data`` beside ``path`` and rename it into place, so that no reader sees half a file."""
-    path = Path(path)
-    descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        os.chmod(aside, 0o666 & ~_umask())
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+            return Attribution(
+                value=about["value"],
+                layers=file.get_tensor("layers"),
+                input_ids=file.get_tensor("input_ids"),
+                explained=Explained.from_dict(about["explained"]),
+                rules=Rules(**about["rules"]),
+                model=about["model"],
+                tokens=about["tokens"],
+                special=about["special"],
+            )
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{os.fspath(path)!r} is not a whole file that Attribution.save wrote: {error}") from error
 
 
 def attribute(
@@ -216,6 +195,8 @@ def _read_ids(input_ids, tokenizer) -> torch.Tensor:
         if tokenizer is None:
             raise ValueError("input_ids is a string: give tokenizer= with it, or token ids")
         input_ids = tokenizer.encode(input_ids)
+    if hasattr(input_ids, "input_ids"):
+        raise TypeError("input_ids is all that a tokenizer returned: pass its .input_ids")
     try:
         ids = torch.as_tensor(input_ids)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -242,11 +223,16 @@ def _check_ids(ids: torch.Tensor, model) -> None:
 
 
 def _read_positions(position, length: int) -> list[int]:
-    given = [position] if hasattr(position, "__index__") and not isinstance(position, torch.Tensor) else position
+    message = f"position must be a whole number or a sequence of them, not {position!r}"
+    if isinstance(position, bool | set | frozenset):
+        raise TypeError(message)
     try:
-        given = [operator.index(one) for one in given]
-    except TypeError as error:
-        raise TypeError(f"position must be a whole number or a sequence of them, not {position!r}") from error
+        given = [operator.index(position)]
+    except TypeError:
+        try:
+            given = [operator.index(one) for one in position]
+        except TypeError as error:
+            raise TypeError(message) from error
     if not given:
         raise ValueError("position is an empty sequence: name at least one position")
     for one in given:

@@ -1,16 +1,19 @@
 """The command line: ``lrp-fast attribute``.
 
-Results go to stdout, progress to stderr; the exit status is 0, 1 (failed) or 2 (asked wrongly).
+Results go to stdout, progress to stderr; the exit status is 0, 1 (failed), 2 (asked wrongly) or 130 (interrupted).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 _EXAMPLES = """\
@@ -24,7 +27,7 @@ examples:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    for stream in (sys.stdout, sys.stderr):  # a token is anything: no terminal's encoding may fail on it
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # a token is anything: no terminal's encoding may fail on it
         stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
@@ -35,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, TypeError) as error:  # lrp_fast's own words for input that cannot be honoured
         print(f"lrp-fast: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read our output has seen enough; Python must not complain of it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (OSError, RuntimeError) as error:
         print(f"lrp-fast: failed: {error}", file=sys.stderr)
         return 1
@@ -60,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     prompt = command.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="the prompt")
     prompt.add_argument(
-        "--prompt-file", metavar="FILE", help="a UTF-8 file that holds the prompt; - for standard input"
+        "--prompt-file",
+        metavar="FILE",
+        help="a UTF-8 file that holds the prompt (one newline at its end is not part of it); - for standard input",
     )
     command.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template first")
     command.add_argument(
@@ -101,17 +109,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _attribute(options: argparse.Namespace) -> int:
     prompt = _read_prompt(options)
-    contrast = _read_token(options.contrast)
-    for suffix in (".html", ".json", ".safetensors"):
-        if _beside(options.out, suffix).is_dir() or not _beside(options.out, suffix).parent.is_dir():
-            raise ValueError(
-                f"cannot write {_beside(options.out, suffix)}: name a file in a folder that exists with --out"
-            )
+    target = None if options.target is None else _read_token(options.target)
+    contrast = _read_contrast(options.contrast)
+    _check_out(options.out)
 
-    import transformers  # heavy: --help and mistakes above need none of it
+    import transformers
 
     from . import attribute
-    from .attribution import write_atomically
+    from .files import write_atomically
     from .report.html import write_html
     from .report.record import as_json
     from .report.table import best_table, table
@@ -136,7 +141,7 @@ def _attribute(options: argparse.Namespace) -> int:
         result = attribute(
             model,
             ids,
-            target=None if options.target is None else _read_token(options.target),
+            target=target,
             contrast=contrast,
             position=options.position,
             rule=options.rule,
@@ -172,24 +177,42 @@ def _beside(out: Path, suffix: str) -> Path:
 
 def _read_prompt(options: argparse.Namespace) -> str:
     if options.prompt is not None:
+        if any("\ud800" <= sign <= "\udfff" for sign in options.prompt):
+            raise ValueError("--prompt is no text in this locale's encoding: use a UTF-8 locale, or --prompt-file")
         return options.prompt
     try:
-        if options.prompt_file == "-":
-            return sys.stdin.buffer.read().decode("utf-8")
-        return Path(options.prompt_file).read_text("utf-8")
+        data = sys.stdin.buffer.read() if options.prompt_file == "-" else Path(options.prompt_file).read_bytes()
+        return data.decode("utf-8").removesuffix("\n")  # editors and echo end a file so
     except UnicodeDecodeError as error:
         raise ValueError(f"the prompt in {options.prompt_file} is no UTF-8 text: {error}") from error
     except OSError as error:
         raise ValueError(f"cannot read the prompt: {error}") from error
 
 
-def _read_token(text: str):
-    """A token as the command line spells it: id:N, mean, top:K, none, or the string itself."""
+def _read_token(text: str) -> int | str:
+    """A token as the command line spells it: id:N, or the string itself."""
+    match = re.fullmatch(r"id:(\d+)", text)
+    return int(match[1]) if match else text
+
+
+def _read_contrast(text: str):
+    """As `_read_token`, or mean, top:K or none."""
     if text in ("mean", "none"):
         return {"mean": "mean", "none": None}[text]
-    if match := re.fullmatch(r"(id|top):(\d+)", text):
-        return int(match[2]) if match[1] == "id" else ("top", int(match[2]))
-    return text
+    match = re.fullmatch(r"top:(\d+)", text)
+    return ("top", int(match[1])) if match else _read_token(text)
+
+
+def _check_out(out: Path) -> None:
+    """Before anything is computed for it: --out must name files that can be written."""
+    mend = "name files with --out in a folder that exists and can be written"
+    if out.name in ("", "..") or any(_beside(out, suffix).is_dir() for suffix in (".html", ".json", ".safetensors")):
+        raise ValueError(f"--out {out} names no file: {mend}")
+    try:
+        with tempfile.NamedTemporaryFile(dir=out.parent, prefix=out.name, suffix=".safetensors"):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write {_beside(out, '.safetensors')} ({error.strerror}): {mend}") from error
 
 
 def _load(transformers, options: argparse.Namespace):
@@ -203,9 +226,18 @@ def _load(transformers, options: argparse.Namespace):
     dtype = options.dtype or ("float32" if device.type == "cpu" else "auto")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
-        model = transformers.AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
-    except OSError as error:
-        raise ValueError(f"cannot load {options.model!r}: {str(error).strip().splitlines()[0]}") from error
+        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+            options.model, dtype=dtype, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"cannot load {options.model!r}: {why}") from error
+    incomplete = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
+    if incomplete:  # transformers fills these with random numbers
+        raise ValueError(
+            f"the weights in {options.model!r} lack {len(incomplete)} that the model has, {incomplete[0]} first: "
+            "explaining random weights helps nobody; complete the checkpoint"
+        )
     return model.to(device).eval(), tokenizer
 
 

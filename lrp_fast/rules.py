@@ -7,6 +7,7 @@ AttnLRP is Achtibat et al., ICML 2024 (arXiv 2402.05602); CP-LRP is Ali et al., 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from numbers import Real
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -60,8 +61,11 @@ class Rules:
         if self.name not in _TREATMENTS:
             raise ValueError(f"unknown rule {self.name!r}: choose one of {', '.join(map(repr, _TREATMENTS))}")
         for field, value in asdict(self).items():
-            if field != "name" and not 0.0 <= value < float("inf"):
+            if field == "name":
+                continue
+            if not isinstance(value, Real) or not 0.0 <= value < float("inf"):
                 raise ValueError(f"{field} must be a finite number >= 0, not {value!r}")
+            object.__setattr__(self, field, float(value))  # one that JSON can hold, whatever kind of number came
 
     @property
     def treatment(self) -> Treatment:

@@ -40,7 +40,8 @@ def propagate(
     outputs: list[Tensor] = []
     tell = progress or (lambda phase, done, total: None)
 
-    with patched(model, rules), torch.enable_grad():
+    with patched(model, rules), torch.inference_mode(False), torch.enable_grad():
+        input_ids = input_ids.clone()  # a caller's inference_mode made it what autograd cannot save
         with _cut_between(layers, nodes, outputs, lambda done: tell("forward", done, len(layers))):
             logits = _logits(model, input_ids, positions)
         (g,) = torch.autograd.grad(objective(logits[0]), nodes[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -138,15 +139,22 @@ def _ids(name: str, given, tokenizer, vocab_size: int) -> tuple[int, ...]:
         if tokenizer is None:
             raise ValueError(f"{name} {given!r} is a string: give tokenizer= with it, or a token id")
         ids = tuple(tokenizer.encode(given, add_special_tokens=False))
+        pieces = [str(piece) for piece in tokenizer.convert_ids_to_tokens(list(ids))]
+        if given.startswith(" ") and len(ids) > 1 and pieces[0] == _BLANK and pieces[1].startswith(_BLANK):
+            ids = ids[1:]  # SentencePiece puts a blank before every text: of " word" it makes two
         if not ids:
             raise ValueError(f"{name} {given!r} is no token at all: give a string that the tokenizer does not drop")
         return ids
-    if isinstance(given, bool) or not hasattr(given, "__index__"):
+    try:
+        one = None if isinstance(given, bool) else operator.index(given)
+    except TypeError:
+        one = None
+    if one is None:
         choices = 'a token id or a string, "mean" or ("top", k)' if name == "contrast" else "a token id or a string"
         raise TypeError(f"{name} must be {choices}, not {given!r}")
-    if not 0 <= int(given) < vocab_size:
-        raise ValueError(f"{name} {int(given)} is outside the vocabulary, 0 to {vocab_size - 1}")
-    return (int(given),)
+    if not 0 <= one < vocab_size:
+        raise ValueError(f"{name} {one} is outside the vocabulary, 0 to {vocab_size - 1}")
+    return (one,)
 
 
 def _count(k, vocab_size: int) -> int:
@@ -168,11 +176,30 @@ def _text(ids, tokenizer) -> str | None:
     if tokenizer is None:
         return None
     text = tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
-    pieces = [str(piece) for piece in tokenizer.convert_ids_to_tokens(list(ids))]
+    found = zip(ids, tokenizer.convert_ids_to_tokens(list(ids)), strict=True)
+    pieces = [f"<{one}>" if piece is None else str(piece) for one, piece in found]  # None: rows beyond the vocabulary
     if not text or "\ufffd" in text:
-        return "".join(pieces)
-    # SentencePiece marks a word's beginning by U+2581 and drops the space that it stands for at the front of a text.
-    return f" {text}" if pieces[0].startswith("\u2581") and not text.startswith(" ") else text
+        return "".join(_spelled(piece) for piece in pieces)
+    # SentencePiece marks a word's beginning by a sign and drops the space that it stands for at the front of a text.
+    return f" {text}" if pieces[0].startswith(_BLANK) and not text.startswith(" ") else text
+
+
+def _spelled(piece: str) -> str:
+    r"""A piece of a byte-level vocabulary that is no whole characters, its bytes past ASCII as \xNN."""
+    if not all(sign in _BYTES for sign in piece):
+        return piece
+    return "".join(chr(_BYTES[s]) if 32 <= _BYTES[s] < 127 else f"\\x{_BYTES[s]:02x}" for s in piece)
+
+
+def _byte_signs() -> dict[str, int]:
+    """The sign that byte-level BPE (Radford et al. 2019) writes for a byte: itself where it prints, or U+0100 on."""
+    printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printing]
+    return {chr(byte): byte for byte in printing} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _byte_signs()
+_BLANK = "\u2581"
 
 
 def token_texts(ids: list[int], tokenizer) -> list[str]:

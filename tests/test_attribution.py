@@ -146,6 +146,8 @@ def test_an_interrupt_leaves_the_model_as_it_was(tiny, ids):
 def test_works_under_no_grad_and_with_frozen_parameters(tiny, ids):
     model = tiny("llama")
     expected = attribute(model, ids).layers
+    with torch.inference_mode():
+        assert torch.equal(attribute(model, ids).layers, expected)
     with torch.no_grad():
         assert torch.equal(attribute(model.requires_grad_(False), ids).layers, expected)
 
@@ -180,13 +182,18 @@ def test_load_refuses_other_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="no attribution at"):
         lrp_fast.load(tmp_path / "absent")
     (tmp_path / "text").write_text("hello, this is no safetensors file at all")
-    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+    with pytest.raises(ValueError, match="is not a whole file that Attribution.save wrote"):
         lrp_fast.load(tmp_path / "text")
     from safetensors.torch import save_file
 
     save_file({"x": torch.ones(1)}, tmp_path / "other")
     with pytest.raises(ValueError, match="not one that Attribution.save wrote"):
         lrp_fast.load(tmp_path / "other")
+    mine = json.dumps({"format": "lrp_fast.attribution/1"})
+    for text, said in (("[]", "not one that"), ("{", "not a whole file"), (mine, "not a whole file")):
+        save_file({"x": torch.ones(1)}, tmp_path / "other", metadata={"lrp_fast": text})
+        with pytest.raises(ValueError, match=said):
+            lrp_fast.load(tmp_path / "other")
     save_file({"x": torch.ones(1)}, tmp_path / "other", metadata={"lrp_fast": json.dumps({"format": "x"})})
     with pytest.raises(ValueError, match="not one that Attribution.save wrote"):
         lrp_fast.load(tmp_path / "other")
@@ -218,6 +225,8 @@ def test_load_refuses_other_files(tmp_path):
         ({"position": -5}, ValueError, "position -5 is outside the prompt's 4 tokens"),
         ({"position": []}, ValueError, "position is an empty sequence"),
         ({"position": [1, -3]}, ValueError, r"position \[1, -3\] names a position twice"),
+        ({"position": True}, TypeError, "position must be a whole number or a sequence of them, not True"),
+        ({"target": torch.tensor(2.7)}, TypeError, "target must be a token id or a string"),
         ({"position": 1.5}, TypeError, "position must be a whole number or a sequence of them, not 1.5"),
         ({"rule": "lrp"}, ValueError, "unknown rule 'lrp': choose one of 'attnlrp', 'cp', 'gradient'"),
         ({"rule": 3}, TypeError, "rule must be a name or lrp_fast.Rules, not int"),

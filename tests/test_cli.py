@@ -100,7 +100,8 @@ def test_prompt_files_and_rules(run, tmp_path):
         ),
         ([*PROMPT, "--target", "new zealand", "--contrast", "new"], "never diverge"),
         ([*PROMPT, "--position", "7"], "position 7 is outside the prompt's 5 tokens"),
-        ([*PROMPT, "--out", "absent/case"], "name a file in a folder that exists with --out"),
+        ([*PROMPT, "--out", "absent/case"], "name files with --out in a folder that exists"),
+        ([*PROMPT, "--out", "."], "--out . names no file"),
         ([*PROMPT, "--device", "nonsense"], "--device nonsense cannot be used"),
         ([*PROMPT, "--chat"], "has no chat template"),
     ],
@@ -139,3 +140,33 @@ def test_strings_that_begin_alike_are_compared_behind_their_prefix(run, tmp_path
     assert (term.target.text, term.contrast.text, term.position) == ("sydney", "zealand", 5)
     assert "share their first 1 token 'new', which now ends the prompt" in result.explained.note
     assert result.explained.note in out
+
+
+def test_a_newline_at_the_end_of_a_prompt_file_is_not_part_of_the_prompt(run, tmp_path):
+    for text in ("the capital of australia is", "the capital of australia is\n"):
+        (tmp_path / "case.txt").write_text(text, "utf-8")
+        status, out, _ = run("--prompt-file", "case.txt", "--json")
+        assert status == 0 and len(json.loads(out)["tokens"]) == 5
+
+
+def test_none_and_mean_are_strings_as_targets(run, tmp_path):
+    assert run(*PROMPT, "--target", "none", "--contrast", "new")[0] == 0
+    (term,) = lrp_fast.load(tmp_path / "attribution.safetensors").explained.terms
+    assert term.target.text == "[UNK]"  # a word that this tokenizer does not know, not the model's own choice
+
+
+def test_a_checkpoint_with_missing_weights_is_refused(run, directory, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(directory, broken)
+    weights = load_file(broken / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    status, out, err = run(*PROMPT, model=str(broken))
+    assert status == 2 and out == "" and "lack 1 that the model has, model.layers.1.mlp.up_proj.weight first" in err
+    (broken / "model.safetensors").write_bytes(b"x" * 100)
+    status, out, err = run(*PROMPT, model=str(broken))
+    assert status == 2 and "cannot load" in err and "Traceback" not in err

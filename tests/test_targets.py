@@ -1,6 +1,8 @@
 """How strings become token ids, with the real SmolLM2 tokenizer."""
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from lrp_fast.targets import read, special_ids, token_texts
 
@@ -68,6 +70,19 @@ def test_parts_of_a_character_are_spelled_as_the_tokenizer_spells_them(smollm2):
     texts = token_texts(ids, tokenizer)
     assert len(texts) == len(ids) and all(texts) and "\ufffd" not in "".join(texts)
     assert texts[0] == "a" and texts[-1] == "\n"
+    assert any(text.startswith("\\x") for text in texts)  # bytes as bytes, not as letters that stand for them
+
+
+def test_sentencepiece_targets_with_and_without_a_blank():
+    words = [("<unk>", 0.0), ("\u2581", -5.0), ("\u2581Sydney", -1.0), ("\u2581Canberra", -1.0)]
+    backend = Tokenizer(models.Unigram(words, unk_id=0))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Strip(" ", 1, 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    for target, contrast in ((" Sydney", " Canberra"), ("Sydney", "Canberra")):
+        request = read(target, contrast, tokenizer=tokenizer, vocab_size=10)
+        assert (request.prefix, request.target, request.contrast) == ((), 2, 3)
+    assert token_texts([2], tokenizer) == [" Sydney"]
 
 
 def test_special_tokens_include_those_that_only_the_added_tokens_mark(smollm2):

@@ -75,6 +75,9 @@ def mask_bounds(
 
     Causality and sliding windows reach the attention by other ways, so nothing N x N is ever built.
     """
+    seen = kwargs.get("q_offset", 0) + kwargs.get("q_length", kwargs.get("kv_length", 0))
+    if kwargs.get("kv_offset", 0) + kwargs.get("kv_length", 0) > seen:
+        raise ValueError("the cache is longer than what it holds (a StaticCache): use a DynamicCache, or none")
     if not allow_is_causal_skip:
         raise ValueError(
             "the model asks for a mask that is neither causal nor a sliding window (packed sequences whose "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .families import handler_of
+from .families import FAMILIES, handler_of
 
 
 class UnsupportedModuleError(TypeError):
@@ -18,6 +18,6 @@ def check(model: nn.Module) -> None:
             name = type(module).__name__
             where = f"module {path!r}, a {name}" if path else f"the model itself, a {name}"
             raise UnsupportedModuleError(
-                f"no propagation rule covers {where}: register one with lrp_fast.hf.register({name}, handler), "
-                "where lrp_fast.hf.handlers has ready ones"
+                f"no propagation rule covers {where} (families covered: {', '.join(FAMILIES)}): register one with "
+                f"lrp_fast.hf.register({name}, handler), where lrp_fast.hf.handlers has ready ones"
             )

@@ -37,11 +37,10 @@ _TABLE: dict[str, Handler] = {
     "transformers.activations.GELUActivation": handlers.activation("gelu"),
     "transformers.activations.GELUTanh": handlers.activation("gelu_tanh"),
     "transformers.activations.ReLUSquaredActivation": handlers.activation("relu2"),
-    **_llama_like("llama", "Llama"),
-    **_llama_like("mistral", "Mistral"),
-    **_llama_like("qwen2", "Qwen2"),
-    **_llama_like("qwen3", "Qwen3"),
 }
+FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
+for _prefix in FAMILIES:
+    _TABLE |= _llama_like(_prefix.lower(), _prefix)
 
 
 def handler_of(module: nn.Module) -> Handler | None:

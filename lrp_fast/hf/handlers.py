@@ -56,12 +56,26 @@ def activation(kind: str) -> Handler:
     return handler
 
 
+def kind_of(act_fn: nn.Module) -> str:
+    """What a patched activation computes; it is not called itself, so nothing may hang on its call."""
+    if act_fn._forward_hooks or act_fn._forward_pre_hooks:
+        raise RuntimeError(
+            f"a hook on {type(act_fn).__name__}, the activation of a gated MLP, would be passed over: remove it"
+        )
+    if not hasattr(act_fn, "lrp_fast_kind"):
+        raise TypeError(
+            f"{type(act_fn).__name__}, the activation of a gated MLP, was registered without saying what it computes: "
+            "register it with lrp_fast.hf.handlers.activation(kind)"
+        )
+    return act_fn.lrp_fast_kind
+
+
 def gated_mlp(module: nn.Module, rules: Rules) -> Overlay:
     """down_proj(act_fn(gate_proj(x)) * up_proj(x))."""
 
     def forward(x):
         # The activation's own overlay says its kind: it is laid on before any forward pass.
-        hidden = ops.gated_mlp(module.gate_proj(x), module.up_proj(x), module.act_fn.lrp_fast_kind, rule=rules)
+        hidden = ops.gated_mlp(module.gate_proj(x), module.up_proj(x), kind_of(module.act_fn), rule=rules)
         return module.down_proj(hidden)
 
     return {"forward": forward}

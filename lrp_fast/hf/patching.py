@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from ..rules import Rules, as_rules
@@ -21,14 +22,15 @@ def patched(model: nn.Module, rule: str | Rules = "attnlrp") -> Iterator[nn.Modu
     """Within the block, ``model``'s backward pass propagates relevance; its logits stay what they were.
 
     Only instance attributes of ``model``'s own modules change, and they are taken back on exit, also after an
-    exception: neither another model, of the same class or the same config object, nor a global is touched. Weights
-    get no gradients inside.
+    exception: neither another model, of the same class or the same config object, nor a global is touched. The weights
+    of linear maps and norms get no gradients inside.
 
         with lrp_fast.patched(model, rule="attnlrp"):
             model(inputs_embeds=x).logits[0, -1, k].backward()      # x * x.grad is LRP relevance
 
-    On a CPU the logits keep their bits where the model runs transformers' default attention (sdpa) on unpadded
-    float32 or 16-bit inputs. A float64 model's norms, which transformers computes in float32, are kept in float64.
+    On a CPU the logits keep their bits where the model runs transformers' default attention (sdpa) on unpadded float32
+    or 16-bit inputs and no sliding window hides a key. A float64 model's norms, which transformers computes in float32,
+    are kept in float64.
 
     Args:
         model: a transformers model of a supported family.
@@ -36,10 +38,12 @@ def patched(model: nn.Module, rule: str | Rules = "attnlrp") -> Iterator[nn.Modu
 
     Raises:
         UnsupportedModuleError: for a module that no rule covers.
-        RuntimeError: if ``model`` is patched already, or something else overrides a module's forward.
+        RuntimeError: under torch.autocast, if ``model`` is patched already, or if a forward is overridden already.
     """
     rules = as_rules(rule)
     check(model)
+    if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
+        raise RuntimeError("lrp_fast does not run under torch.autocast: load the model in the dtype that you want")
     configs: dict[int, object] = {}
     laid: list[tuple[nn.Module, str]] = []
     covered: list[tuple[nn.Module, str, object]] = []

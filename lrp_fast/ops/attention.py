@@ -47,7 +47,7 @@ def attention(
         query: (B, H, T, D), any strides. Query t sits at position S - T + t.
         key, value: (B, H_kv, S, D), H a multiple of H_kv.
         scale: of the scores, D ** -0.5 by default.
-        causal: query i reads no key after i. window: it reads keys i - window + 1 ... i only.
+        causal: query i reads no key after i. window: it reads no key before i - window + 1.
         bounds: (B, 2) int64 for padded batches: the real tokens of row b are bounds[b, 0] ... bounds[b, 1] - 1; the
             others neither read nor are read, and their output is zero.
         softcap: scores become softcap * tanh(score / softcap); attnlrp passes it by the identity rule.
@@ -125,7 +125,7 @@ class _Attention(torch.autograd.Function):
         # The sum of |P V| that the gamma rule needs: one more attention over |value|, which shares lse.
         size = torch.zeros_like(query) if bounds is not None and rules.attention_gamma else None
         lse = None
-        ctx.spans = _spans(bounds)
+        ctx.spans, ctx.padded = _spans(bounds, key.shape[2]), bounds is not None
         for rows, real in ctx.spans:
             q, k, v = (t[rows, :, real] for t in (query, key, value))
             o, part = _forward(q, k, v, sinks, reach)
@@ -145,25 +145,26 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         query, key, value, out, lse, size = ctx.saved_tensors
-        padded = ctx.spans[0][1] != slice(None)
-        grads = [None, None, None]
+        grads = [torch.zeros_like(t) if ctx.padded else None for t in (query, key, value)]
         for rows, real in ctx.spans:
             part = [None if t is None else t[rows, :, real] for t in (g, query, key, value, out, lse, size)]
             found = _backward(*part, ctx.reach, ctx.rules)
-            if not padded:
+            if not ctx.padded:
                 grads = list(found)
                 break
-            for index, (whole, piece) in enumerate(zip((query, key, value), found, strict=True)):
+            for whole, piece in zip(grads, found, strict=True):
                 if piece is not None:
-                    grads[index] = torch.zeros_like(whole) if grads[index] is None else grads[index]
-                    grads[index][rows, :, real] = piece
+                    whole[rows, :, real] = piece
         return *grads, None, None, None, None
 
 
-def _spans(bounds: Tensor | None) -> list[tuple[slice, slice]]:
+def _spans(bounds: Tensor | None, length: int) -> list[tuple[slice, slice]]:
     """(batch rows, real tokens) to be computed together: all at once, or a padded batch row by row."""
     if bounds is None:
         return [(slice(None), slice(None))]
+    for start, end in bounds.tolist():
+        if not 0 <= start <= end <= length:
+            raise ValueError(f"bounds must lie within the {length} tokens, first ... one past the last: {start}, {end}")
     return [(slice(b, b + 1), slice(start, end)) for b, (start, end) in enumerate(bounds.tolist()) if end > start]
 
 
@@ -193,7 +194,7 @@ def _backward(g, query, key, value, out, lse, size, reach, rules):
     else:
         wide = value
         if epsilon:
-            g = g * (out.abs() / (out.abs() + epsilon))
+            g = g * (out.abs() / (out.abs() + epsilon).clamp_(min=torch.finfo(out.dtype).tiny))
     plain = not gamma and rows is None and treatment.score and attention_flash.serves(query, reach)
     if plain:
         dq, dk, dv = attention_flash.backward(g, query, key, value, out, lse, reach)

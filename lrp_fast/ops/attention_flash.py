@@ -21,6 +21,7 @@ def serves(query: Tensor, reach) -> bool:
 
 def forward(query: Tensor, key: Tensor, value: Tensor, reach) -> tuple[Tensor, Tensor]:
     """Output (B, H, T, D) and lse (B, H, T)."""
+    query, key, value = map(_rows, (query, key, value))
     if _is_one_call(query, key, reach):
         return _forward(query, key, value, 0.0, reach.causal, scale=reach.scale)
     out, lse = torch.empty_like(query), None
@@ -38,6 +39,7 @@ def backward(
     g: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, reach
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Plain gradients of query, key and value."""
+    g, query, key, value, out = map(_rows, (g, query, key, value, out))
     groups = query.shape[1] // key.shape[1]
     if groups > 1 and key.shape[0] * key.shape[1] % torch.get_num_threads():
         # The kernel gives whole key/value heads to threads: 3 of them on 2 threads leave one idle half of the time.
@@ -59,6 +61,11 @@ def _plain_gradients(g, query, key, value, out, lse, reach):
         dk[:, :, keys] += k
         dv[:, :, keys] += v
     return dq, dk, dv
+
+
+def _rows(x: Tensor) -> Tensor:
+    """``x`` with its last dimension dense: the kernels take any strides but that one, and do not look."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _is_one_call(query, key, reach) -> bool:

@@ -27,9 +27,14 @@ def linear(
         epsilon: absolute stabiliser, >= 0; gamma: weight of the same-signed contributions, >= 0. Both 0: the transpose.
         impl: as in `activation`. The plain transpose is PyTorch's own product whatever it says.
 
+    Raises:
+        ValueError: for a negative stabiliser.
+
     Returns:
         (..., out), the same bits as ``torch.nn.functional.linear`` but where the Triton kernel makes it (gamma > 0).
     """
+    if not (epsilon >= 0 and gamma >= 0):
+        raise ValueError(f"epsilon and gamma must be numbers >= 0, not {epsilon!r} and {gamma!r}")
     return _Linear.apply(x, weight, bias, epsilon, gamma, fused(x, impl))
 
 
@@ -54,10 +59,11 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, g):
         weight, *saved = ctx.saved_tensors
         rule = ctx.epsilon, ctx.gamma, ctx.fused
-        rows = active_rows(g.flatten(0, -2))
+        flat = g.reshape(-1, g.shape[-1])
+        rows = active_rows(flat)
         if rows is None:
             return _backward(g, weight, saved, *rule), None, None, None, None, None
-        few = _backward(g.flatten(0, -2)[rows], weight, [t.flatten(0, -2)[rows] for t in saved], *rule)
+        few = _backward(flat[rows], weight, [t.reshape(-1, t.shape[-1])[rows] for t in saved], *rule)
         g_in = few.new_zeros(g.shape[:-1].numel(), few.shape[-1]).index_copy_(0, rows, few)
         return g_in.view(*g.shape[:-1], -1), None, None, None, None, None
 
@@ -74,6 +80,8 @@ def _signed_factor(x, weight, bias, z, epsilon, gamma):
     if bias is None and epsilon:
         offset = weight.new_full(weight.shape[:1], epsilon)
     denominator = F.linear(x.abs(), size, offset).add_(z.abs(), alpha=1 + gamma / 2)
+    if z.dtype == torch.float16 and denominator.isinf().any():
+        raise ValueError("the gamma rule's sums exceed float16: load the model in bfloat16 or float32")
     denominator.clamp_(min=torch.finfo(z.dtype).tiny)  # 0 only where z is 0 too: nothing passes there
     return torch.div(z, denominator, out=denominator)
 
@@ -86,12 +94,10 @@ def _backward(g, weight, saved, epsilon, gamma, fused):
         s = g * t
         g_in = (s @ weight.abs().mul_(gamma / 2)).mul_(x.sign())
         torch.mul(g, t.abs(), out=s)
-        flat = g_in.view(-1, g_in.shape[-1])
-        flat.addmm_(s.view(-1, s.shape[-1]), weight, alpha=1 + gamma / 2)
-        return g_in
+        return g_in.add_(s.mul_(1 + gamma / 2) @ weight)
     if epsilon and fused:
         g = kernels("linear").epsilon_factor(g, saved[0], epsilon)
     elif epsilon:
         size = saved[0].abs()
-        g = size.div_(size + epsilon).mul_(g)
+        g = size.div_((size + epsilon).clamp_(min=torch.finfo(size.dtype).tiny)).mul_(g)
     return g @ weight

@@ -12,7 +12,8 @@ from importlib.resources import files
 
 import torch
 
-from ..attribution import Attribution, write_atomically
+from ..attribution import Attribution
+from ..files import write_atomically
 from .record import contrast_words, finite, rule_words, without_infinity
 
 

@@ -158,7 +158,8 @@ function drawHead() {
   for (let i = 0; i < N; i++) { sum += relevance[i]; if (special[i]) sinks += relevance[i]; }
   const facts = [["Model", data.model], ["Rule", data.rule], ["Tokens", count(N)], ["Layers", count(L)]];
   const ofIt = data.special.length ? `, of it ${number(sinks)} in ${count(data.special.length)} special` : "";
-  facts.push(["Sum over input tokens", number(sum) + ofIt]);
+  const kept = data.rule.startsWith("cp") ? "" : "; this rule does not conserve it";
+  facts.push(["Sum over input tokens", number(sum) + ofIt + kept]);
   for (const [term, value] of facts) if (value) at("facts").append(make("div", "", make("dt", "", term), make("dd", "", value)));
 }
 
@@ -404,7 +405,7 @@ function drawMap() {
   at("row").style.height = `${100 / rows}%`;
 
   const wide = Math.ceil(N / W);
-  at("map-help").textContent = "Bottom row: embeddings. Framed row: the layer chosen above. Click a column to see its token in the text."
+  at("map-help").textContent = "Bottom row: embeddings. Framed row: the layer chosen above, the one that the scale above belongs to. Click a column to see its token in the text."
     + (N > W ? ` ${count(N)} tokens share ${count(W)} columns, up to ${wide} each: a column shows the value of greatest magnitude among its tokens that are not special.` : "")
     + (data.special.length ? " Grey: special tokens only." : "");
 }

@@ -11,7 +11,7 @@ from ..attribution import Attribution
 from ..targets import Explained, Term, Token
 from .record import contrast_words, finite, rule_words
 
-_BAR = 20  # signs in the longest bar
+_BAR = 10  # signs in the longest bar
 _TOKEN = 28  # columns of a token, quotes included
 _TERMS = 12  # terms printed one by one
 

@@ -168,7 +168,9 @@ def test_a_module_without_a_rule_is_refused_by_name_before_anything_changes(tiny
     model.model.layers[1].mlp.act_fn = Strange()
     before = state(model)
     with (
-        pytest.raises(UnsupportedModuleError, match=r"'model.layers.1.mlp.act_fn', a Strange: register one with"),
+        pytest.raises(
+            UnsupportedModuleError, match=r"'model.layers.1.mlp.act_fn', a Strange .*Llama, .*: register one with"
+        ),
         patched(model),
     ):
         pass
@@ -264,3 +266,29 @@ def test_as_a_plain_attention_implementation_outside_of_patched(tiny, ids):
     plain = model(ids).logits
     model.set_attn_implementation("lrp_fast")
     assert torch.equal(model(ids).logits, plain)
+
+
+def test_a_cache_longer_than_its_content_is_refused(tiny, ids):
+    model = tiny("llama")
+    cache = transformers.StaticCache(config=model.config, max_cache_len=64)
+    with pytest.raises(ValueError), patched(model):  # older releases ask for a packed mask and are refused for that
+        model(ids, past_key_values=cache)
+
+
+def test_autocast_is_refused(tiny):
+    model, half = tiny("llama"), torch.autocast("cpu", torch.bfloat16)
+    with pytest.raises(RuntimeError, match="does not run under torch.autocast"), half, patched(model):
+        pass
+
+
+def test_an_activation_that_would_be_passed_over_is_refused(tiny, ids, monkeypatch):
+    model = tiny("llama")
+    handle = model.model.layers[0].mlp.act_fn.register_forward_hook(lambda *_: None)
+    with pytest.raises(RuntimeError, match="a hook on SiLU.* would be passed over: remove it"), patched(model):
+        model(ids)
+    handle.remove()
+    monkeypatch.setattr(lrp_fast.hf.families, "_TABLE", dict(lrp_fast.hf.families._TABLE))
+    lrp_fast.hf.register(Strange, lrp_fast.hf.handlers.leave)
+    model.model.layers[0].mlp.act_fn = Strange()
+    with pytest.raises(TypeError, match="Strange, .* without saying what it computes"), patched(model):
+        model(ids)

@@ -81,9 +81,7 @@ def run(device):
 
 def define(case, query, key, value, g, sinks, bounds, dtype):
     query, key, value, g, sinks = (None if t is None else t.to(dtype) for t in (query, key, value, g, sinks))
-    mask = reference.visible(
-        case.batch, case.queries, case.keys, causal=case.causal, window=case.window, bounds=bounds
-    )
+    mask = reference.visible(case.batch, case.queries, case.keys, causal=case.causal, window=case.window, bounds=bounds)
     flags = {"scale": case.flags["scale"], "softcap": case.softcap, "sinks": sinks}
     out = reference.attention(query, key, value, mask, **flags)
     rules = case.rules

@@ -152,6 +152,65 @@ def test_padding_gives_each_row_what_it_gives_alone():
             assert not one[row, :, :start].any() and not one[row, :, end:].any()
 
 
+def test_any_last_stride_and_expanded_gradients():
+    tensors = make(11, 11, 4, 2, torch.float32)
+    expected_out, expected = run(*tensors)
+    for index in range(4):
+        strange = list(tensors)
+        strange[index] = strange[index].transpose(2, 3).contiguous().transpose(2, 3)
+        out, grads = run(*strange)
+        assert torch.equal(out, expected_out) and all(map(torch.equal, grads, expected))
+    ones = torch.ones(()).expand(tensors[3].shape)
+    _, expanded = run(*tensors[:3], ones)
+    assert all(map(torch.equal, expanded, run(*tensors[:3], ones.contiguous())[1]))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kv_heads", [1, 3])
+def test_grouped_heads_whatever_the_threads(threads, kv_heads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        tensors = make(11, 11, 9, kv_heads, torch.float64, batch=1)
+        _, grads = run(*tensors)
+    finally:
+        torch.set_num_threads(before)
+    _, expected = define(*tensors, Rules("attnlrp"))
+    assert max(gap(a, b) for a, b in zip(grads, expected, strict=True)) <= 1e-10
+
+
+@pytest.mark.parametrize("window", [10, 11, 12])
+def test_windows_about_as_long_as_the_context(window):
+    tensors = make(11, 11, 4, 2, torch.float64)
+    _, grads = run(*tensors, window=window)
+    _, expected = define(*tensors, Rules("attnlrp"), window=window)
+    assert max(gap(a, b) for a, b in zip(grads, expected, strict=True)) <= 1e-10
+
+
+def test_a_row_that_is_zero_in_one_head_alone_is_not_skipped():
+    query, key, value, g = make(11, 11, 4, 2, torch.float64, batch=1)
+    g[:, 0] = 0
+    g[:, :, :7] = 0
+    g[:, 2, 3] = 1
+    _, grads = run(query, key, value, g)
+    _, expected = define(query, key, value, g, Rules("attnlrp"))
+    assert max(gap(a, b) for a, b in zip(grads, expected, strict=True)) <= 1e-10
+
+
+def test_a_soft_cap_passes_scores_of_zero_whole():
+    query, key, value, g = make(11, 11, 4, 2, torch.float64)
+    query[:, :, 5] = 0
+    _, grads = run(query, key, value, g, softcap=2.0)
+    _, expected = define(query, key, value, g, Rules("attnlrp"), softcap=2.0)
+    assert max(gap(a, b) for a, b in zip(grads, expected, strict=True)) <= 1e-10
+
+
+def test_a_batch_of_nothing_but_padding_gives_zeros():
+    tensors = make(11, 11, 4, 2, torch.float32)
+    out, grads = run(*tensors, bounds=torch.zeros(2, 2, dtype=torch.long))
+    assert not out.any() and not any(t.any() for t in grads)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -161,6 +220,7 @@ def test_padding_gives_each_row_what_it_gives_alone():
         ({"window": 0}, "window must be at least 1, not 0"),
         ({"softcap": 0.0}, "softcap must be positive, not 0.0"),
         ({"sinks": torch.ones(3)}, r"one number a head, \(4,\), not \(3,\)"),
+        ({"bounds": torch.tensor([[0, 60], [0, 5]])}, "bounds must lie within the 11 tokens"),
         ({"bounds": torch.ones(3, 2)}, r"bounds must be \(B, 2\)"),
     ],
 )

@@ -67,3 +67,33 @@ def test_weights_get_no_gradient():
     x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
     ops.linear(x, weight).sum().backward()
     assert weight.grad is None and x.grad is not None
+
+
+@pytest.mark.parametrize("epsilon, gamma", RULES)
+def test_any_strides_and_a_single_row(epsilon, gamma):
+    x, weight = torch.randn(5, 7, 17, dtype=torch.float64), torch.randn(13, 17, dtype=torch.float64)
+    g = torch.randn(7, 5, 13, dtype=torch.float64).transpose(0, 1)
+    _, found = run(x, weight, None, g, epsilon, gamma)
+    _, truth = run(x, weight, None, g.contiguous(), epsilon, gamma)
+    assert torch.allclose(found, truth, rtol=1e-12)
+    _, row = run(x[2, 3], weight, None, g[2, 3], epsilon, gamma)
+    assert torch.allclose(row, truth[2, 3], rtol=1e-10)
+
+
+def test_negative_stabilisers_are_refused():
+    with pytest.raises(ValueError, match="epsilon and gamma must be numbers >= 0, not -1.0 and 0.0"):
+        ops.linear(torch.ones(2, 3), torch.ones(4, 3), epsilon=-1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_stabiliser_below_the_dtypes_range_passes_no_nan(dtype):
+    x, weight = torch.ones(3, 4, dtype=dtype), torch.zeros(5, 4, dtype=dtype)
+    _, found = run(x, weight, None, torch.ones(3, 5, dtype=dtype), 1e-60, 0.0)
+    assert torch.equal(found, torch.zeros_like(found))
+
+
+def test_sums_beyond_float16_are_refused():
+    x, weight = torch.full((1, 64), 200.0, dtype=torch.float16), torch.full((2, 64), 10.0, dtype=torch.float16)
+    weight[:, ::2] = -10
+    with pytest.raises(ValueError, match="the gamma rule's sums exceed float16"):
+        ops.linear(x, weight, gamma=2.0)

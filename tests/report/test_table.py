@@ -17,10 +17,10 @@ def test_the_strongest_come_first_and_special_ones_apart(attribution):
     text = table(attribution(list("abcde"), relevance=[9.0, 1.0, -2.0, 0.0, -1.0], special=[True] + [False] * 4), top=3)
     assert [(rank, position) for rank, position, _ in rows(text)] == [(1, 2), (2, 1), (3, 4), (1, 0)]
     assert [rest.split() for _, _, rest in rows(text)] == [
-        ["'c'", "-2.000", "50.00", "%", "-" * 20],
-        ["'b'", "+1.000", "25.00", "%", "+" * 10],
-        ["'e'", "-1.000", "25.00", "%", "-" * 10],
-        ["'a'", "+9.000", "+" * 20],
+        ["'c'", "-2.000", "50.00", "%", "-" * 10],
+        ["'b'", "+1.000", "25.00", "%", "+" * 5],
+        ["'e'", "-1.000", "25.00", "%", "-" * 5],
+        ["'a'", "+9.000", "+" * 10],
     ]
     assert "share: of the summed |relevance| of the 4 tokens that are not special, 4.000" in text
     assert "special tokens, 1 in all, together +9.000:" in text
