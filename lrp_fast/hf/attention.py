@@ -75,8 +75,8 @@ def mask_bounds(
 
     Causality and sliding windows reach the attention by other ways, so nothing N x N is ever built.
     """
-    seen = kwargs.get("q_offset", 0) + kwargs.get("q_length", kwargs.get("kv_length", 0))
-    if kwargs.get("kv_offset", 0) + kwargs.get("kv_length", 0) > seen:
+    # Older releases do not say q_offset; there the check below refuses such caches.
+    if "q_offset" in kwargs and kwargs["kv_offset"] + kwargs["kv_length"] > kwargs["q_offset"] + kwargs["q_length"]:
         raise ValueError("the cache is longer than what it holds (a StaticCache): use a DynamicCache, or none")
     if not allow_is_causal_skip:
         raise ValueError(
