@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import lrp_fast
 from lrp_fast import Rules, attribute, patched
@@ -305,3 +306,32 @@ def test_models_that_cannot_be_explained(tiny, ids):
         lrp_fast.UnsupportedModuleError, match="no propagation rule covers the model itself, a MambaFor"
     ):
         attribute(transformers.MambaForCausalLM(mamba).eval(), ids)
+
+
+def test_runner_up_and_best_tokens(tiny, ids):
+    model = tiny("llama")
+    with torch.no_grad():
+        order = model(ids).logits[0].argsort(-1, descending=True).tolist()
+    for rank, runner_up in ((0, 1), (3, 0)):
+        (term,) = attribute(model, ids, target=order[-1][rank]).explained.terms
+        assert (term.target.rank, term.runner_up.id) == (rank, order[-1][runner_up])
+    span = attribute(model, ids, position=[-1, 4])
+    assert [token.id for token in span.explained.best] == order[4][:10]
+    assert [term.target.id for term in span.explained.terms] == [order[-1][0], order[4][0]]
+
+
+def test_a_prompt_gets_the_tokenizers_bos_and_a_target_does_not(tiny):
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<s>", "<unk>", "a", "b", "c"])}, "<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", unk_token="<unk>")
+    result = attribute(tiny("llama"), "a b", target="c", contrast="a", tokenizer=tokenizer)
+    assert result.tokens == ["<s>", "a", "b"] and result.special == [True, False, False]
+    (term,) = result.explained.terms
+    assert (term.target.id, term.contrast.id, result.explained.note) == (4, 2, "")
+    beyond = attribute(tiny("llama"), [90, 2], tokenizer=tokenizer)
+    assert beyond.tokens == ["<90>", "a"]
+
+
+def test_the_last_position_of_the_model_may_be_used(tiny):
+    assert attribute(tiny("llama"), [1] * 128).layers.shape == (4, 128)

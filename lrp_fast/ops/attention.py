@@ -145,7 +145,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         query, key, value, out, lse, size = ctx.saved_tensors
-        grads = [torch.zeros_like(t) if ctx.padded else None for t in (query, key, value)]
+        explained = (query, key, value) if ctx.rules.treatment.score else (None, None, value)
+        grads = [torch.zeros_like(t) if ctx.padded and t is not None else None for t in explained]
         for rows, real in ctx.spans:
             part = [None if t is None else t[rows, :, real] for t in (g, query, key, value, out, lse, size)]
             found = _backward(*part, ctx.reach, ctx.rules)
