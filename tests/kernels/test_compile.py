@@ -32,7 +32,8 @@ SHARED = {80: 166912, 89: 101376, 90: 232448, 100: 232448}
 # Bytes of stack a thread may have, by module, where not 0. norm: with Triton 3.6, LayerNorm's plain backward in
 # float32 has a frame of 8 bytes on sm_89, at 40 registers as at 64. attention: spills of its largest heads, most of all
 # head_dim 256 in 16 bits on sm_100 (dkv, 480); head_dim 64 to 128 in 16 bits keep to 40.
-STACK = {"norm": 8, "attention": 480}
+# linear: Triton 3.7 puts 8 bytes of gamma_forward's 16-bit tile for sm_100 there, at 255 registers.
+STACK = {"norm": 8, "attention": 480, "linear": 8}
 WORKERS = 2
 
 
