@@ -183,7 +183,7 @@ def _backward(g, query, key, value, out, lse, size, reach, rules):
     """Relevance gradients of query, key (None where they are constants) and value."""
     treatment = rules.treatment
     epsilon, gamma = rules.attention_epsilon, rules.attention_gamma
-    rows = active_rows(g.transpose(1, 2).flatten(2)[0]) if g.shape[0] == 1 else None
+    rows = active_rows(g[0].transpose(0, 1)) if g.shape[0] == 1 else None
     if gamma:
         # P V with the signed gamma rule is attention over the wider values [V, |V|] (P >= 0, so |P V| = P |V|).
         t = out.abs().mul_(1 + gamma / 2).add_(size, alpha=gamma / 2).add_(epsilon)
