@@ -7,6 +7,7 @@ building blocks. See the README for the rules and the command line.
 from . import hf, ops
 from .attribution import Attribution, attribute, load
 from .hf import UnsupportedModuleError, patched
+from .memory import Memory, Plan, plan
 from .rules import Rules
 from .targets import Explained, Term, Token
 
@@ -15,6 +16,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Attribution",
     "Explained",
+    "Memory",
+    "Plan",
     "Rules",
     "Term",
     "Token",
@@ -24,4 +27,5 @@ __all__ = [
     "load",
     "ops",
     "patched",
+    "plan",
 ]

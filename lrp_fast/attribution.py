@@ -15,7 +15,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from . import targets
 from .files import write_atomically
-from .hf import check
+from .hf import check, device_of
+from .memory import Memory, plan
 from .rules import Rules, as_rules
 from .stream import Progress, propagate
 from .targets import Explained
@@ -106,10 +107,10 @@ def attribute(
     position=-1,
     rule: str | Rules = "attnlrp",
     graph=None,
-    memory=None,
+    memory: Memory | None = None,
     tokenizer=None,
     progress: Progress | None = None,
-) -> Attribution:
+) -> Attribution | list[Attribution]:
     """Distribute one decision of a language model over its input tokens and hidden states.
 
     Layer-wise relevance propagation with the AttnLRP rules (Achtibat et al., ICML 2024) from a contrast of logits, as
@@ -122,50 +123,62 @@ def attribute(
         contrast: what is subtracted: a token id or string, "mean" (the mean of all logits), ("top", k) (the mean of the
             k best tokens other than the target), or None for the plain logit. Strings of several tokens are compared at
             the first token where they diverge, behind their common prefix.
+            A list of targets, of contrasts, or of both in pairs, explains each on the same context: the forward pass,
+            and what a layer has to compute again, is then shared.
         position: the position whose next-token logits are meant, or a sequence of them, whose sum is explained.
         rule: "attnlrp", "cp", "gradient" or `lrp_fast.Rules`.
-        graph, memory: not built yet; anything but None is refused.
+        graph: not built yet; anything but None is refused.
+        memory: what the pass may take; None for what the machine has free. `lrp_fast.plan` says what comes of it.
         tokenizer: needed for strings; without it the result carries no token texts.
         progress: called as ``progress(phase, layers_done, layers)`` with phase "forward", then "backward".
+
+    Returns:
+        One result; for lists of targets or contrasts a list of them, in their order.
 
     Raises:
         ValueError, TypeError: one sentence that names the culprit and the mend, before any layer is run where possible.
         UnsupportedModuleError: if the model holds a module that no rule covers.
     """
-    for name, given in (("graph", graph), ("memory", memory)):
-        if given is not None:
-            raise ValueError(f"{name}= is not built yet: leave it None")
+    if graph is not None:
+        raise ValueError("graph= is not built yet: leave it None")
+    if memory is not None and not isinstance(memory, Memory):
+        raise TypeError(f"memory must be a lrp_fast.Memory, not {type(memory).__name__}")
     rules = as_rules(rule)
     _check_model(model)
     ids = _read_ids(input_ids, tokenizer)
     vocab_size = model.get_output_embeddings().weight.shape[0]
-    request = targets.read(target, contrast, tokenizer=tokenizer, vocab_size=vocab_size)
+    pairs = _pairs(target, contrast)
+    requests = [targets.read(*pair, tokenizer=tokenizer, vocab_size=vocab_size) for pair in pairs]
     positions = _read_positions(position, len(ids))
-    if request.prefix:
+    prefix = requests[0].prefix
+    if any(request.prefix != prefix for request in requests):
+        raise ValueError(
+            "the targets and contrasts share different beginnings, which would become different prompts: explain them "
+            "one by one"
+        )
+    if prefix:
         if positions != [len(ids) - 1]:
             raise ValueError(
-                f"target {target!r} and contrast {contrast!r} begin alike, so they can only be compared behind the "
-                "prompt: use position=-1, or strings that differ in their first token"
+                f"target {pairs[0][0]!r} and contrast {pairs[0][1]!r} begin alike, so they can only be compared behind "
+                "the prompt: use position=-1, or strings that differ in their first token"
             )
-        ids = torch.cat([ids, torch.tensor(request.prefix)])
+        ids = torch.cat([ids, torch.tensor(prefix)])
         positions = [len(ids) - 1]
     _check_ids(ids, model)
+    device = device_of(model.get_input_embeddings())
+    planned = plan(model, len(ids), rule=rules, memory=memory, positions=len(positions), targets=len(requests))
 
     found: list[tuple[float, Explained]] = []
 
-    def objective(logits: torch.Tensor) -> torch.Tensor:
-        scalar, explained = targets.explain(request, logits, positions, tokenizer)
-        found.append((scalar.item(), explained))
-        return scalar
+    def objective(logits: torch.Tensor) -> list[torch.Tensor]:
+        scalars = []
+        for request in requests:
+            scalar, explained = targets.explain(request, logits, positions, tokenizer)
+            found.append((scalar.item(), explained))
+            scalars.append(scalar)
+        return scalars
 
-    layers = propagate(model, ids[None].to(model.device), positions, objective, rules, progress)
-    bad = (~torch.isfinite(layers)).any(-1).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(
-            f"relevance is not finite from layer {bad[-1]} down: its range does not fit {model.dtype}; "
-            "load the model in float32 or bfloat16"
-        )
-    ((value, explained),) = found
+    relevance = propagate(model, ids[None].to(device), positions, objective, rules, planned, progress)
     texts = special = None
     if tokenizer is not None:
         texts = targets.token_texts(ids.tolist(), tokenizer)
@@ -173,7 +186,28 @@ def attribute(
         special = [one in special_ids for one in ids.tolist()]
     name = getattr(model.config, "name_or_path", "")
     name = os.path.basename(name) if os.path.isabs(name) else name  # results get shared: no paths of this machine
-    return Attribution(value, layers, ids, explained, rules, name, texts, special)
+    results = []
+    for (value, explained), layers in zip(found, relevance, strict=True):
+        bad = (~torch.isfinite(layers)).any(-1).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(
+                f"relevance is not finite from layer {bad[-1]} down: its range does not fit {model.dtype}; "
+                "load the model in float32 or bfloat16"
+            )
+        results.append(Attribution(value, layers, ids, explained, rules, name, texts, special))
+    return results if isinstance(target, list) or isinstance(contrast, list) else results[0]
+
+
+def _pairs(target, contrast) -> list[tuple]:
+    """Each target with its contrast."""
+    several = [given for given in (target, contrast) if isinstance(given, list)]
+    if any(not given for given in several):
+        raise ValueError("a list of targets or contrasts must not be empty")
+    count = max(map(len, several), default=1)
+    if any(len(given) != count for given in several):
+        raise ValueError(f"{len(target)} targets and {len(contrast)} contrasts do not pair: give as many of both")
+    target, contrast = (given if isinstance(given, list) else [given] * count for given in (target, contrast))
+    return list(zip(target, contrast, strict=True))
 
 
 def _check_model(model) -> None:

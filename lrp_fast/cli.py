@@ -1,4 +1,4 @@
-"""The command line: ``lrp-fast attribute``.
+"""The command line: ``lrp-fast attribute`` and ``lrp-fast plan``.
 
 Results go to stdout, progress to stderr; the exit status is 0, 1 (failed), 2 (asked wrongly) or 130 (interrupted).
 """
@@ -6,6 +6,7 @@ Results go to stdout, progress to stderr; the exit status is 0, 1 (failed), 2 (a
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -22,6 +23,8 @@ examples:
       shows the ten best next tokens and explains the first against the second
   lrp-fast attribute ./my-model --prompt-file case.txt --target " Sydney" --contrast " Canberra" --out case
       explains a wrong answer against the right one; writes case.html, case.json and case.safetensors
+  lrp-fast plan meta-llama/Llama-3.1-70B --tokens 100000 --device-budget 60GB
+      would it fit? Reads the model's config.json only, and runs nothing
 """
 
 
@@ -98,13 +101,42 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command.add_argument("--json", action="store_true", help="print the result as JSON instead of a table")
     command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    _add_dtype_and_memory(command)
+
+    command = commands.add_parser(
+        "plan",
+        help="say what an attribution would take, before anything runs",
+        description="Reckon memory and operations of an attribution from a model's config.json: no weights are read.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EXAMPLES,
+    )
+    command.set_defaults(run=_plan)
+    command.add_argument("model", help="a model directory, or a name on the Hugging Face hub")
+    command.add_argument("--tokens", type=_count, required=True, metavar="N", help="length of the context")
+    command.add_argument("--targets", type=_count, default=1, metavar="T", help="targets explained at once (1)")
+    command.add_argument("--rule", default="attnlrp", choices=("attnlrp", "cp", "gradient"), help="propagation rule")
+    command.add_argument("--json", action="store_true", help="print the plan as JSON instead of a table")
+    command.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="where it would run (cuda)")
+    _add_dtype_and_memory(command)
+    return parser
+
+
+def _add_dtype_and_memory(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--dtype",
         default=None,
         choices=("float32", "bfloat16", "float16"),
         help="float32 on a CPU, else the model's own",
     )
-    return parser
+    command.add_argument(
+        "--device-budget", type=_bytes, metavar="SIZE", help="memory above the model on each CUDA device, such as 60GB"
+    )
+    command.add_argument(
+        "--host-budget", type=_bytes, metavar="SIZE", help="host memory above the model; on a CPU that of all the work"
+    )
+    command.add_argument(
+        "--offload-dir", metavar="DIR", help="a folder for what fits neither (default: the system's temporary folder)"
+    )
 
 
 def _attribute(options: argparse.Namespace) -> int:
@@ -115,7 +147,7 @@ def _attribute(options: argparse.Namespace) -> int:
 
     import transformers
 
-    from . import attribute
+    from . import Memory, attribute, plan
     from .files import write_atomically
     from .report.html import write_html
     from .report.record import as_json
@@ -131,11 +163,17 @@ def _attribute(options: argparse.Namespace) -> int:
     else:
         ids = tokenizer.encode(prompt)
 
-    with tqdm(unit="layer", file=sys.stderr, leave=False, disable=None) as bar:  # None: off where nobody watches
+    memory = Memory(options.device_budget, options.host_budget, options.offload_dir)
+    planned = plan(model, len(ids), rule=options.rule, memory=memory)
+    forward = planned.forward_flops / (planned.forward_flops + planned.replay_flops + planned.backward_flops)
+    shown = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
+    # disable=None: off where nobody watches.
+    with tqdm(total=1.0, bar_format=shown, file=sys.stderr, leave=False, disable=None) as bar:
 
         def progress(phase: str, done: int, layers: int) -> None:
-            bar.total, bar.n = 2 * layers, done + (layers if phase == "backward" else 0)
-            bar.set_description(phase, refresh=False)
+            share = done / layers
+            bar.n = forward * share if phase == "forward" else forward + (1 - forward) * share
+            bar.set_description(f"{phase}, layer {done} of {layers}", refresh=False)
             bar.refresh()
 
         result = attribute(
@@ -145,6 +183,7 @@ def _attribute(options: argparse.Namespace) -> int:
             contrast=contrast,
             position=options.position,
             rule=options.rule,
+            memory=memory,
             tokenizer=tokenizer,
             progress=progress,
         )
@@ -164,11 +203,49 @@ def _attribute(options: argparse.Namespace) -> int:
     return 0
 
 
+def _plan(options: argparse.Namespace) -> int:
+    import torch
+    import transformers
+
+    from . import Memory, plan
+
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        config = transformers.AutoConfig.from_pretrained(options.model)
+    except (OSError, ValueError, KeyError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"cannot read the config of {options.model!r}: {why}") from error
+    dtype = options.dtype or ("float32" if options.device == "cpu" else config.dtype or "float32")
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    memory = Memory(options.device_budget, options.host_budget, options.offload_dir)
+    planned = plan(
+        model, options.tokens, rule=options.rule, memory=memory, targets=options.targets, device=options.device
+    )
+    if options.json:
+        print(json.dumps(dataclasses.asdict(planned)))
+    else:
+        dtype = str(model.dtype).removeprefix("torch.")
+        print(f"{options.tokens:,} tokens of {options.model}, {dtype}, rule {options.rule}")
+        print(planned)
+    return 0
+
+
 def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number of tokens: give 1 or more")
     return value
+
+
+def _bytes(text: str) -> int:
+    """A size as people write it: 800MB, 60 GB, 1.5TiB, or a number of bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i?)B|B?)", text, re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 800MB, 60GB or a number of bytes")
+    number, unit, binary = match.groups()
+    power = " KMGT".index(unit.upper()) if unit else 0
+    return int(float(number) * (1024 if binary else 1000) ** power)
 
 
 def _beside(out: Path, suffix: str) -> Path:

@@ -5,7 +5,23 @@ from .attention import register_attention
 from .coverage import UnsupportedModuleError, check
 from .families import decoder_layers, register
 from .patching import patched
+from .replay import recording, replaying
+from .sizes import LayerSize, device_of, layer_sizes, vocabulary_size, weight_bytes
 
 register_attention()
 
-__all__ = ["UnsupportedModuleError", "check", "decoder_layers", "handlers", "patched", "register"]
+__all__ = [
+    "LayerSize",
+    "UnsupportedModuleError",
+    "check",
+    "decoder_layers",
+    "device_of",
+    "handlers",
+    "layer_sizes",
+    "patched",
+    "recording",
+    "register",
+    "replaying",
+    "vocabulary_size",
+    "weight_bytes",
+]

@@ -53,7 +53,8 @@ def attention_forward(
             f"a ready attention mask of shape {tuple(attention_mask.shape)} reached {layer}: "
             "pass the (B, N) padding mask, causality and windows are the model's own"
         )
-    out = ops.attention(
+    # `recording` and `replaying` lay their own attention over the module.
+    out = getattr(module, "lrp_fast_attend", ops.attention)(
         query,
         key,
         value,

@@ -24,7 +24,10 @@ def leave(module: nn.Module, rules: Rules) -> Overlay:
 
 
 def decoder_layer(module: nn.Module, rules: Rules) -> Overlay:
-    """As `leave`; marks the modules between which the hidden states are nodes."""
+    """As `leave`; marks the modules between which the hidden states are nodes.
+
+    What its MLP puts out is added to the residual stream and read by nothing else.
+    """
     return {}
 
 
@@ -42,7 +45,8 @@ def linear(module: nn.Module, rules: Rules) -> Overlay:
 
 def rms_norm(module: nn.Module, rules: Rules) -> Overlay:
     def forward(hidden_states):
-        return ops.rms_norm(hidden_states, module.weight, module.variance_epsilon, rule=rules)
+        dtype = getattr(module, "lrp_fast_dtype", None)  # while a layer is replayed
+        return ops.rms_norm(hidden_states, module.weight, module.variance_epsilon, rule=rules, dtype=dtype)
 
     return {"forward": forward}
 

@@ -13,6 +13,7 @@ from ..rules import Rules, as_rules
 from . import attention
 from .coverage import check
 from .families import handler_of
+from .overlay import forward_name, laid
 
 _MARK = "lrp_fast_patched"
 
@@ -45,22 +46,11 @@ def patched(model: nn.Module, rule: str | Rules = "attnlrp") -> Iterator[nn.Modu
     if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
         raise RuntimeError("lrp_fast does not run under torch.autocast: load the model in the dtype that you want")
     configs: dict[int, object] = {}
-    laid: list[tuple[nn.Module, str]] = []
-    covered: list[tuple[nn.Module, str, object]] = []
-    overlays = [(path, module, _overlay(path, module, rules, configs)) for path, module in model.named_modules()]
-    try:
-        for _, module, overlay in overlays:
-            for name, value in overlay.items():
-                if name in module.__dict__:
-                    covered.append((module, name, module.__dict__[name]))
-                laid.append((module, name))
-                module.__dict__[name] = value
+    overlays = []
+    for path, module in model.named_modules():
+        overlays += [(module, name, value) for name, value in _overlay(path, module, rules, configs).items()]
+    with laid(overlays):
         yield model
-    finally:
-        for module, name in laid:
-            module.__dict__.pop(name, None)
-        for module, name, value in covered:
-            module.__dict__[name] = value
 
 
 def _overlay(path: str, module: nn.Module, rules: Rules, configs: dict[int, object]) -> dict[str, object]:
@@ -71,9 +61,11 @@ def _overlay(path: str, module: nn.Module, rules: Rules, configs: dict[int, obje
     where = path or type(module).__name__
     if _MARK in module.__dict__:
         raise RuntimeError(f"{where!r} is patched already: leave the other lrp_fast.patched block first")
-    overlay = handler_of(module)(module, rules)
-    if "forward" in overlay and "forward" in module.__dict__:
-        raise RuntimeError(f"something else overrides the forward of {where!r}: undo that first")
+    overlay = dict(handler_of(module)(module, rules))
+    if "forward" in overlay:
+        if "forward" in module.__dict__ and forward_name(module) == "forward":
+            raise RuntimeError(f"something else overrides the forward of {where!r}: undo that first")
+        overlay[forward_name(module)] = overlay.pop("forward")
     config = module.__dict__.get("config")
     if config is not None:
         if id(config) not in configs:

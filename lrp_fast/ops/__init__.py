@@ -5,9 +5,21 @@ gradients to its inputs (``x * x.grad`` is relevance). Weights never get a gradi
 """
 
 from .activation import activation
-from .attention import attention
+from .attention import Kept, attention, attention_forward
 from .gated_mlp import gated_mlp
-from .linear import linear
+from .linear import linear, linear_unread
 from .norm import layer_norm, rms_norm
+from .relevance import node_relevance
 
-__all__ = ["activation", "attention", "gated_mlp", "layer_norm", "linear", "rms_norm"]
+__all__ = [
+    "Kept",
+    "activation",
+    "attention",
+    "attention_forward",
+    "gated_mlp",
+    "layer_norm",
+    "linear",
+    "linear_unread",
+    "node_relevance",
+    "rms_norm",
+]

@@ -22,6 +22,14 @@ class Reach(NamedTuple):
     softcap: float | None
 
 
+class Kept(NamedTuple):
+    """What a backward pass needs of the forward one: with it, nothing of size T x S is computed twice."""
+
+    out: Tensor  # (B, H, T, D)
+    lse: Tensor  # (B, H, T), float32 at least
+    size: Tensor | None  # (B, H, T, D) P |V| for the gamma rule
+
+
 def attention(
     query: Tensor,
     key: Tensor,
@@ -35,6 +43,7 @@ def attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     impl: str = "auto",
+    kept: Kept | None = None,
 ) -> Tensor:
     """Attention whose backward pass hands relevance gradients to query, key and value.
 
@@ -53,6 +62,7 @@ def attention(
         softcap: scores become softcap * tanh(score / softcap); attnlrp passes it by the identity rule.
         sinks: (H,) one extra logit a head in the softmax denominator, gets no gradient.
         impl: as in `activation`. The kernels take head_dim up to 256.
+        kept: what `attention_forward` returned for the same arguments; then the forward pass is not computed again.
 
     Returns:
         (B, H, T, D) in the dtype of ``value``.
@@ -60,12 +70,35 @@ def attention(
     Raises:
         ValueError: for shapes that do not fit, more queries than keys, or a window or softcap that is not positive.
     """
+    reach = _read(query, key, value, scale, causal, window, bounds, softcap, sinks)
+    return _Attention.apply(query, key, value, sinks, bounds, reach, as_rules(rule), fused(query, impl), kept)
+
+
+def attention_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    rule: str | Rules = "attnlrp",
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    bounds: Tensor | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    impl: str = "auto",
+) -> Kept:
+    """The forward pass of `attention` by itself, with the same arguments, not differentiable."""
+    reach = _read(query, key, value, scale, causal, window, bounds, softcap, sinks)
+    with torch.no_grad():
+        return _forward(query, key, value, sinks, bounds, reach, as_rules(rule), fused(query, impl))
+
+
+def _read(query, key, value, scale, causal, window, bounds, softcap, sinks) -> Reach:
     _check(query, key, value, window, bounds, softcap, sinks)
     if window is not None and window >= key.shape[2] and causal:
         window = None
-    reach = Reach(query.shape[-1] ** -0.5 if scale is None else scale, causal, window, softcap)
-    function = _FusedAttention if fused(query, impl) else _Attention
-    return function.apply(query, key, value, sinks, bounds, reach, as_rules(rule))
+    return Reach(query.shape[-1] ** -0.5 if scale is None else scale, causal, window, softcap)
 
 
 def _check(query, key, value, window, bounds, softcap, sinks):
@@ -86,77 +119,80 @@ def _check(query, key, value, window, bounds, softcap, sinks):
         raise ValueError(f"bounds must be (B, 2), with as many queries as keys; got {tuple(bounds.shape)} for {shapes}")
 
 
-class _FusedAttention(torch.autograd.Function):
-    """All of it in the Triton kernels."""
-
+class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, sinks, bounds, reach, rules):
-        absolute = rules.attention_gamma > 0
-        given = {"sinks": sinks, "bounds": bounds, "absolute": absolute}
-        out, lse, size = kernels("attention").forward(query, key, value, **reach._asdict(), **given)
-        ctx.reach, ctx.rules = reach, rules
-        ctx.save_for_backward(query, key, value, out, lse, size, bounds)
-        return out
+    def forward(ctx, query, key, value, sinks, bounds, reach, rules, fused, kept):
+        if kept is None:
+            kept = _forward(query, key, value, sinks, bounds, reach, rules, fused)
+        ctx.reach, ctx.rules, ctx.fused = reach, rules, fused
+        ctx.save_for_backward(query, key, value, *kept, bounds)
+        return kept.out.view_as(kept.out)
 
     @staticmethod
     def backward(ctx, g):
         *saved, bounds = ctx.saved_tensors
-        treatment = ctx.rules.treatment
-        grads = kernels("attention").backward(
-            g,
-            *saved,
-            **ctx.reach._asdict(),
-            bounds=bounds,
-            value_share=treatment.value,
-            score_share=treatment.score,
-            ratio=treatment.ratio,
-            epsilon=ctx.rules.attention_epsilon,
-            gamma=ctx.rules.attention_gamma,
-        )
-        return *grads, None, None, None, None
+        grads = (_fused_backward if ctx.fused else _torch_backward)(g, *saved, bounds, ctx.reach, ctx.rules)
+        return *grads, None, None, None, None, None, None
 
 
-class _Attention(torch.autograd.Function):
+def _forward(query, key, value, sinks, bounds, reach, rules, fused) -> Kept:
+    if not fused:
+        return _torch_forward(query, key, value, sinks, bounds, reach, rules)
+    given = {"sinks": sinks, "bounds": bounds, "absolute": rules.attention_gamma > 0}
+    return Kept(*kernels("attention").forward(query, key, value, **reach._asdict(), **given))
+
+
+def _fused_backward(g, query, key, value, out, lse, size, bounds, reach, rules):
+    return kernels("attention").backward(
+        g,
+        query,
+        key,
+        value,
+        out,
+        lse,
+        size,
+        **reach._asdict(),
+        bounds=bounds,
+        value_share=rules.treatment.value,
+        score_share=rules.treatment.score,
+        ratio=rules.treatment.ratio,
+        epsilon=rules.attention_epsilon,
+        gamma=rules.attention_gamma,
+    )
+
+
+def _torch_forward(query, key, value, sinks, bounds, reach, rules) -> Kept:
     """Plain PyTorch, by the CPU's flash kernels or by tiles."""
+    out = torch.zeros_like(query) if bounds is not None else None
+    # The sum of |P V| that the gamma rule needs: one more attention over |value|, which shares lse.
+    size = torch.zeros_like(query) if bounds is not None and rules.attention_gamma else None
+    lse = None
+    for rows, real in _spans(bounds, key.shape[2]):
+        q, k, v = (t[rows, :, real] for t in (query, key, value))
+        o, part = _span_forward(q, k, v, sinks, reach)
+        a = _span_forward(q, k, v.abs(), sinks, reach)[0] if rules.attention_gamma else None
+        if bounds is None:
+            return Kept(o, part, a)
+        out[rows, :, real] = o
+        lse = part.new_zeros(query.shape[:3]) if lse is None else lse
+        lse[rows, :, real] = part
+        if a is not None:
+            size[rows, :, real] = a
+    return Kept(out, lse, size)
 
-    @staticmethod
-    def forward(ctx, query, key, value, sinks, bounds, reach, rules):
-        out = torch.zeros_like(query) if bounds is not None else None
-        # The sum of |P V| that the gamma rule needs: one more attention over |value|, which shares lse.
-        size = torch.zeros_like(query) if bounds is not None and rules.attention_gamma else None
-        lse = None
-        ctx.spans, ctx.padded = _spans(bounds, key.shape[2]), bounds is not None
-        for rows, real in ctx.spans:
-            q, k, v = (t[rows, :, real] for t in (query, key, value))
-            o, part = _forward(q, k, v, sinks, reach)
-            a = _forward(q, k, v.abs(), sinks, reach)[0] if rules.attention_gamma else None
-            if bounds is None:
-                out, lse, size = o, part, a
-            else:
-                out[rows, :, real] = o
-                lse = part.new_zeros(query.shape[:3]) if lse is None else lse
-                lse[rows, :, real] = part
-                if a is not None:
-                    size[rows, :, real] = a
-        ctx.reach, ctx.rules = reach, rules
-        ctx.save_for_backward(query, key, value, out, lse, size)
-        return out
 
-    @staticmethod
-    def backward(ctx, g):
-        query, key, value, out, lse, size = ctx.saved_tensors
-        explained = (query, key, value) if ctx.rules.treatment.score else (None, None, value)
-        grads = [torch.zeros_like(t) if ctx.padded and t is not None else None for t in explained]
-        for rows, real in ctx.spans:
-            part = [None if t is None else t[rows, :, real] for t in (g, query, key, value, out, lse, size)]
-            found = _backward(*part, ctx.reach, ctx.rules)
-            if not ctx.padded:
-                grads = list(found)
-                break
-            for whole, piece in zip(grads, found, strict=True):
-                if piece is not None:
-                    whole[rows, :, real] = piece
-        return *grads, None, None, None, None
+def _torch_backward(g, query, key, value, out, lse, size, bounds, reach, rules):
+    explained = (query, key, value) if rules.treatment.score else (None, None, value)
+    grads = [torch.zeros_like(t) if bounds is not None and t is not None else None for t in explained]
+    for rows, real in _spans(bounds, key.shape[2]):
+        part = [None if t is None else t[rows, :, real] for t in (g, query, key, value, out, lse, size)]
+        found = _span_backward(*part, reach, rules)
+        if bounds is None:
+            return found
+        for whole, piece in zip(grads, found, strict=True):
+            if piece is not None:
+                whole[rows, :, real] = piece
+    return grads
 
 
 def _spans(bounds: Tensor | None, length: int) -> list[tuple[slice, slice]]:
@@ -169,7 +205,7 @@ def _spans(bounds: Tensor | None, length: int) -> list[tuple[slice, slice]]:
     return [(slice(b, b + 1), slice(start, end)) for b, (start, end) in enumerate(bounds.tolist()) if end > start]
 
 
-def _forward(query, key, value, sinks, reach):
+def _span_forward(query, key, value, sinks, reach):
     """Output (B, H, T, D) and lse (B, H, T), sinks included."""
     backend = attention_flash if attention_flash.serves(query, reach) else attention_tiled
     out, lse = backend.forward(query, key, value, reach)
@@ -179,7 +215,7 @@ def _forward(query, key, value, sinks, reach):
     return (out * torch.exp(lse - with_sinks).unsqueeze(-1)).to(out.dtype), with_sinks
 
 
-def _backward(g, query, key, value, out, lse, size, reach, rules):
+def _span_backward(g, query, key, value, out, lse, size, reach, rules):
     """Relevance gradients of query, key (None where they are constants) and value."""
     treatment = rules.treatment
     epsilon, gamma = rules.attention_epsilon, rules.attention_gamma
@@ -206,6 +242,7 @@ def _backward(g, query, key, value, out, lse, size, reach, rules):
     if gamma:
         plus, same = dv.chunk(2, -1)
         dv = plus + value.sign() * same
+    dv.mul_(treatment.value)
     if not treatment.score:
-        return None, None, dv * treatment.value
-    return dq * treatment.score, dk * treatment.score, dv * treatment.value
+        return None, None, dv
+    return dq.mul_(treatment.score), dk.mul_(treatment.score), dv

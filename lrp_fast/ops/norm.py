@@ -9,7 +9,15 @@ from ..rules import Rules, as_rules
 from .backend import fused, kernels
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rule: str | Rules = "attnlrp", impl: str = "auto") -> Tensor:
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
+    rule: str | Rules = "attnlrp",
+    dtype: torch.dtype | None = None,
+    impl: str = "auto",
+) -> Tensor:
     """``weight * x * rstd``, differentiable in ``x`` with ``rstd`` held constant (attnlrp, cp) or plainly (gradient).
 
     Statistics are taken in float32, in float64 for float64 inputs; for the other dtypes the result has the same bits
@@ -17,9 +25,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rule: str | Rules = "attn
 
     Args:
         x: (..., D). weight: (D,), gets no gradient.
+        dtype: what ``x`` is rounded to once it is normalised, by default its own: a narrower one keeps a float32
+            residual stream, and the relevance gradient on it, apart from branches in 16 bits.
         impl: as in `activation`.
     """
-    return _RMSNorm.apply(x, weight, eps, as_rules(rule), fused(x, impl))
+    return _RMSNorm.apply(x, weight, eps, as_rules(rule), dtype or x.dtype, fused(x, impl))
 
 
 def layer_norm(
@@ -42,8 +52,8 @@ def layer_norm(
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, eps, rules, fused):
-        ctx.frozen, ctx.fused = rules.treatment.frozen_norm, fused
+    def forward(ctx, x, weight, eps, rules, dtype, fused):
+        ctx.frozen, ctx.fused, ctx.dtype = rules.treatment.frozen_norm, fused, x.dtype
         if fused:
             y, rstd, _ = kernels("norm").rms_norm_forward(x, weight, eps)
             ctx.save_for_backward(weight, rstd, *([] if ctx.frozen else [x]))
@@ -51,7 +61,7 @@ class _RMSNorm(torch.autograd.Function):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         rstd = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(weight, rstd, *([] if ctx.frozen else [x]))
-        return weight * (wide * rstd).to(x.dtype)
+        return weight * (wide * rstd).to(dtype)
 
     @staticmethod
     def backward(ctx, g):
@@ -63,11 +73,12 @@ class _RMSNorm(torch.autograd.Function):
                 None,
                 None,
                 None,
+                None,
             )
         g_hat = g * weight if rstd.dtype == g.dtype else g.to(rstd.dtype) * weight
         if not ctx.frozen:
             g_hat = _without_radial_part(g_hat, rest[0].to(rstd.dtype) * rstd)
-        return g_hat.mul_(rstd).to(g.dtype), None, None, None, None
+        return g_hat.mul_(rstd).to(ctx.dtype), None, None, None, None, None
 
 
 class _LayerNorm(torch.autograd.Function):

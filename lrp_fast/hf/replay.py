@@ -1,0 +1,112 @@
+"""One decoder layer of a patched model, run twice: without autograd, then again for its backward pass.
+
+The first run (`recording`) hands out what the attention computed. The second (`replaying`) takes it back, so that
+nothing of size N x N is computed twice, and skips what no backward pass reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..ops.attention import Kept
+from ..rules import Rules
+from . import handlers
+from .families import handler_of
+from .overlay import forward_name, forward_of, laid
+
+
+@contextmanager
+def recording(layer: nn.Module, rows: int) -> Iterator[list[Kept]]:
+    """While ``layer`` runs without autograd, its MLP on ``rows`` tokens at a time. Yields what attention computes."""
+    found: list[Kept] = []
+
+    def attend(query, key, value, **given):
+        found.append(ops.attention_forward(query, key, value, **given))
+        return found[-1].out
+
+    overlays = _attend(layer, attend)
+    overlays += [(mlp, forward_name(mlp), _in_parts(mlp, rows)) for mlp in _handled(layer, handlers.gated_mlp)]
+    with laid(overlays):
+        yield found
+
+
+@contextmanager
+def replaying(layer: nn.Module, rules: Rules, kept: list[Kept], rows: int) -> Iterator[None]:
+    """While ``layer`` runs again with autograd, on float32 or wider hidden states.
+
+    The residual stream stays that wide, and so does the relevance gradient on it; the layer's branches compute in the
+    dtype of its weights. Where the output is only added to the residual stream, it is left out: it comes back as NaN.
+    """
+    remaining = iter(kept)
+    unread = handler_of(layer) is handlers.decoder_layer
+
+    def attend(query, key, value, **given):
+        return ops.attention(query, key, value, **given, kept=next(remaining))
+
+    overlays = _attend(layer, attend)
+    overlays += [(norm, "lrp_fast_dtype", norm.weight.dtype) for norm in _handled(layer, handlers.rms_norm)]
+    for mlp in _handled(layer, handlers.gated_mlp):
+        if unread and not (rules.epsilon or rules.gamma):
+            overlays.append((mlp.down_proj, forward_name(mlp.down_proj), _transposed(mlp.down_proj)))
+        overlays.append((mlp, forward_name(mlp), _checkpointed(mlp, rows, unread)))
+    with laid(overlays):
+        yield
+
+
+def _handled(layer: nn.Module, handler: handlers.Handler) -> list[nn.Module]:
+    return [module for module in layer.modules() if handler_of(module) is handler]
+
+
+def _attend(layer: nn.Module, attend: Callable) -> list[tuple[nn.Module, str, object]]:
+    return [(module, "lrp_fast_attend", attend) for module in _handled(layer, handlers.attention)]
+
+
+def _transposed(linear: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x: ops.linear_unread(x, linear.weight)
+
+
+def _in_parts(mlp: nn.Module, rows: int) -> Callable[[Tensor], Tensor]:
+    """The forward pass that computes ``rows`` tokens of (1, N, D) at a time: no other token matters to one."""
+    whole = forward_of(mlp)
+
+    def forward(x):
+        out = torch.empty_like(x)
+        for part, out_part in zip(x.split(rows, 1), out.split(rows, 1), strict=True):
+            out_part.copy_(whole(part))
+        return out
+
+    return forward
+
+
+def _checkpointed(mlp: nn.Module, rows: int, unread: bool) -> Callable[[Tensor], Tensor]:
+    whole = forward_of(mlp)
+    return lambda x: _Checkpointed.apply(x, whole, rows, unread) if x.shape[1] > rows else whole(x)
+
+
+class _Checkpointed(torch.autograd.Function):
+    """An MLP whose inside exists for ``rows`` tokens at a time, and whose output only where it is read."""
+
+    @staticmethod
+    def forward(ctx, x, whole, rows, unread):
+        ctx.whole, ctx.rows = whole, rows
+        ctx.save_for_backward(x)
+        if unread:
+            return x.new_full((), torch.nan).expand(x.shape)
+        return torch.cat([whole(part) for part in x.split(rows, 1)], 1)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        g_in = torch.zeros_like(x)
+        for part, g_part, g_in_part in zip(*(t.split(ctx.rows, 1) for t in (x, g, g_in)), strict=True):
+            if not g_part.any():
+                continue  # above the last attention only the target positions carry relevance
+            with torch.enable_grad():
+                leaf = part.detach().requires_grad_()
+                g_in_part.copy_(torch.autograd.grad(ctx.whole(leaf), leaf, g_part)[0])
+        return g_in, None, None, None

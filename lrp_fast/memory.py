@@ -1,0 +1,340 @@
+"""How much memory a pass may take, what it will take, and what waits where. Reckoned, before anything runs."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .hf import LayerSize, check, layer_sizes, vocabulary_size, weight_bytes
+from .rules import Rules, as_rules
+
+_HOST = torch.device("cpu")
+_FEWEST_ROWS = 256  # of an MLP's part: fewer leave the matrix units idle
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a pass may take above the model. None: what the machine has free.
+
+    Args:
+        device_budget: bytes on each CUDA device.
+        host_budget: bytes of host memory; on a CPU this is what the pass itself works in.
+        offload_dir: the folder for what fits neither; by default the system's folder for temporary files. Files there
+            have no name, and are gone however the process ends.
+
+    Raises:
+        ValueError, TypeError: for a budget that is no positive whole number, or a folder that does not exist.
+    """
+
+    device_budget: int | None = None
+    host_budget: int | None = None
+    offload_dir: str | os.PathLike | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("device_budget", "host_budget"):
+            given = getattr(self, name)
+            if given is None:
+                continue
+            if isinstance(given, bool) or given != int(given):
+                raise TypeError(f"{name} must be a whole number of bytes, not {given!r}")
+            if given <= 0:
+                raise ValueError(f"{name} must be positive, not {given!r}: leave it out for what the machine has free")
+            object.__setattr__(self, name, int(given))
+        if self.offload_dir is not None and not Path(self.offload_dir).is_dir():
+            raise ValueError(f"offload_dir {os.fspath(self.offload_dir)!r} is no folder: make it, or name another")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `lrp_fast.attribute` will do with one context, and what that takes.
+
+    Attributes:
+        n_tokens: of the context.
+        tiers: one a layer, first to last: "graph" (autograd's graph stays, nothing is computed twice), or where the
+            layer's input and attention output wait to be replayed: "device", "host" or "file".
+        chunk_tokens: how many tokens a replayed layer's MLP takes at a time.
+        stored: bytes by tier.
+        working: bytes by device ("cuda:0", "cpu"), what one layer takes while it is at work.
+        peak: bytes above the model by device, "cpu" being host memory: what is stored there and the work.
+        weights: bytes of the model.
+        forward_flops, replay_flops, backward_flops: operations of the passes, an addition or a multiplication each.
+        offload_dir: see `Memory`.
+    """
+
+    n_tokens: int
+    tiers: tuple[str, ...]
+    chunk_tokens: int
+    stored: dict[str, int]
+    working: dict[str, int]
+    peak: dict[str, int]
+    weights: int
+    forward_flops: int
+    replay_flops: int
+    backward_flops: int
+    offload_dir: str | os.PathLike | None = None
+
+    def __str__(self) -> str:
+        layers = Counter(self.tiers)
+        words = {
+            "graph": "kept whole with autograd's graph",
+            "device": "waits on the device",
+            "host": "waits in host memory",
+            "file": f"waits in files in {os.fspath(self.offload_dir or tempfile.gettempdir())}",
+        }
+        rows = [("model", _size(self.weights), "")]
+        rows += [(f"{layers[t]} layers", _size(self.stored[t]), words[t]) for t in words if layers[t]]
+        rows += [("at work", _size(size), f"on {device}, one layer at a time") for device, size in self.working.items()]
+        rows += [("peak", _size(size), f"on {device}, above the model") for device, size in self.peak.items()]
+        flops = self.forward_flops + self.replay_flops + self.backward_flops
+        rows.append(("operations", _operations(flops), f"{flops / self.forward_flops:.2f} times the forward pass's"))
+        return "\n".join(f"{name:12} {number:>11}  {what}".rstrip() for name, number, what in rows)
+
+
+def plan(
+    model: nn.Module,
+    n_tokens: int,
+    *,
+    rule: str | Rules = "attnlrp",
+    memory: Memory | None = None,
+    positions: int = 1,
+    targets: int = 1,
+    device: str = "cuda",
+) -> Plan:
+    """What `lrp_fast.attribute` would do with ``n_tokens`` tokens, reckoned from the sizes of the model's modules.
+
+    Nothing is run, and the model may be on the "meta" device, made from a config alone.
+
+    Args:
+        rule, memory: as in `lrp_fast.attribute`.
+        positions: how many positions' logits are explained. targets: how many at once.
+        device: for a model on the "meta" device, "cuda" or "cpu", where it would be. On "cuda", budgets that are not
+            given are boundless: it may be another machine's.
+
+    Raises:
+        ValueError: if a budget cannot hold one layer; it says how much is needed.
+        UnsupportedModuleError: if the model holds a module that no rule covers.
+    """
+    check(model)
+    if n_tokens < 1:
+        raise ValueError(f"n_tokens must be at least 1, not {n_tokens}")
+    if device not in ("cuda", "cpu"):
+        raise ValueError(f"device must be 'cuda' or 'cpu', not {device!r}")
+    memory = memory or Memory()
+    sizes = layer_sizes(model)
+    planned = [size._replace(device=torch.device(device)) if size.device.type == "meta" else size for size in sizes]
+    elsewhere = planned != sizes and device == "cuda"
+    sizes = planned
+    context = _Context(n_tokens, positions, targets, vocabulary_size(model), model.dtype, as_rules(rule))
+    devices = dict.fromkeys([*(size.device for size in sizes), _HOST])
+    budgets = {device: _budget(device, memory, elsewhere) for device in devices}
+    tiers, rows = _place(sizes, context, budgets)
+
+    stored, working, peak = Counter(), {}, Counter()
+    for tier, size in zip(tiers, sizes, strict=True):
+        work = _work_with_graph(size, context) if tier == "graph" else _work_replayed(size, context, rows)
+        working[str(size.device)] = max(working.get(str(size.device), 0), work, _work_on_logits(size, context))
+        taken = _graph(size, context) if tier == "graph" else _stored(size, context)
+        stored[tier] += taken
+        if tier != "file":
+            peak[str(_HOST if tier == "host" else size.device)] += taken
+    peak.update(working)
+    folder = memory.offload_dir or tempfile.gettempdir()
+    if stored["file"] > shutil.disk_usage(folder).free:
+        raise ValueError(
+            f"{_size(stored['file'])} have to wait in files, more than is free in {os.fspath(folder)}: name another "
+            "folder with Memory(offload_dir=...)"
+        )
+    return Plan(
+        n_tokens=n_tokens,
+        tiers=tuple(tiers),
+        chunk_tokens=rows,
+        stored=dict(stored),
+        working=working,
+        peak=dict(peak),
+        weights=weight_bytes(model),
+        **_flops(sizes, tiers, context),
+        offload_dir=memory.offload_dir,
+    )
+
+
+class _Context(NamedTuple):
+    tokens: int
+    positions: int
+    targets: int
+    vocabulary: int
+    dtype: torch.dtype
+    rules: Rules
+
+    @property
+    def wide(self) -> int:
+        """Bytes of an element of the residual stream on the way back."""
+        return max(4, self.dtype.itemsize)
+
+
+def _place(sizes: list[LayerSize], context: _Context, budgets: dict[torch.device, float]) -> tuple[list[str], int]:
+    """Every layer's tier, and how many tokens an MLP takes at a time."""
+    rows = min(_rows(size, context) for size in sizes)
+    if context.targets > 1:  # the inside of an MLP is shared by them, if it can stay whole
+        everything = sum(_stored(size, context) for size in sizes)
+        if all(_work_replayed(size, context, context.tokens) + everything <= budgets[size.device] for size in sizes):
+            rows = context.tokens
+    room = dict(budgets)
+    for size in dict.fromkeys(sizes):
+        needed = max(_work_replayed(size, context, rows), _work_on_logits(size, context))
+        room[size.device] = min(room[size.device], budgets[size.device] - needed)
+        if room[size.device] < 0:
+            raise ValueError(
+                f"{_size(budgets[size.device])} on {size.device} cannot hold one layer of {context.tokens} tokens: at "
+                f"least {_size(needed)} above the model are needed"
+            )
+    tiers = []
+    for size in reversed(sizes):  # what is needed last goes furthest
+        for tier, place in (("device", size.device), ("host", _HOST)):
+            if (tier, place) != ("device", _HOST) and _stored(size, context) <= room[place]:
+                room[place] -= _stored(size, context)
+                tiers.append(tier)
+                break
+        else:
+            tiers.append("file")
+    # A graph holds the relevance gradient in the model's dtype: 16 bits are not enough on the residual stream.
+    at_hand = all(
+        tier == ("host" if size.device == _HOST else "device")
+        for tier, size in zip(tiers, reversed(sizes), strict=True)
+    )
+    if context.dtype.itemsize >= 4 and at_hand:
+        for index, size in enumerate(reversed(sizes)):
+            more = _graph(size, context) - _stored(size, context)
+            at_work = max(0, _work_with_graph(size, context) - _work_replayed(size, context, rows))
+            if more + at_work <= room[size.device]:
+                room[size.device] -= more
+                tiers[index] = "graph"
+    return tiers[::-1], rows
+
+
+def _budget(device: torch.device, memory: Memory, elsewhere: bool) -> float:
+    """Bytes that may be taken on the device: what the caller says, or most of what this machine has free."""
+    given = memory.host_budget if device == _HOST else memory.device_budget
+    if given is not None or elsewhere:
+        return given or math.inf
+    if device == _HOST:
+        return 0.8 * _free_host_memory()
+    free, _ = torch.cuda.mem_get_info(device)
+    return 0.9 * (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def _free_host_memory() -> int:
+    """Bytes of host memory that can be had, a container's limit included."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():  # not Linux: all there is, of which the system pages out what nobody uses
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = int(re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())[1]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int(used.read_text()))
+    return free
+
+
+# What follows counts the tensors that are alive at a time, in features a token. tests/test_memory.py holds it against
+# what is then allocated.
+
+
+def _stored(size: LayerSize, context: _Context) -> int:
+    """A layer's input, its attention's output and lse (and P |V| for the gamma rule)."""
+    outputs = 2 if context.rules.attention_gamma else 1
+    return context.tokens * (context.dtype.itemsize * (size.hidden + outputs * size.query) + context.wide * size.heads)
+
+
+def _graph(size: LayerSize, context: _Context) -> int:
+    """What autograd saves of a layer: queries, keys, values, the attention's output, the MLP's two factors."""
+    rules = context.rules
+    features = size.hidden + 2 * size.query + 2 * size.key + (2 if rules.treatment.gate else 1) * size.mlp
+    if not rules.treatment.frozen_norm:
+        features += 2 * size.hidden
+    if rules.attention_gamma:
+        features += size.query
+    if rules.epsilon or rules.gamma:  # the linear maps' outputs, of which an activation or the attention keeps some
+        features += size.query + size.key + 2 * size.hidden
+    if rules.gamma:  # and their inputs
+        features += 2 * size.hidden + size.query + 3 * size.mlp
+    return context.tokens * (context.dtype.itemsize * features + context.wide * (size.heads + 2))
+
+
+def _work_replayed(size: LayerSize, context: _Context, rows: int) -> int:
+    """The greater of a replayed layer's two peaks, in its attention's backward pass and in its MLP's."""
+    b, w = context.dtype.itemsize, context.wide
+    on_host = size.device == _HOST
+    widened = on_host and b < 4  # PyTorch's forms compute 16-bit numbers in float32
+    spread = 2.8 if on_host and size.query > size.key else 0  # keys and values, once a query head
+    residual = (4.5 + 2 * (context.targets - 1)) * w * size.hidden
+    attention = residual + b * ((4.1 + spread) * size.query + (10 if widened else 3.5) * size.key)
+    mlp = context.tokens * (residual + b * 2 * (size.query + size.key))
+    mlp += min(rows, context.tokens) * b * (9 if widened else 5) * size.mlp
+    return int(_heap_loss(size, context) * max(context.tokens * attention, mlp))
+
+
+def _work_with_graph(size: LayerSize, context: _Context) -> int:
+    """As `_work_replayed`, beside the graphs of all layers."""
+    residual = (4 + 2 * (context.targets - 1)) * size.hidden
+    attention, mlp = residual + 1.6 * size.query + 2.3 * size.key, residual + 3 * size.mlp
+    return int(_heap_loss(size, context) * context.tokens * context.dtype.itemsize * max(attention, mlp))
+
+
+def _heap_loss(size: LayerSize, context: _Context) -> float:
+    """What the C library's heap takes for what it gives: it holds tensors below 32 MiB, with holes between them."""
+    in_heap = size.device == _HOST and context.tokens * size.hidden * context.wide < 32 << 20
+    return 1.5 if in_heap else 1.0
+
+
+def _work_on_logits(size: LayerSize, context: _Context) -> int:
+    """The logits, their ranks, and the last hidden states."""
+    hidden = context.tokens * size.hidden * (2 * context.dtype.itemsize + context.targets * context.wide)
+    return hidden + context.positions * context.vocabulary * (2 * context.dtype.itemsize + 4 * 8)
+
+
+def _rows(size: LayerSize, context: _Context) -> int:
+    """As many tokens as let an MLP's inside take no more than the attention does."""
+    return max(_FEWEST_ROWS, int(context.tokens * (2.1 * size.query + 1.5 * size.key) / (5 * size.mlp)))
+
+
+def _flops(sizes: list[LayerSize], tiers: list[str], context: _Context) -> dict[str, int]:
+    n, rules = context.tokens, context.rules
+    gamma = 2 if rules.gamma else 1
+    products = {"attnlrp": 5, "gradient": 5, "cp": 2}[rules.name]
+    forward = replay = backward = 0
+    for index, (size, tier) in enumerate(zip(sizes, tiers, strict=True)):
+        hidden = max(0, n - (size.window or n))
+        pairs = (n * (n + 1) - hidden * (hidden + 1)) // 2
+        linear = 2 * gamma * n * (size.attention_weights + size.mlp_weights)
+        forward += linear + 4 * pairs * size.query
+        if tier != "graph":
+            replay += linear - (0 if rules.epsilon or rules.gamma else 2 * n * size.skipped_weights)
+        if index == len(sizes) - 1:  # only the explained positions carry relevance there
+            pairs = n * context.positions
+        backward += context.targets * (linear + 2 * products * pairs * size.query)
+    logits = 2 * context.positions * context.vocabulary * sizes[0].hidden
+    return {
+        "forward_flops": forward + logits,
+        "replay_flops": replay,
+        "backward_flops": backward + context.targets * logits,
+    }
+
+
+def _size(number: float) -> str:
+    return f"{number / 1e9:,.2f} GB"
+
+
+def _operations(number: float) -> str:
+    for unit, name in ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")):
+        if number >= unit:
+            return f"{number / unit:,.2f} {name}"
+    return f"{number / 1e6:,.2f} MFLOP"

@@ -1,0 +1,127 @@
+"""Where tensors wait between the forward and the backward pass: on their device, in host memory, or in a file."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Host memory is taken in blocks beyond the size from which every allocator maps memory by itself: what waits here does
+# not split the heap that the layers work in, and goes back to the system as soon as it has been used.
+_BLOCK = 64 << 20
+
+
+class Stored(NamedTuple):
+    """A tensor that waits. Only `Store` looks inside."""
+
+    data: Tensor | int  # on its device or in host memory; in the file, where it begins
+    like: Tensor  # without memory: shape, strides, dtype
+    device: torch.device
+
+
+class Store:
+    """Keeps tensors in the tier that it is told and gives them back, each once.
+
+    Tiers: "device" holds on to the tensor itself; "host" copies it into host memory, pinned where it comes from CUDA,
+    on a stream of its own; "file" writes it to a file without a name, which the system removes when the process ends.
+    """
+
+    def __init__(self, offload_dir: str | os.PathLike | None = None):
+        self._offload_dir = offload_dir
+        self._file = None
+        self._free: dict[bool, Tensor] = {}  # what is left of the last block, by whether it is pinned
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._fetched: dict[int, Tensor] = {}
+
+    def put(self, x: Tensor, tier: str) -> Stored:
+        x = _dense(x.detach())
+        like = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+        if tier == "device":
+            return Stored(x, like, x.device)
+        if tier == "host":
+            room = self._room(x)
+            with self._beside(x.device):
+                room.copy_(x, non_blocking=True)
+            if x.is_cuda:
+                x.record_stream(self._streams[x.device])
+            return Stored(room, like, x.device)
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._offload_dir)  # noqa: SIM115
+        start = self._file.seek(0, os.SEEK_END)
+        self._file.write(_bytes(x.cpu()))
+        return Stored(start, like, x.device)
+
+    def fetch(self, stored: Stored) -> None:
+        """Start to bring a tensor from host memory back to its CUDA device; `take` waits for it."""
+        if isinstance(stored.data, Tensor) and stored.data.device != stored.device:
+            with self._beside(stored.device):
+                self._fetched[id(stored)] = stored.data.to(stored.device, non_blocking=True)
+
+    def take(self, stored: Stored) -> Tensor:
+        """The tensor, on the device from which it came."""
+        if isinstance(stored.data, int):
+            x = torch.empty_strided(stored.like.shape, stored.like.stride(), dtype=stored.like.dtype)
+            self._file.seek(stored.data)
+            if self._file.readinto(_bytes(x)) != x.nbytes:
+                raise OSError("the file of stored activations is cut short")
+            return x.to(stored.device)
+        if stored.data.device == stored.device:
+            return stored.data
+        if id(stored) not in self._fetched:
+            self.fetch(stored)
+        x = self._fetched.pop(id(stored))
+        here = torch.cuda.current_stream(stored.device)
+        here.wait_stream(self._streams[stored.device])
+        x.record_stream(here)
+        return x
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    @contextmanager
+    def _beside(self, device: torch.device) -> Iterator[None]:
+        """The stream of a CUDA device on which copies run beside the work; for a CPU nothing."""
+        if device.type != "cuda":
+            yield
+            return
+        stream = self._streams.setdefault(device, torch.cuda.Stream(device))
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            yield
+
+    def _room(self, x: Tensor) -> Tensor:
+        """Host memory for a tensor like ``x``."""
+        size = -(-x.nbytes // 64) * 64
+        free = self._free.get(x.is_cuda)
+        if free is None or len(free) < size:
+            free = torch.empty(max(size, _BLOCK), dtype=torch.uint8, pin_memory=x.is_cuda)
+        self._free[x.is_cuda] = free[size:]
+        return free[: x.nbytes].view(x.dtype).as_strided(x.shape, x.stride())
+
+
+def give_back_free_heap() -> None:
+    """Return to the system what the C library's heap holds free between living tensors (glibc; elsewhere nothing).
+
+    Tensors below 32 MiB come from that heap. Without this, a pass over many layers takes twice the memory that it uses.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """``x`` without gaps between its elements, in whatever order its dimensions lie in memory."""
+    order = sorted(range(x.ndim), key=x.stride, reverse=True)
+    return x if x.permute(order).is_contiguous() else x.contiguous()
+
+
+def _bytes(x: Tensor) -> memoryview:
+    return memoryview(x.as_strided((x.numel(),), (1,)).view(torch.uint8).numpy())
