@@ -87,8 +87,8 @@ def test_auto_means_the_kernels(tiny, ids, monkeypatch):
 @on_a_gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("rule", ["attnlrp", "cp"])
-def test_long_contexts_in_16_bits(rule, dtype, tiny, by, within_rounding):
-    """Both implementations round every layer's states to 16 bits: the sums in between are in float32."""
+def test_long_contexts_in_16_bits(rule, dtype, tiny, by):
+    """At most twice the error of plain PyTorch: each is a draw of its own of what 16 bits do to three layers."""
     config = {"hidden_size": 256, "intermediate_size": 512, "max_position_embeddings": 2048}
     model, double = quantised(tiny, "llama", dtype, **config)
     model, double = model.cuda(), double.cuda()
@@ -100,8 +100,7 @@ def test_long_contexts_in_16_bits(rule, dtype, tiny, by, within_rounding):
     found = attribute(model, ids, **options)
     assert found.layers.isfinite().all()
     error, own = ((one.layers.double() - truth.layers).norm() for one in (found, plain))
-    # 3 layers with 12 rounded results each, forward and back
-    assert error <= own + (3 * 2 * 12) ** 0.5 * torch.finfo(dtype).eps / 2 * truth.layers.norm()
+    assert error <= 2 * own
 
 
 @on_a_gpu
