@@ -46,7 +46,8 @@ def main() -> int:
         print(f"make gpu: torch {torch.__version__} finds no CUDA device here.", file=sys.stderr)
         return 2
 
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    # float32 is float32, also for the products that kernels are compared with.
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "NVIDIA_TF32_OVERRIDE": "0"}
     environment.pop("TRITON_INTERPRET", None)
     if options.dry_run:
         environment["TRITON_INTERPRET"] = "1"

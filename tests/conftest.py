@@ -36,6 +36,14 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
+@pytest.fixture(autouse=True)
+def memory_goes_back(request):
+    """Several processes may test on one GPU: none keeps what its last test needed."""
+    yield
+    if "gpu" in request.keywords:
+        torch.cuda.empty_cache()
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """``tiny(family, dtype, seed=0, **config)``: a 3-layer random model whose weights are large enough to matter."""
