@@ -149,8 +149,9 @@ def table(results: dict) -> str:
     lines = [head, *(table_line(row) for row in results["rows"])]
     lines += [f"{unit}: {one['rate']:.0f} is the ceiling, {one['what']}" for unit, one in results["ceilings"].items()]
     lines += [f"WRONG: {what}" for what in results["wrong"]]
-    if results["left_out"]:
-        lines.append(f"left out for want of time or memory: {'; '.join(results['left_out'])}")
+    if left_out := results["left_out"]:
+        some = "; ".join(left_out[:5]) + (" ..." if len(left_out) > 5 else "")
+        lines.append(f"left out for want of time or memory, {len(left_out)} cases: {some}")
     return "\n".join(lines)
 
 
