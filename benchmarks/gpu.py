@@ -12,6 +12,7 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +26,11 @@ TEST_SECONDS = 210
 BENCHMARK_SECONDS = 200
 BENCHMARK_LIMIT = 250  # a case that has begun is not cut short before this
 MOST_WORKERS = 14
+NO_TESTS = 5  # pytest's exit status where a process had none to run
 WORKER_BYTES = 5 * 2**30  # of the device's memory: a context, and the largest test's dense float64 truth
+# -P: the folder kernels/ must not answer to `import kernels`. No plugins but pytest's own, see `main`.
+PYTEST = [sys.executable, "-P", "-m", "pytest", "-q", "--tb=short", "--durations=5", "--disable-warnings",
+          "-p", "no:cacheprovider", "-o", "faulthandler_timeout=60"]  # fmt: skip
 
 
 def main() -> int:
@@ -48,6 +53,7 @@ def main() -> int:
 
     # float32 is float32, also for the products that kernels are compared with.
     environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "NVIDIA_TF32_OVERRIDE": "0"}
+    environment["PYTHONUNBUFFERED"] = "1"
     environment.pop("TRITON_INTERPRET", None)
     if options.dry_run:
         environment["TRITON_INTERPRET"] = "1"
@@ -74,7 +80,7 @@ def build(environment: dict[str, str]) -> bool:
 
 
 def run_tests(environment: dict[str, str], device_bytes: int | None) -> str:
-    """How the tests came out, in a few words; what failed is printed, and all of it is in build/gpu/tests-*.log."""
+    """How the tests came out, in a few words; what failed is printed, and all of it is in build/gpu/tests.log."""
     start = time.monotonic()
     workers = len(os.sched_getaffinity(0))
     if device_bytes is None:
@@ -83,33 +89,47 @@ def run_tests(environment: dict[str, str], device_bytes: int | None) -> str:
         workers, selected = max(1, min(workers, MOST_WORKERS, device_bytes // WORKER_BYTES)), ["-m", "gpu", "tests"]
     running, logs = [], [BUILD / f"tests-{i}.log" for i in range(workers)]
     for i, log in enumerate(logs):
-        # -P: the folder kernels/ must not answer to `import kernels`.
-        command = [sys.executable, "-P", "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider",
-                   "--durations=5", f"--shard={i}/{workers}", *selected]  # fmt: skip
         with log.open("w") as file:
+            command = [*PYTEST, f"--shard={i}/{workers}", *selected]
             running.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file))
-    counts, stopped = Counter(), 0
+    stopped = finish(running, start + TEST_SECONDS)
+
+    counts, green = Counter(), not stopped
     for worker, log in zip(running, logs, strict=True):
-        try:
-            worker.wait(max(0, start + TEST_SECONDS - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            worker.kill()
-            worker.wait()
-            stopped += 1
         output = log.read_text()
-        if worker.returncode not in (0, 5):  # 5: a process with nothing to do
-            print(f"---- {log.relative_to(ROOT)}, exit status {worker.returncode}\n{output[-3000:]}", flush=True)
-        summary = output.rstrip().rpartition("\n")[2]
-        for number, what in re.findall(r"(\d+) (passed|failed|errors?|skipped)", summary):
-            counts[what.rstrip("s")] += int(number)
-    details = ", ".join(f"{number} {what}" for what, number in counts.items())
-    details = f"{details or 'nothing ran'} in {time.monotonic() - start:.0f} s, {workers} processes"
+        if worker.returncode not in (0, NO_TESTS):
+            green = False
+            print(f"---- {log.name}, exit status {worker.returncode}\n{output[-3000:]}", flush=True)
+        for summary in re.findall(r"^\d+ .* in [\d.:]+s.*$", output, re.MULTILINE)[-1:]:
+            for number, what in re.findall(r"(\d+) (passed|failed|errors?|skipped)", summary):
+                counts[what.rstrip("s")] += int(number)
+    (BUILD / "tests.log").write_text("\n".join(f"---- {log.name}\n{log.read_text()}" for log in logs))
+
+    found = ", ".join(f"{number} {what}" for what, number in counts.items()) or "nothing ran"
+    found += f" in {time.monotonic() - start:.0f} s, {workers} processes"
     if stopped:
-        details += f", {stopped} of them stopped after {TEST_SECONDS} s"
-    green = not stopped and counts["passed"] and all(worker.returncode in (0, 5) for worker in running)
-    verdict = f"{'passed' if green else 'FAILED'}: {details}"
+        found += f", {stopped} of them stopped after {TEST_SECONDS} s"
+    verdict = f"{'passed' if green and counts['passed'] else 'FAILED'}: {found}"
     print(f"tests {verdict}", flush=True)
     return verdict
+
+
+def finish(running: list[subprocess.Popen], end: float) -> int:
+    """How many had to be stopped: as Ctrl-C does, upon which pytest reports what failed so far, then by force."""
+    wait(running, end)
+    late = [worker for worker in running if worker.poll() is None]
+    for worker in late:
+        worker.send_signal(signal.SIGINT)
+    wait(late, time.monotonic() + 10)
+    for worker in late:
+        worker.kill()
+        worker.wait()
+    return len(late)
+
+
+def wait(running: list[subprocess.Popen], end: float) -> None:
+    while time.monotonic() < end and any(worker.poll() is None for worker in running):
+        time.sleep(0.1)
 
 
 def run_benchmarks(environment: dict[str, str], tests: str, options: argparse.Namespace) -> bool:
