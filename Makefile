@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint gpu clean
 
 # A Python >= 3.11, by name or path; empty: the first that will do.
 PYTHON ?=
@@ -11,6 +11,9 @@ PYTHON ?=
 TORCH_INDEX ?=
 # More arguments for pytest.
 PYTEST_ARGS ?=
+# With make gpu: where the figures go, and the commit that they belong to; empty: benchmarks/results, and what git says.
+RESULTS ?=
+COMMIT ?=
 # V=1 shows what pip does.
 V ?=
 
@@ -29,6 +32,7 @@ help:
 	@echo 'make demo     explain one decision of a small language model, on this machine'
 	@echo 'make test     run the test suite'
 	@echo 'make lint     check the style of the code'
+	@echo 'make gpu      with a CUDA device: its tests, then the kernel benchmarks, 8 minutes at most'
 	@echo 'make clean    remove .venv and everything built (the demo model stays in ~/.cache/lrp_fast)'
 	@echo
 	@echo 'The first run installs what it needs into .venv; this takes a minute or two. Variables:'
@@ -37,6 +41,11 @@ help:
 	@echo '                            CUDA build, several GB: without a GPU, name the CPU wheel index of pytorch.org'
 	@echo '  PYTEST_ARGS="-k topk -x"  more arguments for pytest, with make test'
 	@echo '  V=1                       show what pip does'
+	@echo
+	@echo 'make gpu installs nothing and needs no network: PYTHON (default: python3) has to have torch, triton, transformers,'
+	@echo 'pytest, setuptools and pybind11, and there must be a C++17 compiler. Variables:'
+	@echo '  RESULTS=folder            where kernels.json goes (default: benchmarks/results)'
+	@echo '  COMMIT=id                 what is measured, where this is no git checkout'
 
 demo: $(DONE)/demo
 	@$(BIN)/python demo/run.py
@@ -50,6 +59,11 @@ test: $(DONE)/test
 
 lint: $(DONE)/lint
 	@$(BIN)/ruff check .
+
+# PYTHONPATH is the caller's here: what this Python lacks may lie there.
+gpu:
+	@PYTHONPATH='$(PYTHONPATH)' "$(or $(PYTHON),python3)" benchmarks/gpu.py $(if $(RESULTS),--results '$(RESULTS)') \
+	  $(if $(COMMIT),--commit '$(COMMIT)')
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache lrp_fast/_native*.so demo.html demo.json demo.safetensors

@@ -74,7 +74,7 @@ def zennit_cases(weight, bias, x, g) -> dict:
 
     cases = {}
     for name, rule in (("zennit_epsilon", Epsilon(epsilon=0.01)), ("zennit_gamma", Gamma(gamma=0.25))):
-        module = torch.nn.Linear(weight.shape[1], weight.shape[0])
+        module = torch.nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
         module.load_state_dict({"weight": weight, "bias": bias})
         module.requires_grad_(False)
         rule.copy().register(module)

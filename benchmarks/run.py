@@ -2,6 +2,7 @@
 
     python benchmarks/run.py linear
     python benchmarks/run.py attribution [--tokens 512 2048] [--lxt-python lxt-env/bin/python]
+    python benchmarks/run.py kernels [--seconds 210]    # with a CUDA device; `make gpu` runs the tests first
 
 Ratios are taken within one run; absolute CPU seconds mean little elsewhere. peers/lxt_attribution.py says how the
 environment of --lxt-python is made.
@@ -15,6 +16,7 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -30,25 +32,71 @@ PACKAGES = ("lrp-fast", "torch", "transformers", "triton", "numpy", "zennit")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("linear", "attribution"))
+    parser.add_argument("what", choices=("linear", "attribution", "kernels"))
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048], help="context lengths")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2, help="how often ours and LXT take turns")
     parser.add_argument("--model", help="model directory (default: the demo's SmolLM2-135M-Instruct)")
     parser.add_argument("--lxt-python", help="the Python of an environment with LXT")
+    parser.add_argument("--seconds", type=float, default=200, help="of kernels: no case starts later (default 200)")
+    parser.add_argument("--tests", default="not run", help="of kernels: how its tests came out, for the report")
+    parser.add_argument("--dry-run", action="store_true", help="of kernels: tiny sizes on the CPU; nothing is written")
+    parser.add_argument("--commit", help="what is measured, where git does not say")
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/WHAT.json)")
     options = parser.parse_args()
 
+    if options.what == "kernels":
+        sys.exit(kernels(options))
     results = linear.measure() if options.what == "linear" else attribution(options)
-    report = {"benchmark": options.what, **provenance(), "results": results}
+    path = write(options, results)
+    print(linear_table(results) if options.what == "linear" else attribution_table(results))
+    print(f"\nwrote {path}")
+
+
+def kernels(options: argparse.Namespace) -> int:
+    """Exit status: 1 where a result was wrong, 2 where there is nothing to measure on."""
+    if options.dry_run and os.environ.get("TRITON_INTERPRET") != "1":
+        print("a dry run needs Triton's interpreter: set TRITON_INTERPRET=1", file=sys.stderr)
+        return 2
+    if not (options.dry_run or torch.cuda.is_available()):
+        print("the kernels run on a CUDA device, and torch finds none here (--dry-run does without)", file=sys.stderr)
+        return 2
+    import kernel_times
+
+    results = kernel_times.measure(options.seconds, options.dry_run)
+    path = None if options.dry_run else write(options, {"tests": options.tests, **gpu(), **results})
+    print(kernel_times.table(results))
+    print(f"\nwrote {path}" if path else "\na dry run: the times mean nothing, and nothing was written")
+    return 1 if results["wrong"] else 0
+
+
+def write(options: argparse.Namespace, results: object) -> str:
+    report = {"benchmark": options.what, **provenance(options.commit), "results": results}
     out = options.out or HERE / "results" / f"{options.what}.json"
     out.write_text(json.dumps(report, indent=1) + "\n")
-    print(linear_table(results) if options.what == "linear" else attribution_table(results))
-    print(f"\nwrote {os.path.relpath(out)}")
+    return os.path.relpath(out)
 
 
-def provenance() -> dict:
-    """Where and with what this was measured."""
+def gpu() -> dict:
+    """The device and what drives it; the driver's version is None where nvidia-smi is not there to tell."""
+    device = torch.cuda.get_device_properties(0)
+    driver = None
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True).stdout.partition("\n")[0].strip() or None
+    return {
+        "gpu": device.name,
+        "compute_capability": [device.major, device.minor],
+        "multiprocessors": device.multi_processor_count,
+        "memory_bytes": device.total_memory,
+        "driver": driver,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+def provenance(commit: str | None = None) -> dict:
+    """Where and with what this was measured. ``commit``: what to say where git knows nothing of this folder."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -56,9 +104,10 @@ def provenance() -> dict:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
     git = ["git", "-C", HERE, "describe", "--always", "--dirty", "--abbrev=12"]
+    described = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
-        "commit": subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
+        "commit": described or commit,
         "python": platform.python_version(),
         "versions": versions,
         "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(),

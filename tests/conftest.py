@@ -19,11 +19,29 @@ FAMILIES = {
 }
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--shard", metavar="I/N", help="of the selected tests, number I (from 0) and every N-th after it")
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k have chosen
+def pytest_collection_modifyitems(config, items):
+    if config.option.shard:
+        first, _, step = config.option.shard.partition("/")
+        others = [item for i, item in enumerate(items) if i % int(step) != int(first)]
+        items[:] = items[int(first) :: int(step)]
+        config.hook.pytest_deselected(items=others)
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def memory_goes_back(request):
+    """Several processes may test on one GPU: none keeps what its last test needed."""
+    yield
+    if "gpu" in request.keywords:
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 """
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -166,18 +167,37 @@ def draw(device):
 
 @pytest.fixture
 def far_apart(device):
-    """``far_apart(x)``: the three rows of x, 2^30 elements from each other. Only the pages in use take memory."""
-    if device != "cpu":
-        pytest.skip("a GPU has no memory to promise")
+    """``far_apart(x)``: the three rows of x, 2^30 elements apart. On a CPU, only the pages in use take memory."""
+    if device != "cpu" and torch.cuda.mem_get_info()[0] < 60e9:
+        pytest.skip("takes up to 17 GB, and the device, which other tests may share, has less than 60 free")
 
     def spread(x):
         assert x.shape[0] == 3
         stride = 2**30
-        storage = torch.UntypedStorage((2 * stride + x.shape[1]) * x.element_size())
-        wide = torch.tensor([], dtype=x.dtype).set_(storage, 0, x.shape, (stride, 1))
+        storage = torch.UntypedStorage((2 * stride + x.shape[1]) * x.element_size(), device=device)
+        wide = torch.tensor([], dtype=x.dtype, device=device).set_(storage, 0, x.shape, (stride, 1))
         return wide.copy_(x)
 
     return spread
+
+
+@pytest.fixture
+def same():
+    """``same(found, expected, terms)``: of two calls that differ in strides or buffers, but compute the same.
+
+    Bit for bit in the interpreter. A compiler makes code of its own for either, which may sum in another order: both
+    are then within the rounding error of a sum of ``terms`` numbers.
+    """
+
+    def check(found, expected, terms):
+        assert found.dtype == expected.dtype and found.shape == expected.shape
+        if INTERPRETED:
+            assert torch.equal(found, expected)
+        else:
+            allowed = math.sqrt(terms) * torch.finfo(found.dtype).eps * expected.double().abs().max()
+            assert (found.double() - expected.double()).abs().max() <= allowed
+
+    return check
 
 
 @pytest.fixture

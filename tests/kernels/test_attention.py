@@ -12,6 +12,9 @@ from lrp_fast.kernels import attention as kernels
 from lrp_fast.kernels.attention import Tiles
 from lrp_fast.rules import Rules
 
+INTERPRETED = triton.knobs.runtime.interpret
+DEVICE = "cpu" if INTERPRETED else "cuda"
+
 
 @dataclass(frozen=True)
 class Case:
@@ -45,43 +48,44 @@ class Case:
     def tensors(self, seed=0):
         """query, key, value, g, sinks, bounds; rows of neighbours in memory, and NaN after every row."""
         generator = torch.Generator().manual_seed(seed)
+        here = {"dtype": self.dtype, "device": DEVICE}
 
         def draw(heads, length):
-            whole = torch.full((self.batch, length + 1, heads, self.dim + 16), float("nan"), dtype=self.dtype)
+            whole = torch.full((self.batch, length + 1, heads, self.dim + 16), float("nan"), **here)
             x = whole[:, :length, :, : self.dim].transpose(1, 2)
             return x.copy_(torch.randn(x.shape, generator=generator))
 
         sizes = ((self.heads, self.queries), (self.kv_heads, self.keys), (self.kv_heads, self.keys))
         query, key, value, g = (draw(*size) for size in (*sizes, (self.heads, self.queries)))
-        sinks = torch.linspace(-1, 2, self.heads).to(self.dtype) if self.sinks else None
-        return query, key, value, g, sinks, None if self.bounds is None else torch.tensor(self.bounds)
+        sinks = torch.linspace(-1, 2, self.heads).to(**here) if self.sinks else None
+        return query, key, value, g, sinks, None if self.bounds is None else torch.tensor(self.bounds, device=DEVICE)
 
 
-@pytest.fixture
-def run(device):
-    """``run(case, *tensors)``: (out, lse), (dq, dk, dv) by the kernels; ``spoil`` changes query and lse in between."""
+def run(case, query, key, value, g, sinks, bounds, spoil=None):
+    """(out, lse), (dq, dk, dv) by the kernels; ``spoil`` changes query and lse in between."""
+    rules, treatment = case.rules, case.rules.treatment
+    out, lse, size = kernels.forward(
+        query, key, value, **case.flags, sinks=sinks, bounds=bounds, absolute=rules.attention_gamma > 0
+    )
+    if spoil is not None:
+        query, lse = spoil(query, lse)
+    grads = kernels.backward(
+        g, query, key, value, out, lse, size, **case.flags, bounds=bounds, value_share=treatment.value,
+        score_share=treatment.score, ratio=treatment.ratio, epsilon=rules.attention_epsilon,
+        gamma=rules.attention_gamma,
+    )  # fmt: skip
+    return (out, lse), grads
 
-    def call(case, *tensors, spoil=None):
-        query, key, value, g, sinks, bounds = (t if t is None or device == "cpu" else t.to(device) for t in tensors)
-        rules, treatment = case.rules, case.rules.treatment
-        out, lse, size = kernels.forward(
-            query, key, value, **case.flags, sinks=sinks, bounds=bounds, absolute=rules.attention_gamma > 0
-        )
-        if spoil is not None:
-            query, lse = spoil(query, lse)
-        grads = kernels.backward(
-            g, query, key, value, out, lse, size, **case.flags, bounds=bounds, value_share=treatment.value,
-            score_share=treatment.score, ratio=treatment.ratio, epsilon=rules.attention_epsilon,
-            gamma=rules.attention_gamma,
-        )  # fmt: skip
-        return (out.cpu(), lse.cpu()), [None if t is None else t.cpu() for t in grads]
 
-    return call
+def visible(case):
+    bounds = None if case.bounds is None else torch.tensor(case.bounds)
+    flags = {"causal": case.causal, "window": case.window, "bounds": bounds}
+    return reference.visible(case.batch, case.queries, case.keys, **flags).to(DEVICE)
 
 
 def define(case, query, key, value, g, sinks, bounds, dtype):
     query, key, value, g, sinks = (None if t is None else t.to(dtype) for t in (query, key, value, g, sinks))
-    mask = reference.visible(case.batch, case.queries, case.keys, causal=case.causal, window=case.window, bounds=bounds)
+    mask = visible(case)
     flags = {"scale": case.flags["scale"], "softcap": case.softcap, "sinks": sinks}
     out = reference.attention(query, key, value, mask, **flags)
     rules = case.rules
@@ -131,12 +135,29 @@ CASES = [
     Case(Rules("attnlrp", attention_gamma=0.25), 63, 63, batch=2, bounds=((0, 16), (48, 63)), tiles=WIDE, window=40),
     Case(Rules("cp"), 63, 63, batch=2, bounds=((1, 62), (20, 21)), causal=False, tiles=SMALL),
 ]
+BRAIN = torch.bfloat16
+if not INTERPRETED:
+    CASES += [replace(case, dtype=BRAIN) for case in CASES if case.dtype is HALF]
+    CASES += [  # many tiles of every shipped shape
+        *(Case(Rules("attnlrp"), 4096, 4096, 2, 1, dim=dim, dtype=BRAIN) for dim in (64, 80, 96, 128, 256)),
+        *(Case(Rules("cp"), 4095, 4095, 2, 1, dim=dim, dtype=BRAIN) for dim in (64, 128, 256)),
+        *(Case(Rules("gradient"), 2049, 2049, 2, 1, dim=dim, dtype=BRAIN, softcap=30.0) for dim in (64, 128, 256)),
+        *(Case(Rules("attnlrp"), 1500, 1500, 2, 1, dim=dim) for dim in (64, 128, 256)),
+        *(
+            Case(Rules("attnlrp", attention_epsilon=0.01, attention_gamma=0.25), 2000, 2000, 2, 1, dim=dim, dtype=BRAIN)
+            for dim in (64, 128, 256)
+        ),
+        Case(Rules("attnlrp"), 1024, 4096, 4, 2, dim=128, dtype=HALF, softcap=5.0),
+        Case(Rules("attnlrp"), 4096, 4096, 2, 1, dim=128, dtype=BRAIN, window=1000, sinks=True),
+        Case(Rules("cp"), 4096, 4096, 2, 2, dim=64, dtype=HALF, window=128),
+        Case(Rules("attnlrp"), 2048, 2048, 2, 1, dim=64, batch=2, dtype=BRAIN, bounds=((0, 2000), (700, 2048))),
+        Case(Rules("gradient"), 2048, 2048, dim=128, batch=2, dtype=BRAIN, bounds=((3, 3), (1, 2048)), window=300),
+        Case(Rules("attnlrp"), 2048, 2048, 2, 1, dim=128, dtype=BRAIN, causal=False),
+    ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_rounds_no_worse_than_the_dense_form(case, run, device, within_rounding, monkeypatch):
-    if device != "cpu" and case.dtype is HALF:
-        case = replace(case, dtype=torch.bfloat16)
+def test_rounds_no_worse_than_the_dense_form(case, within_rounding, monkeypatch):
     if case.tiles is not None:
         monkeypatch.setattr(kernels, "config", lambda *_: case.tiles)
     tensors = case.tensors()
@@ -144,7 +165,9 @@ def test_rounds_no_worse_than_the_dense_form(case, run, device, within_rounding,
     plain, plain_grads = define(case, *tensors, case.dtype)
     truth, true_grads = define(case, *tensors, torch.float64)
     # Two sums lie behind a number: of head_dim products in a score, then over the keys or the queries that meet it.
-    within_rounding(out, plain, truth, case.dim + case.keys)
+    # They are summed in float32: in 16 bits only the weights, their gradient, u and the result itself are rounded.
+    narrow = case.dtype != torch.float32
+    within_rounding(out, plain, truth, 4 if narrow else case.dim + case.keys)
     seen = case.queries * case.heads // case.kv_heads
     for name, found, own, true, terms in zip(
         ("query", "key", "value"), grads, plain_grads, true_grads, (case.keys, seen, seen), strict=True
@@ -152,11 +175,11 @@ def test_rounds_no_worse_than_the_dense_form(case, run, device, within_rounding,
         if case.rules.name == "cp" and name != "value":
             assert found is None
             continue
-        within_rounding(found, own, true, case.dim + terms)
+        within_rounding(found, own, true, 4 if narrow else case.dim + terms)
 
 
 @pytest.mark.parametrize("softcap, sinks", [(None, False), (5.0, True)])
-def test_lse_is_the_logarithm_of_the_denominator(softcap, sinks, run, within_rounding):
+def test_lse_is_the_logarithm_of_the_denominator(softcap, sinks, within_rounding):
     case = Case(Rules(), 63, 111, 2, 1, softcap=softcap, sinks=sinks, window=40)
     query, key, value, g, sink, bounds = case.tensors()
     (_, lse), _ = run(case, query, key, value, g, sink, bounds)
@@ -164,7 +187,7 @@ def test_lse_is_the_logarithm_of_the_denominator(softcap, sinks, run, within_rou
     def plain(dtype):
         s = query.to(dtype) @ key.to(dtype).transpose(-1, -2) * case.flags["scale"]
         s = s if softcap is None else softcap * torch.tanh(s / softcap)
-        s = s.masked_fill(~reference.visible(1, 63, 111, window=40), -torch.inf)
+        s = s.masked_fill(~visible(case), -torch.inf)
         if sinks:
             s = torch.cat([s, sink.to(dtype).view(1, -1, 1, 1).expand(1, 2, 63, 1)], -1)
         return torch.logsumexp(s, -1)
@@ -174,7 +197,7 @@ def test_lse_is_the_logarithm_of_the_denominator(softcap, sinks, run, within_rou
 
 @pytest.mark.parametrize("sinks", [False, True])
 @pytest.mark.parametrize("rules", [Rules("attnlrp", attention_gamma=0.25), Rules("cp")])
-def test_rows_that_read_nothing(rules, sinks, run):
+def test_rows_that_read_nothing(rules, sinks):
     case = Case(rules, 63, 63, batch=2, bounds=((0, 0), (40, 63)), sinks=sinks)
     tensors = case.tensors()
     for t in tensors[:4]:  # what lies outside the bounds is not read
@@ -187,7 +210,7 @@ def test_rows_that_read_nothing(rules, sinks, run):
             assert grad.isfinite().all() and not grad[0].any() and not grad[1, :, :40].any() and grad[1, :, 40:].any()
 
 
-def test_queries_before_the_first_key_read_nothing(run):
+def test_queries_before_the_first_key_read_nothing():
     case = Case(Rules(), 63, 30)
     (out, lse), grads = run(case, *case.tensors())
     assert not out[:, :, :33].any() and out[:, :, 33:].all()
@@ -197,11 +220,11 @@ def test_queries_before_the_first_key_read_nothing(run):
 
 @pytest.mark.parametrize("rules", [Rules(), Rules("cp"), Rules(attention_epsilon=0.1, attention_gamma=0.25)],
                          ids=["attnlrp", "cp", "gamma"])  # fmt: skip
-def test_tiles_without_relevance_are_never_read(rules, run, monkeypatch):
+def test_tiles_without_relevance_are_never_read(rules, monkeypatch):
     monkeypatch.setattr(kernels, "config", lambda *_: Tiles(16, 32, 4, 2))
     case = Case(rules, 257, 257, 2, 1)
     query, key, value, g, sinks, bounds = case.tensors()
-    rows = torch.zeros(257, dtype=torch.bool)
+    rows = torch.zeros(257, dtype=torch.bool, device=DEVICE)
     rows[[35, 100, 101, 256]] = True
     g[:, :, ~rows] = 0
     g[:, 1, 35] = 0  # heads need not agree
@@ -209,7 +232,7 @@ def test_tiles_without_relevance_are_never_read(rules, run, monkeypatch):
 
     def spoil(query, lse):
         query, lse = query.clone(), lse.clone()
-        idle = ~torch.stack([rows, rows]).index_fill(1, torch.tensor([35]), False)
+        idle = ~torch.stack([rows, rows]).index_fill(1, torch.tensor([35], device=DEVICE), False)
         idle[0, 35] = False
         idle = ~torch.nn.functional.pad(~idle, (0, 15)).unflatten(1, (-1, 16)).any(-1).repeat_interleave(16, 1)[:, :257]
         assert idle.sum() > 400
@@ -224,7 +247,18 @@ def test_tiles_without_relevance_are_never_read(rules, run, monkeypatch):
     assert found[2].any()
 
 
-def test_no_relevance_at_all_gives_zeros(run):
+def test_any_number_of_tiles_is_compacted(monkeypatch):
+    case = Case(Rules(), 257, 257, tiles=Tiles(16, 32, 4, 2))
+    monkeypatch.setattr(kernels, "config", lambda *_: case.tiles)
+    query, key, value, g, sinks, bounds = case.tensors()
+    g[:, :, 32:160] = 0
+    _, expected = run(case, query, key, value, g, sinks, bounds)
+    monkeypatch.setattr(kernels, "_COMPACT", 4)  # of 17 tiles
+    _, found = run(case, query, key, value, g, sinks, bounds)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_no_relevance_at_all_gives_zeros():
     case = Case(Rules(), 63, 63)
     query, key, value, g, sinks, bounds = case.tensors()
     _, grads = run(case, query, key, value, torch.zeros_like(g), sinks, bounds)
@@ -232,7 +266,7 @@ def test_no_relevance_at_all_gives_zeros(run):
 
 
 @pytest.mark.parametrize("rules", [Rules(), Rules("cp", attention_gamma=0.25)], ids=["attnlrp", "cp"])
-def test_the_same_call_twice_gives_the_same_bits(rules, run):
+def test_the_same_call_twice_gives_the_same_bits(rules):
     case = Case(rules, 111, 111, 4, 2, dtype=HALF, softcap=5.0)
     (out, lse), grads = run(case, *case.tensors())
     (again, lse_again), grads_again = run(case, *case.tensors())
@@ -240,7 +274,7 @@ def test_the_same_call_twice_gives_the_same_bits(rules, run):
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
 
 
-def test_strides_change_nothing(run):
+def test_strides_change_nothing(same):
     case = Case(Rules(attention_gamma=0.25), 63, 63, 2, 1)
     query, key, value, g, _, _ = case.tensors()
     g = g[:, :1, :1].expand_as(g)  # strides of 0, as a sum's gradient has
@@ -249,32 +283,33 @@ def test_strides_change_nothing(run):
     value = value.flip(2).contiguous()
     value = value.as_strided(value.shape, value.stride()).flip(2)
     (other, other_lse), other_grads = run(case, query, key, value, g, None, None)
-    assert torch.equal(out, other) and torch.equal(lse, other_lse)
-    assert all(torch.equal(a, b) for a, b in zip(grads, other_grads, strict=True))
+    for found, expected in zip((other, other_lse, *other_grads), (out, lse, *grads), strict=True):
+        same(found, expected, 64 + 63)
 
 
-def test_a_gradient_in_another_dtype(run):
+def test_a_gradient_in_another_dtype(same):
     case = Case(Rules(), 63, 63, dtype=HALF)
     query, key, value, g, _, _ = case.tensors()
     _, expected = run(case, query, key, value, g, None, None)
     _, found = run(case, query, key, value, g.float(), None, None)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    for one, other in zip(found, expected, strict=True):
+        same(one, other, 64 + 63)
 
 
-def test_rows_beyond_2_to_the_31_elements(run, device):
+def test_rows_beyond_2_to_the_31_elements(same):
     """Strides as of one head in a very long context: the memory between the rows is never touched."""
-    if device != "cpu":
-        pytest.skip("a GPU has no memory to promise")
+    if not INTERPRETED and torch.cuda.mem_get_info()[0] < 10e9:
+        pytest.skip("takes 5 GB, and the device has less than 10 free")
     case = Case(Rules(), 70, 70, 1, 1, dtype=HALF)
     query, key, value, g, _, _ = case.tensors()
     expected = run(case, query, key, value, g, None, None)
     stride = 1 << 25
-    far = torch.UntypedStorage(2 * (70 * stride + 64))
-    spread = torch.tensor([], dtype=HALF).set_(far, 0, (1, 1, 70, 64), (1, 1, stride, 1))
+    far = torch.UntypedStorage(2 * (70 * stride + 64), device=DEVICE)
+    spread = torch.tensor([], dtype=HALF, device=DEVICE).set_(far, 0, (1, 1, 70, 64), (1, 1, stride, 1))
     spread.copy_(key)
     found = run(case, query, spread, value, g, None, None)
-    assert torch.equal(found[0][0], expected[0][0])
-    assert torch.equal(found[1][0], expected[1][0])
+    same(found[0][0], expected[0][0], 64 + 70)
+    same(found[1][0], expected[1][0], 64 + 70)
 
 
 @triton.jit
@@ -290,7 +325,10 @@ def test_cap_ratio_is_accurate_everywhere(device):
     cap_ratio_kernel[(1,)](x.to(device), found, BLOCK=2048)
     wide = x.double()
     truth = torch.where(wide == 0, 1.0, torch.tanh(wide) / wide)
-    assert ((found.cpu() - truth).abs() <= 4 * torch.finfo(torch.float32).eps * truth).all()
+    # On a GPU the approximate power of two and quotient are good to 2 units in the last place each, and 1 - e near 0.3
+    # makes 1.6 times its relative error of e's.
+    units = 4 if INTERPRETED else 8
+    assert ((found.cpu() - truth).abs() <= units * torch.finfo(torch.float32).eps * truth).all()
 
 
 def test_what_no_kernel_serves_is_refused():

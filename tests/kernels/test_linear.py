@@ -46,7 +46,9 @@ def test_gamma(rows, ins, outs, with_bias, epsilon, gamma, dtype, draw, check_ga
 
 @pytest.mark.parametrize("on", [(8, 9), (9, 0)])
 @pytest.mark.parametrize("rows", [9, 150])
-def test_gamma_with_the_tiles_of_every_device(on, rows, dtype, draw, check_gamma, monkeypatch):
+def test_gamma_with_the_tiles_of_every_device(on, rows, dtype, draw, check_gamma, device, monkeypatch):
+    if device == "cuda" and on[0] > torch.cuda.get_device_capability()[0]:
+        pytest.skip("the tiles of a later device do not fit into this one")
     monkeypatch.setattr(linear, "capability", lambda x: on)
     x, weight, g = draw(rows, 131, dtype=dtype), draw(140, 131, dtype=dtype), draw(rows, 140, dtype=dtype)
     check_gamma(g, x, weight, draw(140, dtype=dtype), 0.1, 0.3)
@@ -90,13 +92,14 @@ def test_gamma_takes_a_wider_gradient(draw):
     assert (found - linear.gamma_backward(g.half(), x, t, weight, 0.3)).abs().max() < 0.01
 
 
-def test_gamma_beyond_int32(draw, far_apart):
+def test_gamma_beyond_int32(draw, far_apart, same):
     x, weight, g = (draw(*shape, dtype=torch.float16) for shape in ((3, 17), (33, 17), (3, 33)))
     z, t = linear.gamma_forward(x, weight, None, 0.1, 0.3)
     far_z, far_t = linear.gamma_forward(far_apart(x), weight, None, 0.1, 0.3)
-    assert torch.equal(z, far_z) and torch.equal(t, far_t)
+    same(far_z, z, 17)
+    same(far_t, t, 17)
     found = linear.gamma_backward(far_apart(g), far_apart(x), far_apart(t), weight, 0.3)
-    assert torch.equal(found, linear.gamma_backward(g, x, t, weight, 0.3))
+    same(found, linear.gamma_backward(g, x, t, weight, 0.3), 33)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "gaps", "transposed"])
@@ -120,7 +123,7 @@ def test_epsilon_in_place_and_zeros(dtype, draw):
     assert linear.epsilon_factor(g[:0], z[:0], 0.1).shape == (0, 33)
 
 
-def test_epsilon_beyond_int32(draw, far_apart):
+def test_epsilon_beyond_int32(draw, far_apart, same):
     g, z = draw(3, 65, dtype=torch.float16), draw(3, 65, dtype=torch.float16)
     found = linear.epsilon_factor(far_apart(g), far_apart(z), 0.1)
-    assert torch.equal(found, linear.epsilon_factor(g, z, 0.1))
+    same(found, linear.epsilon_factor(g, z, 0.1), 4)

@@ -11,12 +11,11 @@ rules = pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.name}-{r
 
 def compare(call, *tensors):
     """Outputs and gradients of both implementations, in float32."""
-    torch.manual_seed(0)
     found = []
     for impl in ("torch", "triton"):
         leaves = [t.clone().requires_grad_() for t in tensors]
         out = call(*leaves, impl=impl)
-        g = torch.linspace(-1, 1, out.numel()).reshape(out.shape)
+        g = torch.linspace(-1, 1, out.numel(), device=out.device).reshape(out.shape)
         found.append([out.detach(), *torch.autograd.grad(out, leaves, g, allow_unused=True)])
     for plain, fused in zip(*found, strict=True):
         assert (plain is None) == (fused is None)
@@ -24,12 +23,13 @@ def compare(call, *tensors):
             torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4 * plain.abs().max().item())
 
 
-def random(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+@pytest.fixture
+def random(device):
+    return lambda *shape: torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(device)
 
 
 @rules
-def test_linear(rule):
+def test_linear(rule, random):
     weight, bias = random(33, 17), random(33)
     compare(
         lambda x, impl: ops.linear(x, weight, bias, epsilon=rule.epsilon, gamma=rule.gamma, impl=impl), random(2, 5, 17)
@@ -37,7 +37,7 @@ def test_linear(rule):
 
 
 @rules
-def test_pointwise(rule):
+def test_pointwise(rule, random):
     compare(lambda x, impl: ops.activation(x, "silu", rule=rule, impl=impl), random(2, 5, 17))
     compare(
         lambda a, b, impl: ops.gated_mlp(a, b, "gelu_tanh", rule=rule, impl=impl), random(2, 5, 17), random(2, 5, 17)
@@ -48,7 +48,8 @@ def test_pointwise(rule):
 
 @rules
 @pytest.mark.parametrize("flags", [{}, {"window": 5, "softcap": 3.0}, {"bounds": torch.tensor([[0, 9], [2, 11]])}])
-def test_attention(rule, flags):
+def test_attention(rule, flags, random, device):
+    flags = {name: value.to(device) if name == "bounds" else value for name, value in flags.items()}
     flags = flags | {"sinks": random(4)} if "softcap" in flags else flags
     call = lambda q, k, v, impl: ops.attention(q, k, v, rule=rule, impl=impl, **flags)  # noqa: E731
     compare(call, random(2, 4, 11, 16), random(2, 2, 11, 16), random(2, 2, 11, 16))

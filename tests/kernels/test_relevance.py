@@ -27,6 +27,6 @@ def test_no_rows(draw):
     assert relevance.node_relevance(x[:0], x[:0]).shape == (0,)
 
 
-def test_beyond_int32(draw, far_apart):
+def test_beyond_int32(draw, far_apart, same):
     x, g = draw(3, 65, dtype=torch.float16), draw(3, 65, dtype=torch.float16)
-    assert torch.equal(relevance.node_relevance(far_apart(x), far_apart(g)), relevance.node_relevance(x, g))
+    same(relevance.node_relevance(far_apart(x), far_apart(g)), relevance.node_relevance(x, g), 65)

@@ -1,0 +1,153 @@
+"""What `make gpu` does: everything that needs a CUDA device, with the packages that this Python has and no network.
+
+The package is built into build/gpu, which is then the first entry of PYTHONPATH: nothing is installed. The tests marked
+``gpu`` run in several processes at once, because nearly all of their time is Triton's compiler's; then the kernels are
+timed, with red tests too, but the report says so and the exit status is 1. It is 2 where nothing can run at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "gpu"
+NEEDED = ("torch", "triton", "transformers", "pytest", "setuptools", "pybind11")
+TEST_SECONDS = 210
+BENCHMARK_SECONDS = 200
+BENCHMARK_LIMIT = 250  # a case that has begun is not cut short before this
+MOST_WORKERS = 14
+NO_TESTS = 5  # pytest's exit status where a process had none to run
+WORKER_BYTES = 5 * 2**30  # of the device's memory: a context, and the largest test's dense float64 truth
+# -P: the folder kernels/ must not answer to `import kernels`. No plugins but pytest's own, see `main`.
+PYTEST = [sys.executable, "-P", "-m", "pytest", "-q", "--tb=short", "--durations=5", "--disable-warnings",
+          "-p", "no:cacheprovider", "-o", "faulthandler_timeout=60"]  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="where kernels.json goes")
+    parser.add_argument("--commit", help="what is measured, where git does not say")
+    parser.add_argument("--dry-run", action="store_true", help="a few tests and tiny sizes in Triton's interpreter")
+    options = parser.parse_args()
+
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"make gpu: {sys.executable} lacks {', '.join(missing)}; name a Python that has them with PYTHON=…",
+              file=sys.stderr)  # fmt: skip
+        return 2
+    import torch
+
+    if not options.dry_run and not torch.cuda.is_available():
+        print(f"make gpu: torch {torch.__version__} finds no CUDA device here.", file=sys.stderr)
+        return 2
+
+    # float32 is float32, also for the products that kernels are compared with.
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "NVIDIA_TF32_OVERRIDE": "0"}
+    environment["PYTHONUNBUFFERED"] = "1"
+    environment.pop("TRITON_INTERPRET", None)
+    if options.dry_run:
+        environment["TRITON_INTERPRET"] = "1"
+    if not build(environment):
+        return 1
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(BUILD / "lib"), os.environ.get("PYTHONPATH"))))
+    memory = None if options.dry_run else torch.cuda.get_device_properties(0).total_memory
+    tests = run_tests(environment, memory)
+    timed = run_benchmarks(environment, tests, options)
+    print(f"tests: {tests}")
+    return 0 if timed and tests.startswith("passed") else 1
+
+
+def build(environment: dict[str, str]) -> bool:
+    """lrp_fast, lrp_fast.kernels and the C++ extension, into an empty folder, by setup.py alone."""
+    start = time.monotonic()
+    shutil.rmtree(BUILD, ignore_errors=True)
+    command = [sys.executable, "-P", "setup.py", "-q", "build", "--build-base", BUILD / "work", "--build-lib",
+               BUILD / "lib"]  # fmt: skip
+    built = subprocess.run(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+                           stderr=subprocess.STDOUT)  # fmt: skip
+    print(built.stdout if built.returncode else f"built in {time.monotonic() - start:.0f} s", flush=True)
+    return built.returncode == 0
+
+
+def run_tests(environment: dict[str, str], device_bytes: int | None) -> str:
+    """How the tests came out, in a few words; what failed is printed, and all of it is in build/gpu/tests.log."""
+    start = time.monotonic()
+    workers = len(os.sched_getaffinity(0))
+    if device_bytes is None:
+        workers, selected = 2, ["tests/kernels/test_relevance.py"]
+    else:
+        workers, selected = max(1, min(workers, MOST_WORKERS, device_bytes // WORKER_BYTES)), ["-m", "gpu", "tests"]
+    running, logs = [], [BUILD / f"tests-{i}.log" for i in range(workers)]
+    for i, log in enumerate(logs):
+        with log.open("w") as file:
+            command = [*PYTEST, f"--shard={i}/{workers}", *selected]
+            running.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file))
+    stopped = finish(running, start + TEST_SECONDS)
+
+    counts, green = Counter(), not stopped
+    for worker, log in zip(running, logs, strict=True):
+        output = log.read_text()
+        if worker.returncode not in (0, NO_TESTS):
+            green = False
+            print(f"---- {log.name}, exit status {worker.returncode}\n{output[-3000:]}", flush=True)
+        for summary in re.findall(r"^\d+ .* in [\d.:]+s.*$", output, re.MULTILINE)[-1:]:
+            for number, what in re.findall(r"(\d+) (passed|failed|errors?|skipped)", summary):
+                counts[what.rstrip("s")] += int(number)
+    (BUILD / "tests.log").write_text("\n".join(f"---- {log.name}\n{log.read_text()}" for log in logs))
+
+    found = ", ".join(f"{number} {what}" for what, number in counts.items()) or "nothing ran"
+    found += f" in {time.monotonic() - start:.0f} s, {workers} processes"
+    if stopped:
+        found += f", {stopped} of them stopped after {TEST_SECONDS} s"
+    verdict = f"{'passed' if green and counts['passed'] else 'FAILED'}: {found}"
+    print(f"tests {verdict}", flush=True)
+    return verdict
+
+
+def finish(running: list[subprocess.Popen], end: float) -> int:
+    """How many had to be stopped: as Ctrl-C does, upon which pytest reports what failed so far, then by force."""
+    wait(running, end)
+    late = [worker for worker in running if worker.poll() is None]
+    for worker in late:
+        worker.send_signal(signal.SIGINT)
+    wait(late, time.monotonic() + 10)
+    for worker in late:
+        worker.kill()
+        worker.wait()
+    return len(late)
+
+
+def wait(running: list[subprocess.Popen], end: float) -> None:
+    while time.monotonic() < end and any(worker.poll() is None for worker in running):
+        time.sleep(0.1)
+
+
+def run_benchmarks(environment: dict[str, str], tests: str, options: argparse.Namespace) -> bool:
+    command = [sys.executable, ROOT / "benchmarks" / "run.py", "kernels", "--tests", tests, "--seconds",
+               str(BENCHMARK_SECONDS)]  # fmt: skip
+    if options.dry_run:
+        command.append("--dry-run")
+    else:
+        options.results.mkdir(parents=True, exist_ok=True)
+        command += ["--out", options.results / "kernels.json"]
+    if options.commit:
+        command += ["--commit", options.commit]
+    try:
+        return subprocess.run(command, env=environment, timeout=BENCHMARK_LIMIT).returncode == 0
+    except subprocess.TimeoutExpired:
+        print(f"the benchmarks were stopped after {BENCHMARK_LIMIT} s, and wrote nothing")
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())
