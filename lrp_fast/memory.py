@@ -45,7 +45,7 @@ class Memory:
             given = getattr(self, name)
             if given is None:
                 continue
-            if isinstance(given, bool) or given != int(given):
+            if isinstance(given, bool) or not isinstance(given, int | float) or given != int(given):
                 raise TypeError(f"{name} must be a whole number of bytes, not {given!r}")
             if given <= 0:
                 raise ValueError(f"{name} must be positive, not {given!r}: leave it out for what the machine has free")
@@ -65,6 +65,7 @@ class Plan:
         chunk_tokens: how many tokens a replayed layer's MLP takes at a time.
         stored: bytes by tier.
         working: bytes by device ("cuda:0", "cpu"), what one layer takes while it is at work.
+        least: bytes by device, the smallest budget that would do, with everything else in files.
         peak: bytes above the model by device, "cpu" being host memory: what is stored there and the work.
         weights: bytes of the model.
         forward_flops, replay_flops, backward_flops: operations of the passes, an addition or a multiplication each.
@@ -76,6 +77,7 @@ class Plan:
     chunk_tokens: int
     stored: dict[str, int]
     working: dict[str, int]
+    least: dict[str, int]
     peak: dict[str, int]
     weights: int
     forward_flops: int
@@ -95,6 +97,7 @@ class Plan:
         rows += [(f"{layers[t]} layers", _size(self.stored[t]), words[t]) for t in words if layers[t]]
         rows += [("at work", _size(size), f"on {device}, one layer at a time") for device, size in self.working.items()]
         rows += [("peak", _size(size), f"on {device}, above the model") for device, size in self.peak.items()]
+        rows += [("least", _size(size), f"on {device}, the rest in files") for device, size in self.least.items()]
         flops = self.forward_flops + self.replay_flops + self.backward_flops
         rows.append(("operations", _operations(flops), f"{flops / self.forward_flops:.2f} times the forward pass's"))
         return "\n".join(f"{name:12} {number:>11}  {what}".rstrip() for name, number, what in rows)
@@ -139,10 +142,12 @@ def plan(
     budgets = {device: _budget(device, memory, elsewhere) for device in devices}
     tiers, rows = _place(sizes, context, budgets)
 
-    stored, working, peak = Counter(), {}, Counter()
+    stored, working, least, peak = Counter(), {}, {}, Counter()
     for tier, size in zip(tiers, sizes, strict=True):
         work = _work_with_graph(size, context) if tier == "graph" else _work_replayed(size, context, rows)
-        working[str(size.device)] = max(working.get(str(size.device), 0), work, _work_on_logits(size, context))
+        place, head = str(size.device), _work_on_logits(size, context)
+        working[place] = max(working.get(place, 0), work, head)
+        least[place] = max(least.get(place, 0), _work_replayed(size, context, rows), head)
         taken = _graph(size, context) if tier == "graph" else _stored(size, context)
         stored[tier] += taken
         if tier != "file":
@@ -160,6 +165,7 @@ def plan(
         chunk_tokens=rows,
         stored=dict(stored),
         working=working,
+        least=least,
         peak=dict(peak),
         weights=weight_bytes(model),
         **_flops(sizes, tiers, context),
@@ -271,15 +277,31 @@ def _graph(size: LayerSize, context: _Context) -> int:
 
 def _work_replayed(size: LayerSize, context: _Context, rows: int) -> int:
     """The greater of a replayed layer's two peaks, in its attention's backward pass and in its MLP's."""
-    b, w = context.dtype.itemsize, context.wide
-    on_host = size.device == _HOST
+    b, w, rules = context.dtype.itemsize, context.wide, context.rules
+    h, q, k = size.hidden, size.query, size.key
+    on_host, scored = size.device == _HOST, rules.treatment.score != 0
     widened = on_host and b < 4  # PyTorch's forms compute 16-bit numbers in float32
-    spread = 2.8 if on_host and size.query > size.key else 0  # keys and values, once a query head
-    residual = (4.5 + 2 * (context.targets - 1)) * w * size.hidden
-    attention = residual + b * ((4.1 + spread) * size.query + (10 if widened else 3.5) * size.key)
-    mlp = context.tokens * (residual + b * 2 * (size.query + size.key))
-    mlp += min(rows, context.tokens) * b * (9 if widened else 5) * size.mlp
-    return int(_heap_loss(size, context) * max(context.tokens * attention, mlp))
+    targets = 2 * (context.targets - 1) * h
+
+    attention = (4.5 if scored else 3) * w * h + b * (4.1 * q + 3.5 * k if scored else 3.4 * q + 2.9 * k)
+    inside = (9 if widened else 5) if scored else 3.5  # of the MLP's inner tensors
+    if widened:
+        attention += b * 6.5 * k
+    if on_host and scored and q > k and size.heads * k // q % torch.get_num_threads():
+        attention += b * 2.8 * q  # keys and values, once a query head
+    if not rules.treatment.frozen_norm:
+        attention += b * 2 * h
+    if rules.attention_gamma:
+        attention += b * (6 * q + 6 * k)
+    if rules.epsilon or rules.gamma:  # what the linear maps save
+        attention += b * (2 * q + 2 * k + 2 * h) + (b * (2 * h + q) if rules.gamma else 0)
+        inside += 8 if rules.gamma else 5
+    attention = context.tokens * (attention + targets * w)
+    if on_host and not (scored and rules.attention_gamma == 0):  # a few tiles of scores
+        attention += 7 * min(1 << 21, 64 * size.heads * context.tokens)
+    mlp = context.tokens * (w * (4 * h + targets) + b * 2 * (q + k))
+    mlp += min(rows, context.tokens) * b * inside * size.mlp
+    return int(_heap_loss(size, context) * max(attention, mlp))
 
 
 def _work_with_graph(size: LayerSize, context: _Context) -> int:

@@ -232,7 +232,7 @@ def test_load_refuses_other_files(tmp_path):
         ({"rule": "lrp"}, ValueError, "unknown rule 'lrp': choose one of 'attnlrp', 'cp', 'gradient'"),
         ({"rule": 3}, TypeError, "rule must be a name or lrp_fast.Rules, not int"),
         ({"graph": 1}, ValueError, "graph= is not built yet"),
-        ({"memory": 1}, ValueError, "memory= is not built yet"),
+        ({"memory": 1}, TypeError, "memory must be a lrp_fast.Memory"),
     ],
 )
 def test_bad_input_is_refused_before_any_layer_runs(arguments, error, message, tiny):

@@ -1,0 +1,207 @@
+"""The streamed pass: the same numbers whatever waits where, less rounding in 16 bits, and nothing left behind."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import lrp_fast
+from lrp_fast import Memory, Rules, attribute, patched
+from lrp_fast.memory import Plan
+from lrp_fast.stream import propagate
+
+families = pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+RULES = ["attnlrp", "cp", "gradient", Rules("attnlrp", 0.01, 0.1, 0.01, 0.1)]
+rules = pytest.mark.parametrize("rule", RULES, ids=lambda rule: getattr(rule, "name", rule))
+
+
+def run(model, ids, tiers, rows, rule="attnlrp", progress=None):
+    """Node relevance of two targets at two positions, with the tiers given by hand."""
+    working = {"cpu": 1 << 30}  # enough to have the heap tidied
+    plan = Plan(ids.shape[1], tuple(tiers), rows, {}, working, {}, {}, 0, 0, 0, 0)
+    rule = Rules(rule) if isinstance(rule, str) else rule
+    return propagate(model, ids, [22, 5], lambda z: [z[0, 3] - z[1, 4], z[0, 7]], rule, plan, progress)
+
+
+@families
+@rules
+def test_every_tier_gives_the_numbers_of_a_graph_that_stays(family, rule, tiny, ids):
+    model = tiny(family, torch.float64)
+    truth = run(model, ids, ["graph"] * 3, 23, rule)
+    for tiers, rows in ((["host"] * 3, 23), (["file"] * 3, 5), (["file", "host", "graph"], 22), (["device"] * 3, 1)):
+        for found, expected in zip(run(model, ids, tiers, rows, rule), truth, strict=True):
+            assert found.dtype == torch.float64 and found.shape == (4, 23)
+            assert (found - expected).abs().max() <= 1e-12 * expected.abs().max(), (tiers, rows)
+
+
+@families
+def test_a_small_budget_changes_nothing_but_rounding(family, tiny, ids):
+    model = tiny(family)
+    tight = Memory(host_budget=lrp_fast.plan(model, 23).least["cpu"])
+    small = attribute(model, ids, target=3, contrast=5, memory=tight)
+    large = attribute(model, ids, target=3, contrast=5)
+    assert set(lrp_fast.plan(model, 23).tiers) == {"graph"}
+    assert "graph" not in lrp_fast.plan(model, 23, memory=tight).tiers
+    assert small.value == large.value
+    assert (small.layers - large.layers).abs().max() <= 1e-5 * large.layers.abs().max()
+
+
+def test_sixteen_bits_keep_a_float32_residual_stream(smollm2):
+    """Streamed, a bfloat16 model's relevance is nearer to the truth than through its own 16-bit gradients."""
+    truth, _ = smollm2
+    model = copy.deepcopy(truth).to(torch.bfloat16)
+    truth = copy.deepcopy(model).float()
+    streamed = direct = 0.0
+    for seed in range(4):
+        ids = torch.randint(100, 40000, (1, 48), generator=torch.Generator().manual_seed(seed))
+        expected = attribute(truth, ids, target=1000, contrast=2000).relevance
+        found = attribute(model, ids, target=1000, contrast=2000)
+        assert found.layers.dtype == torch.float32
+        x = model.get_input_embeddings()(ids).detach().requires_grad_()
+        with patched(model):
+            logits = model(inputs_embeds=x).logits[0, -1].float()
+            (logits[1000] - logits[2000]).backward()
+        assert found.value == (logits[1000] - logits[2000]).item()
+        streamed += (found.relevance - expected).norm() / expected.norm()
+        direct += ((x.detach().float() * x.grad.float()).sum(-1)[0] - expected).norm() / expected.norm()
+    assert streamed < 0.97 * direct, (streamed, direct)
+
+
+def test_several_targets_are_the_single_ones(tiny, ids):
+    model = tiny("llama", torch.float64)
+    together = attribute(model, ids, target=[3, 4, None], contrast=[5, None, "mean"], position=[3, 22])
+    assert isinstance(together, list) and len(together) == 3
+    for result, (target, contrast) in zip(together, [(3, 5), (4, None), (None, "mean")], strict=True):
+        single = attribute(model, ids, target=target, contrast=contrast, position=[3, 22])
+        assert result.value == single.value and result.explained == single.explained
+        assert (result.layers - single.layers).abs().max() <= 1e-12 * single.layers.abs().max()
+    one = attribute(model, ids, target=[3], contrast=5)
+    assert [type(result).__name__ for result in one] == ["Attribution"]
+    shared = attribute(model, ids, target=3, contrast=[5, 6])
+    assert [result.explained.terms[0].contrast.id for result in shared] == [5, 6]
+
+
+def test_a_shared_context_runs_forward_once(tiny, ids):
+    model, calls = tiny("llama"), []
+    handle = model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    attribute(model, ids, target=[3, 4, 5])
+    handle.remove()
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "contrast", "message"),
+    [([], None, "must not be empty"), ([1, 2], [3], "do not pair"), (None, [], "must not be empty")],
+)
+def test_lists_that_do_not_fit_are_refused(target, contrast, message, tiny, ids):
+    with pytest.raises(ValueError, match=message):
+        attribute(tiny("llama"), ids, target=target, contrast=contrast)
+
+
+class Stop(BaseException):
+    """As KeyboardInterrupt, but the test runner does not take it for its own."""
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+@pytest.mark.parametrize("tier", ["graph", "host", "file"])
+def test_an_interruption_leaves_the_model_as_it_was(phase, tier, tiny, ids):
+    model = tiny("llama")
+
+    def state():
+        return [(sorted(m.__dict__), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+
+    def stop(now, done, layers):
+        if (now, done) == (phase, 2):
+            raise Stop
+
+    before, expected = state(), run(model, ids, [tier] * 3, 7)
+    with pytest.raises(Stop):
+        run(model, ids, [tier] * 3, 7, progress=stop)
+    assert state() == before
+    assert all(map(torch.equal, run(model, ids, [tier] * 3, 7), expected))
+
+
+def test_an_error_within_a_layer_leaves_the_model_as_it_was(tiny, ids):
+    model = tiny("llama")
+    handle = model.model.layers[1].mlp.register_forward_hook(lambda *_: 1 / 0)
+    before = [sorted(m.__dict__) for m in model.modules()]
+    with pytest.raises(ZeroDivisionError):
+        run(model, ids, ["host"] * 3, 7)
+    assert torch.is_grad_enabled() and [sorted(m.__dict__) for m in model.modules()] == before
+    handle.remove()
+
+
+def test_progress_tells_every_layer_of_both_phases(tiny, ids):
+    for tier in ("graph", "file"):
+        told = []
+        run(tiny("llama"), ids, [tier] * 3, 7, progress=lambda *now, told=told: told.append(now))
+        assert told == [("forward", i, 3) for i in (1, 2, 3)] + [("backward", i, 3) for i in (0, 1, 2, 3)]
+
+
+KILLED = """
+    import sys, torch, transformers, lrp_fast
+    config = transformers.LlamaConfig(
+        hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96,
+        vocab_size=97,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    def wait(phase, done, layers):
+        if (phase, done) == ("backward", 1):
+            print("ready", flush=True)
+            sys.stdin.readline()
+    budget = lrp_fast.plan(model, 500).least["cpu"]
+    memory = lrp_fast.Memory(host_budget=budget, offload_dir=sys.argv[1])
+    lrp_fast.attribute(model, torch.arange(500) % 97, memory=memory, progress=wait)
+    print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize("how", ["kill", "interrupt", "finish"])
+def test_files_go_however_the_process_ends(how, tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen(command, text=True, **pipes)
+    assert process.stdout.readline() == "ready\n"
+    held = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{process.pid}/fd")]
+    assert any(str(tmp_path) in path for path in held), "nothing was offloaded: the test shows nothing"
+    if how == "finish":
+        assert process.communicate("\n", timeout=60)[0] == "done\n"
+    else:
+        process.send_signal(signal.SIGKILL if how == "kill" else signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode != 0 or how == "finish"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_tokens(capfd):
+    """Two narrow layers at N = 100,000: peak memory above the model within 3 x the stored layer inputs + 0.5 GB."""
+    code = """
+        import sys; sys.path.insert(0, "benchmarks")
+        import torch, transformers, lrp_fast
+        from memory import peak_above
+        config = transformers.LlamaConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=1, num_key_value_heads=1, head_dim=16,
+            intermediate_size=64, vocab_size=97, max_position_embeddings=100_000,
+        )
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(config).eval()
+        ids = torch.randint(0, 97, (100_000,), generator=torch.Generator().manual_seed(1))
+        small = lrp_fast.Memory(host_budget=lrp_fast.plan(model, 4096).least["cpu"])
+        assert "graph" not in lrp_fast.plan(model, 4096, memory=small).tiers
+        one, two = (lrp_fast.attribute(model, ids[:4096], memory=memory) for memory in (None, small))
+        assert (one.layers - two.layers).abs().max() <= 1e-5 * one.layers.abs().max()
+        memory = lrp_fast.Memory(host_budget=150_000_000)
+        assert "graph" not in lrp_fast.plan(model, 100_000, memory=memory).tiers
+        result, peak = peak_above(lambda: lrp_fast.attribute(model, ids, memory=memory))
+        inputs = 2 * 100_000 * 32 * 4
+        assert peak <= 3 * inputs + 500_000_000, peak
+        assert torch.isfinite(result.layers).all() and result.layers.abs().sum() > 0
+        print(peak)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
