@@ -10,6 +10,7 @@ from torch import Tensor
 from ..rules import Rules, as_rules
 from . import attention_flash, attention_tiled
 from .backend import fused, kernels
+from .once import once
 from .rows import active_rows
 
 
@@ -99,6 +100,7 @@ class _FusedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once
     def backward(ctx, g):
         *saved, bounds = ctx.saved_tensors
         treatment = ctx.rules.treatment
@@ -143,6 +145,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once
     def backward(ctx, g):
         query, key, value, out, lse, size = ctx.saved_tensors
         explained = (query, key, value) if ctx.rules.treatment.score else (None, None, value)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..rules import Rules, as_rules
 from .backend import fused, kernels
+from .once import once
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rule: str | Rules = "attnlrp", impl: str = "auto") -> Tensor:
@@ -54,6 +55,7 @@ class _RMSNorm(torch.autograd.Function):
         return weight * (wide * rstd).to(x.dtype)
 
     @staticmethod
+    @once
     def backward(ctx, g):
         weight, rstd, *rest = ctx.saved_tensors
         if ctx.fused:
@@ -82,6 +84,7 @@ class _LayerNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once
     def backward(ctx, g):
         weight, rstd, *rest = ctx.saved_tensors
         if ctx.fused:
