@@ -298,14 +298,3 @@ def test_what_no_kernel_serves_is_refused():
         x = torch.randn(1, 1, 4, dim, dtype=dtype)
         with pytest.raises(ValueError, match=f"head_dim {dim} with elements of {x.element_size()} bytes"):
             kernels.forward(x, x, x, scale=1.0, causal=True, window=None, softcap=None)
-
-
-@pytest.mark.parametrize("on", [(8, 0), (8, 9), (9, 0), (12, 0)])
-def test_the_table_is_complete_and_its_tiles_fit_together(on, monkeypatch):
-    monkeypatch.setattr(kernels, "capability", lambda _: on)
-    for dim in (64, 80, 96, 128, 256):
-        for dtype in (torch.float16, torch.float32):
-            for gamma in (False, True):
-                x = torch.empty(1, dim, dtype=dtype)
-                by_key, by_query, _ = (kernels.config(step, x, gamma) for step in ("dkv", "dq", "forward"))
-                assert by_query.queries % by_key.queries == 0
