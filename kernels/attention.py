@@ -775,7 +775,8 @@ def compile_cases(on: tuple[int, int] = (9, 0)) -> list[Case]:
     calls = {}
     for dim in (64, 80, 128, 256):
         for dtype in (half, full) if dim != 80 else (half,):
-            for form in ("plain", "all flags", "cp") if dim != 80 else ("plain",):
+            forms = ("plain", "all flags", "cp", *(["capped"] if dtype == half else []))
+            for form in forms if dim != 80 else ("plain",):
                 name = f"{dim}-{str(dtype)[6:]}-{form}".replace(" ", "-")
                 calls[name] = lambda dim=dim, dtype=dtype, form=form: _both(dim, dtype, form)
     calls["128-float16-gradient"] = lambda: _both(128, torch.float16, "gradient")
@@ -798,7 +799,7 @@ def _both(dim, dtype, form):
         flags |= {"window": 1024, "softcap": 30.0, "bounds": torch.empty(2, 2, dtype=torch.int64, device="meta")}
         rest |= {"epsilon": 0.1, "gamma": 0.1}
         extra = {"sinks": torch.empty(32, **meta), "absolute": True}
-    elif form == "gradient":
+    elif form in ("capped", "gradient"):
         flags["softcap"] = 30.0
     out, lse, size = forward(query, key, value, **flags, **extra)
     backward(g, query, key, value, out, lse, size, **flags, **rest)
