@@ -2,9 +2,10 @@
 
     python benchmarks/run.py linear
     python benchmarks/run.py attribution [--tokens 512 2048] [--lxt-python lxt-env/bin/python]
+    python benchmarks/run.py tune [--rows 'dkv*, head_dim 128, *'] [--on 9.0]
 
 Ratios are taken within one run; absolute CPU seconds mean little elsewhere. peers/lxt_attribution.py says how the
-environment of --lxt-python is made.
+environment of --lxt-python is made. "tune" writes kernels/tiles.json instead: tune.py says how.
 """
 
 from __future__ import annotations
@@ -30,21 +31,32 @@ PACKAGES = ("lrp-fast", "torch", "transformers", "triton", "numpy", "zennit")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("linear", "attribution"))
+    parser.add_argument("what", choices=("linear", "attribution", "tune"))
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048], help="context lengths")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2, help="how often ours and LXT take turns")
     parser.add_argument("--model", help="model directory (default: the demo's SmolLM2-135M-Instruct)")
     parser.add_argument("--lxt-python", help="the Python of an environment with LXT")
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/WHAT.json)")
+    parser.add_argument("--rows", default="*", help="tune: the rows of kernels/tiles.json, a pattern as of file names")
+    parser.add_argument("--on", type=capability, help="tune: only list what would be timed on a GPU, 9.0 say")
     options = parser.parse_args()
 
+    if options.what == "tune":
+        import tune  # Triton exists on Linux only
+
+        return tune.main(options.rows, options.on)
     results = linear.measure() if options.what == "linear" else attribution(options)
     report = {"benchmark": options.what, **provenance(), "results": results}
     out = options.out or HERE / "results" / f"{options.what}.json"
     out.write_text(json.dumps(report, indent=1) + "\n")
     print(linear_table(results) if options.what == "linear" else attribution_table(results))
     print(f"\nwrote {os.path.relpath(out)}")
+
+
+def capability(text: str) -> tuple[int, int]:
+    major, minor = map(int, text.split("."))
+    return major, minor
 
 
 def provenance() -> dict:

@@ -516,7 +516,7 @@ def dq_kernel(
     GAMMA: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     LISTED_M: tl.constexpr,
 ):  # fmt: skip
-    """dQ of one tile of BLOCK_M queries of one head; ``rank`` counts tiles of LISTED_M rows, which divides BLOCK_M."""
+    """dQ of one tile of BLOCK_M queries of one head; ``rank`` counts tiles of LISTED_M rows."""
     i_pid = tl.program_id(0)
     i_t = tiles - 1 - i_pid % tiles
     i_bh = i_pid // tiles
@@ -534,10 +534,9 @@ def dq_kernel(
 
     offset = keys - queries
     first, end, t_first, t_end = real_span(bounds, i_b, queries, keys, BOUNDS)
-    i_listed = i_t * (BLOCK_M // LISTED_M)
-    before = tl.load(rank + i_listed)
-    after = tl.load(rank + tl.minimum(i_listed + BLOCK_M // LISTED_M, query_tile_count))
-    # A tile without relevance has no rows to compute: it reads nothing and stores zeros.
+    before = tl.load(rank + i_t * BLOCK_M // LISTED_M)
+    after = tl.load(rank + tl.minimum(tl.cdiv(i_t * BLOCK_M + BLOCK_M, LISTED_M), query_tile_count))
+    # A tile that overlaps none with relevance has no rows to compute: it reads nothing and stores zeros.
     t_end = tl.where(after > before, t_end, 0)
     o_t = i_t * BLOCK_M + tl.arange(0, BLOCK_M)
     lo, hi, full_lo, full_hi = key_tiles(

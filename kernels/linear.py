@@ -168,9 +168,7 @@ def gamma_forward(
     return z, t
 
 
-def gamma_backward(
-    g: Tensor, x: Tensor, t: Tensor, weight: Tensor, gamma: float, *, table: Table = TABLE
-) -> Tensor:
+def gamma_backward(g: Tensor, x: Tensor, t: Tensor, weight: Tensor, gamma: float, *, table: Table = TABLE) -> Tensor:
     """Relevance gradient of ``x``, (..., in), of g's dtype, from that of the output, ``g`` (..., out).
 
     Args:

@@ -224,6 +224,21 @@ def test_tiles_without_relevance_are_never_read(rules, run, monkeypatch):
     assert found[2].any()
 
 
+@pytest.mark.parametrize("by_query", [Tiles(16, 32, 4, 2), Tiles(128, 32, 4, 2)])
+def test_tiles_of_queries_need_not_fit_together(by_query, run, monkeypatch):
+    case = Case(Rules(), 111, 111, 2, 1)
+    query, key, value, g, sinks, bounds = case.tensors()
+    g[:, :, [*range(40), *range(50, 100)]] = 0
+    monkeypatch.setattr(kernels, "config", lambda step, *_: by_query if step == "dq" else Tiles(32, 32, 4, 2))
+    _, found = run(case, query, key, value, g, sinks, bounds)
+    monkeypatch.setattr(kernels, "config", lambda *_: Tiles(32, 32, 4, 2))
+    _, expected = run(case, query, key, value, g, sinks, bounds)
+    assert expected[0][:, :, 100:].any() and not found[0][:, :, 50:96].any()
+    for one, other in zip(found, expected, strict=True):
+        # Sums of 111 terms of size 1 in float32, in another order.
+        torch.testing.assert_close(one, other, rtol=0, atol=111 * torch.finfo(torch.float32).eps)
+
+
 def test_no_relevance_at_all_gives_zeros(run):
     case = Case(Rules(), 63, 63)
     query, key, value, g, sinks, bounds = case.tensors()

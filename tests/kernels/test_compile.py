@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,10 @@ MODULES = sorted(
     path.stem for path in KERNELS.glob("*.py") if re.search(r"^def compile_cases\(", path.read_text(), re.MULTILINE)
 )
 ARCHITECTURES = (80, 89, 90, 100)
-# Bytes of stack a thread may have, by module, where not 0. norm: with Triton 3.6, LayerNorm's plain backward in
-# float32 has a frame of 8 bytes on sm_89, at 40 registers as at 64. attention: spills of its largest heads, most of all
-# head_dim 256 in 16 bits on sm_100 (dkv, 480); head_dim 64 to 128 in 16 bits keep to 40.
-# linear: Triton 3.7 puts 8 bytes of gamma_forward's 16-bit tile for sm_100 there, at 255 registers.
-STACK = {"norm": 8, "attention": 480, "linear": 8}
+# Bytes of stack a thread may have, where not 0, over all architectures and versions of Triton: by "module/case", the
+# first pattern that fits.
+STACK = {
+}
 WORKERS = 2
 
 
@@ -76,7 +76,8 @@ def test_compiles_within_the_device_s_limits(module, architecture, compiled):
     for name, shared, registers, stack in (result for result in results if not isinstance(result, str)):
         line = f"sm_{architecture} {name}: shared {shared}, registers {registers}, stack {stack}"
         print(line)  # pytest -rP shows the table
-        if shared > SHARED[architecture] or stack > STACK.get(module, 0):
+        allowed = next((most for pattern, most in STACK.items() if fnmatch(f"{module}/{name}", pattern)), 0)
+        if shared > SHARED[architecture] or stack > allowed:
             failures.append(line)
     assert not failures, "\n".join(failures)
 

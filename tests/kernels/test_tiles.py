@@ -10,14 +10,14 @@ DEVICES = [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0), *(tuple(map(int, name.split
 
 
 @pytest.mark.parametrize("on", sorted(set(DEVICES)))
-def test_attention_s_rows_are_complete_and_fit_together(on, monkeypatch):
+def test_attention_s_rows_are_complete(on, monkeypatch):
     monkeypatch.setattr(attention, "capability", lambda _: on)
     for dim in (64, 80, 96, 128, 256):
         for dtype in (torch.float16, torch.float32):
             for gamma, capped in ((False, False), (False, True), (True, False)):
                 x = torch.empty(1, dim, dtype=dtype)
-                _, by_key, by_query = (attention.config(step, x, gamma, capped) for step in ("forward", "dkv", "dq"))
-                assert by_query.queries % by_key.queries == 0
+                for step in ("forward", "dkv", "dq"):
+                    assert min(attention.config(step, x, gamma, capped)) > 0
 
 
 @pytest.mark.parametrize("on", sorted(set(DEVICES)))
