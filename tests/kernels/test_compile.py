@@ -27,6 +27,16 @@ ARCHITECTURES = (80, 89, 90, 100)
 # Bytes of stack a thread may have, where not 0, over all architectures and versions of Triton: by "module/case", the
 # first pattern that fits.
 STACK = {
+    # Full float32 goes without tensor cores, and holds both operands in registers.
+    "attention/256-float32-*": 192,
+    "attention/128-float32-all-flags-forward_kernel": 176,
+    "attention/*": 48,
+    # Rows so wide that 1,024 threads hold 32 elements each: they were refused otherwise.
+    "norm/layer_norm_backward-*-32768-*": 272,
+    # With Triton 3.6 on sm_89 a frame, at 40 registers as at 64.
+    "norm/layer_norm_backward-float32-4096-*": 8,
+    # With Triton 3.7 on sm_100, at 255 registers.
+    "linear/gamma_forward-*16-4097": 8,
 }
 WORKERS = 2
 
