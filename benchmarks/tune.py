@@ -5,8 +5,8 @@
 
 Nothing tunes itself when a kernel is launched: this rewrites the table, for the GPU's exact compute capability alone,
 and whoever likes the difference commits it. From the entry in force it goes on to the fastest neighbour (one field a
-step down or up) until none is faster. A neighbour is timed if it compiles within the device's shared memory, takes no
-more stack than the entry in force, and gives that one's results up to rounding.
+step down or up) until none is faster. A neighbour is timed if it compiles within the device's shared memory, spills
+little or no more than the entry in force, and gives that one's results up to rounding.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from lrp_fast.kernels.resources import SHARED, Resources, resources
 
 TOKENS = 4096
 FEWER = 0.98  # of the time, at most: a smaller gain is noise
+SPILLED = 128  # bytes of stack a thread that may still pay: for larger tiles, or matrix instructions that want them
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
 Run = Callable[[tiles.Table], tuple[Tensor | None, ...]]
@@ -103,7 +104,7 @@ def compiled(row: str, table: tiles.Table, on: tuple[int, int]) -> Resources | N
 
 
 def fits(found: Resources | None, most: Resources, on: tuple[int, int]) -> bool:
-    return found is not None and found.shared <= SHARED[on[0] * 10 + on[1]] and found.stack <= most.stack
+    return found is not None and found.shared <= SHARED[on[0] * 10 + on[1]] and found.stack <= max(most.stack, SPILLED)
 
 
 def timer(row: str, table: tiles.Table) -> Callable[[tiles.Table], float | None]:

@@ -38,12 +38,12 @@ def test_neighbours_are_one_step_away():
 @pytest.fixture
 def climb(monkeypatch):
     """``climb(time)``: what `tuned` makes of a row that is [64, 64, 8, 2], on a device where no block may exceed 128,
-    and where more than 8 warps take more stack."""
+    and where more than 8 warps spill too much."""
     table = {"row": {"small": [64, 32, 8, 1], "large": [64, 64, 8, 2]}, "other": {"small": [1], "large": [2]}}
 
     def compiled(row, trial, on):
         m, n, warps, _ = tiles.find(trial, row, on)
-        return Resources(10**6 if max(m, n) > 128 else 10**5, 255, 16 if warps > 8 else 8)
+        return Resources(10**6 if max(m, n) > 128 else 10**5, 255, 136 if warps > 8 else 128)
 
     monkeypatch.setattr(tune, "compiled", compiled)
     return lambda time: tune.tuned("row", table, ON, lambda trial: time(*tiles.find(trial, "row", ON)))
