@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint gpu clean
+.PHONY: help demo test test-triton test-triton-oldest test-triton-newest lint gpu clean
 
 # A Python >= 3.11, by name or path; empty: the first that will do.
 PYTHON ?=
@@ -24,22 +24,24 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install $(if $(V),,-qq) --no-warn-conflicts -c constraints.txt
+PIP := $(BIN)/python -m pip install $(if $(V),,-qq) --no-warn-conflicts
+INSTALL := $(PIP) -c constraints.txt
 # One file for each finished installation step, written last: an interrupted step is done again.
 DONE := .venv/.done
 
 help:
-	@echo 'make demo     explain one decision of a small language model, on this machine'
-	@echo 'make test     run the test suite'
-	@echo 'make lint     check the style of the code'
-	@echo 'make gpu      with a CUDA device: its tests, then the kernel benchmarks, 8 minutes at most'
-	@echo 'make clean    remove .venv and everything built (the demo model stays in ~/.cache/lrp_fast)'
+	@echo 'make demo         explain one decision of a small language model, on this machine'
+	@echo 'make test         run the test suite'
+	@echo 'make test-triton  run the tests of the kernels with the oldest and the newest Triton that is supported'
+	@echo 'make lint         check the style of the code'
+	@echo 'make gpu          with a CUDA device: its tests, then the kernel benchmarks, 8 minutes at most'
+	@echo 'make clean        remove .venv and everything built (the demo model stays in ~/.cache/lrp_fast)'
 	@echo
 	@echo 'The first run installs what it needs into .venv; this takes a minute or two. Variables:'
 	@echo '  PYTHON=/path/to/python3   the Python to use, 3.11 to 3.14 (default: the first that will do)'
 	@echo '  TORCH_INDEX=URL           the package index for PyTorch alone. On Linux, the default index gives the'
 	@echo '                            CUDA build, several GB: without a GPU, name the CPU wheel index of pytorch.org'
-	@echo '  PYTEST_ARGS="-k topk -x"  more arguments for pytest, with make test'
+	@echo '  PYTEST_ARGS="-k topk -x"  more arguments for pytest, with make test and test-triton'
 	@echo '  V=1                       show what pip does'
 	@echo
 	@echo 'make gpu installs nothing and needs no network: PYTHON (default: python3) has to have torch, triton, transformers,'
@@ -52,10 +54,19 @@ demo: $(DONE)/demo
 
 # Triton interprets or compiles, one of the two in a process. What PYTEST_ARGS selects need not be in all three (5: none).
 pytest = $(BIN)/pytest $(PYTEST_ARGS) $1 $(if $(PYTEST_ARGS),|| [ $$? -eq 5 ])
+INTERPRETED := tests/kernels --ignore=tests/kernels/test_compile.py
+COMPILED := tests/kernels/test_compile.py
 test: $(DONE)/test
 	@$(call pytest,--ignore=tests/kernels)
-	@TRITON_INTERPRET=1 $(call pytest,tests/kernels --ignore=tests/kernels/test_compile.py)
-	@$(call pytest,tests/kernels/test_compile.py)
+	@TRITON_INTERPRET=1 $(call pytest,$(INTERPRETED))
+	@$(call pytest,$(COMPILED))
+
+# Both ends of the supported range of Triton.
+ENDS := oldest newest
+test-triton: $(ENDS:%=test-triton-%)
+$(ENDS:%=test-triton-%): test-triton-%: $(DONE)/triton-%
+	@PYTHONPATH=.venv/triton-$* TRITON_INTERPRET=1 $(call pytest,$(INTERPRETED))
+	@PYTHONPATH=.venv/triton-$* $(call pytest,$(COMPILED))
 
 lint: $(DONE)/lint
 	@$(BIN)/ruff check .
@@ -143,4 +154,11 @@ $(DONE)/test: $(DONE)/demo
 	@$(call extra,test) >.venv/test.txt
 	@$(INSTALL) -r .venv/test.txt
 	@$(INSTALL) --no-deps --no-build-isolation --use-pep517 lxt zennit
+	@touch $@
+
+# One more Triton goes into a folder that Python searches before .venv's own packages, PyTorch among them, which it shares.
+$(ENDS:%=$(DONE)/triton-%): $(DONE)/triton-%: tests/kernels/triton-%.txt | $(DONE)/test
+	@echo '==> installing the $* Triton'
+	@rm -rf .venv/triton-$*
+	@$(PIP) --no-deps --target .venv/triton-$* -r $<
 	@touch $@

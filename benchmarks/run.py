@@ -3,9 +3,10 @@
     python benchmarks/run.py linear
     python benchmarks/run.py attribution [--tokens 512 2048] [--lxt-python lxt-env/bin/python]
     python benchmarks/run.py kernels [--seconds 210]    # with a CUDA device; `make gpu` runs the tests first
+    python benchmarks/run.py tune [--rows 'dkv*, head_dim 128, *'] [--on 9.0]
 
 Ratios are taken within one run; absolute CPU seconds mean little elsewhere. peers/lxt_attribution.py says how the
-environment of --lxt-python is made.
+environment of --lxt-python is made. "tune" writes kernels/tiles.json instead: tune.py says how.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ PACKAGES = ("lrp-fast", "torch", "transformers", "triton", "numpy", "zennit")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("linear", "attribution", "kernels"))
+    parser.add_argument("what", choices=("linear", "attribution", "kernels", "tune"))
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048], help="context lengths")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2, help="how often ours and LXT take turns")
@@ -43,10 +44,16 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="of kernels: tiny sizes on the CPU; nothing is written")
     parser.add_argument("--commit", help="what is measured, where git does not say")
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/WHAT.json)")
+    parser.add_argument("--rows", default="*", help="tune: the rows of kernels/tiles.json, a pattern as of file names")
+    parser.add_argument("--on", type=capability, help="tune: only list what would be timed on a GPU, 9.0 say")
     options = parser.parse_args()
 
     if options.what == "kernels":
         sys.exit(kernels(options))
+    if options.what == "tune":
+        import tune  # Triton exists on Linux only
+
+        return tune.main(options.rows, options.on)
     results = linear.measure() if options.what == "linear" else attribution(options)
     path = write(options, results)
     print(linear_table(results) if options.what == "linear" else attribution_table(results))
@@ -75,6 +82,11 @@ def write(options: argparse.Namespace, results: object) -> str:
     out = options.out or HERE / "results" / f"{options.what}.json"
     out.write_text(json.dumps(report, indent=1) + "\n")
     return os.path.relpath(out)
+
+
+def capability(text: str) -> tuple[int, int]:
+    major, minor = map(int, text.split("."))
+    return major, minor
 
 
 def gpu() -> dict:

@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import DTYPES, Case, capability, launch, record, strides
+from .tiles import TABLE, Table, find
 
 _LOG2_E = 1.4426950408889634
 
@@ -515,7 +516,7 @@ def dq_kernel(
     GAMMA: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     LISTED_M: tl.constexpr,
 ):  # fmt: skip
-    """dQ of one tile of BLOCK_M queries of one head; ``rank`` counts tiles of LISTED_M rows, which divides BLOCK_M."""
+    """dQ of one tile of BLOCK_M queries of one head; ``rank`` counts tiles of LISTED_M rows."""
     i_pid = tl.program_id(0)
     i_t = tiles - 1 - i_pid % tiles
     i_bh = i_pid // tiles
@@ -533,10 +534,9 @@ def dq_kernel(
 
     offset = keys - queries
     first, end, t_first, t_end = real_span(bounds, i_b, queries, keys, BOUNDS)
-    i_listed = i_t * (BLOCK_M // LISTED_M)
-    before = tl.load(rank + i_listed)
-    after = tl.load(rank + tl.minimum(i_listed + BLOCK_M // LISTED_M, query_tile_count))
-    # A tile without relevance has no rows to compute: it reads nothing and stores zeros.
+    before = tl.load(rank + i_t * BLOCK_M // LISTED_M)
+    after = tl.load(rank + tl.minimum(tl.cdiv(i_t * BLOCK_M + BLOCK_M, LISTED_M), query_tile_count))
+    # A tile that overlaps none with relevance has no rows to compute: it reads nothing and stores zeros.
     t_end = tl.where(after > before, t_end, 0)
     o_t = i_t * BLOCK_M + tl.arange(0, BLOCK_M)
     lo, hi, full_lo, full_hi = key_tiles(
@@ -579,66 +579,28 @@ class Tiles(NamedTuple):
     num_stages: int
 
 
-# By (pass, BLOCK_D, bytes of an element): first for 101376 bytes of shared memory (sm_80, sm_86, sm_89, sm_120), then
-# for 232448 (sm_90, sm_100). "... gamma" passes hold a second set of sums,
-# "... capped" ones (where listed) the factor of a soft-cap. Whoever changes a row lets the compile gate
-# compare its shared memory and stack with what the devices have. No row has been timed on a GPU yet.
-_TILES = {
-    ("forward", 64, 2): (Tiles(128, 64, 4, 3), Tiles(128, 128, 8, 3)),
-    ("forward", 128, 2): (Tiles(128, 64, 8, 2), Tiles(128, 128, 8, 2)),
-    ("forward", 256, 2): (Tiles(64, 32, 8, 2), Tiles(128, 64, 8, 2)),
-    ("forward", 64, 4): (Tiles(64, 32, 8, 2), Tiles(64, 32, 8, 2)),
-    ("forward", 128, 4): (Tiles(32, 16, 8, 2), Tiles(32, 16, 8, 2)),
-    ("forward", 256, 4): (Tiles(32, 16, 8, 1), Tiles(32, 16, 8, 1)),
-    ("forward gamma", 64, 2): (Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 2)),
-    ("forward gamma", 128, 2): (Tiles(64, 64, 8, 2), Tiles(128, 64, 8, 2)),
-    ("forward gamma", 256, 2): (Tiles(64, 32, 8, 1), Tiles(64, 32, 8, 2)),
-    ("forward gamma", 64, 4): (Tiles(32, 32, 8, 1), Tiles(32, 32, 8, 1)),
-    ("forward gamma", 128, 4): (Tiles(32, 32, 8, 1), Tiles(32, 32, 8, 1)),
-    ("forward gamma", 256, 4): (Tiles(16, 16, 8, 1), Tiles(16, 16, 8, 1)),
-    ("dkv", 64, 2): (Tiles(32, 128, 8, 2), Tiles(64, 128, 8, 3)),
-    ("dkv", 128, 2): (Tiles(64, 64, 8, 2), Tiles(64, 128, 8, 2)),
-    ("dkv", 256, 2): (Tiles(32, 32, 8, 2), Tiles(16, 64, 8, 2)),
-    ("dkv", 64, 4): (Tiles(32, 32, 8, 2), Tiles(32, 32, 8, 2)),
-    ("dkv", 128, 4): (Tiles(32, 32, 8, 1), Tiles(32, 32, 8, 1)),
-    ("dkv", 256, 4): (Tiles(16, 16, 8, 2), Tiles(16, 16, 8, 2)),
-    ("dkv capped", 128, 2): (Tiles(32, 64, 8, 2), Tiles(32, 128, 8, 2)),
-    ("dkv gamma", 64, 2): (Tiles(32, 32, 4, 2), Tiles(32, 128, 8, 2)),
-    ("dkv gamma", 128, 2): (Tiles(32, 32, 8, 2), Tiles(64, 32, 8, 2)),
-    ("dkv gamma", 256, 2): (Tiles(16, 32, 8, 1), Tiles(32, 32, 8, 1)),
-    ("dkv gamma", 64, 4): (Tiles(16, 32, 8, 1), Tiles(16, 32, 8, 1)),
-    ("dkv gamma", 128, 4): (Tiles(16, 16, 8, 1), Tiles(16, 16, 8, 1)),
-    ("dkv gamma", 256, 4): (Tiles(16, 16, 8, 1), Tiles(16, 16, 8, 1)),
-    ("dq", 64, 2): (Tiles(128, 64, 8, 2), Tiles(128, 64, 8, 3)),
-    ("dq", 128, 2): (Tiles(64, 64, 8, 2), Tiles(128, 64, 8, 2)),
-    ("dq", 256, 2): (Tiles(32, 32, 8, 2), Tiles(64, 32, 8, 2)),
-    ("dq", 64, 4): (Tiles(32, 32, 8, 2), Tiles(32, 32, 8, 2)),
-    ("dq", 128, 4): (Tiles(32, 32, 8, 2), Tiles(32, 32, 8, 2)),
-    ("dq", 256, 4): (Tiles(16, 16, 8, 2), Tiles(16, 16, 8, 2)),
-    ("dq gamma", 64, 2): (Tiles(64, 64, 4, 2), Tiles(128, 64, 8, 2)),
-    ("dq gamma", 128, 2): (Tiles(64, 32, 8, 2), Tiles(128, 32, 8, 2)),
-    ("dq gamma", 256, 2): (Tiles(32, 32, 8, 1), Tiles(32, 32, 8, 2)),
-    ("dq gamma", 64, 4): (Tiles(32, 32, 8, 1), Tiles(32, 32, 8, 1)),
-    ("dq gamma", 128, 4): (Tiles(16, 16, 8, 2), Tiles(16, 16, 8, 2)),
-    ("dq gamma", 256, 4): (Tiles(16, 16, 8, 2), Tiles(16, 16, 8, 2)),
-}
+def config(step: str, query: Tensor, gamma: bool, capped: bool, table: Table = TABLE) -> Tiles:
+    """Tiles of ``step`` ("forward", "dkv" or "dq") on the device of ``query``.
 
-
-def config(step: str, query: Tensor, gamma: bool, capped: bool = False) -> Tiles:
-    """Tiles of ``step`` ("forward", "dkv" or "dq") on the device of ``query``; ``gamma``: with |V| beside V.
+    Args:
+        gamma: with |V| beside V, which takes a second set of sums.
+        capped: with a soft-cap, whose factor takes registers too; only some steps have rows of their own for it.
 
     Raises:
         ValueError: for a head_dim above 256, or an element of neither 2 nor 4 bytes.
     """
     head_dim, itemsize = query.shape[-1], query.element_size()
-    key = (step + " gamma" * gamma, block_d(head_dim), itemsize)
-    if capped and not gamma:
-        own = (step + " capped", *key[1:])
-        key = own if own in _TILES else key
-    if key not in _TILES:
+    name = row(step + " gamma" * gamma, head_dim, itemsize)
+    if capped and not gamma and row(step + " capped", head_dim, itemsize) in table:
+        name = row(step + " capped", head_dim, itemsize)
+    if name not in table:
         raise ValueError(f"no attention kernel for head_dim {head_dim} with elements of {itemsize} bytes")
-    small, large = _TILES[key]
-    return large if capability(query)[0] in (9, 10) else small
+    return Tiles(*find(table, name, capability(query)))
+
+
+def row(step: str, head_dim: int, itemsize: int) -> str:
+    """The table's name for ``step``, with " gamma" or " capped" after it, and elements of ``itemsize`` bytes."""
+    return f"{step}, head_dim {block_d(head_dim)}, {itemsize} bytes"
 
 
 def block_d(head_dim: int) -> int:
@@ -661,6 +623,7 @@ def forward(
     sinks: Tensor | None = None,
     bounds: Tensor | None = None,
     absolute: bool = False,
+    table: Table = TABLE,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Attention's output, its lse, and P |V| if ``absolute``.
 
@@ -670,13 +633,14 @@ def forward(
         sinks: (H,), one more logit a head in the denominator, which lse includes.
         bounds: (B, 2) integers, the real tokens of a batch row are bounds[b, 0] ... bounds[b, 1] - 1. Others are
             not read, and their output is zero.
+        table: of tile configurations, see `tiles`.
 
     Returns:
         out (B, H, T, D) in the dtype of ``query``, stored row by row as (B, T, H, D); lse (B, H, T) float32, -inf
         where a row reads nothing; P |V| like out, or None.
     """
     batch, heads, queries, head_dim = query.shape
-    tiles = config("forward", query, absolute)
+    tiles = config("forward", query, absolute, softcap is not None, table)
     rows = (batch, queries, heads, head_dim)
     out = torch.empty(rows, dtype=query.dtype, device=query.device).transpose(1, 2)
     size = torch.empty(rows, dtype=query.dtype, device=query.device).transpose(1, 2) if absolute else None
@@ -711,6 +675,7 @@ def backward(
     ratio: bool,
     epsilon: float = 0.0,
     gamma: float = 0.0,
+    table: Table = TABLE,
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """Relevance gradients of query, key and value from ``g`` (B, H, T, D), that of the output.
 
@@ -720,11 +685,12 @@ def backward(
             gradients of query and key are None.
         ratio: soft-caps pass cap(s)/s instead of their derivative.
         epsilon, gamma: stabilisers of the product of weights and values.
+        table: as in `forward`.
     """
     batch, heads, queries, head_dim = query.shape
     kv_heads, keys = key.shape[1:3]
     scored, gammaed = score_share != 0, gamma != 0
-    by_key, by_query = (config(step, query, gammaed, softcap is not None) for step in ("dkv", "dq"))
+    by_key, by_query = (config(step, query, gammaed, softcap is not None, table) for step in ("dkv", "dq"))
     scalars = _score_scalars(key, scale, window, softcap)
     flags = _flags(key, causal, window, softcap, bounds)
     shape = {"HEAD_DIM": head_dim, "BLOCK_D": block_d(head_dim)}
@@ -803,12 +769,13 @@ def _launch(tiles: Tiles):
 
 
 def compile_cases(on: tuple[int, int] = (9, 0)) -> list[Case]:
-    """Every row of the table, in the forms that need most: all flags, none, and dV alone."""
+    """Every row of tiles.json, in the forms that need most: all flags, none, and dV alone."""
     half, full = DTYPES[1:]
     calls = {}
     for dim in (64, 80, 128, 256):
         for dtype in (half, full) if dim != 80 else (half,):
-            for form in ("plain", "all flags", "cp") if dim != 80 else ("plain",):
+            forms = ("plain", "all flags", "cp", *(["capped"] if dtype == half else []))
+            for form in forms if dim != 80 else ("plain",):
                 name = f"{dim}-{str(dtype)[6:]}-{form}".replace(" ", "-")
                 calls[name] = lambda dim=dim, dtype=dtype, form=form: _both(dim, dtype, form)
     calls["128-float16-gradient"] = lambda: _both(128, torch.float16, "gradient")
@@ -831,7 +798,7 @@ def _both(dim, dtype, form):
         flags |= {"window": 1024, "softcap": 30.0, "bounds": torch.empty(2, 2, dtype=torch.int64, device="meta")}
         rest |= {"epsilon": 0.1, "gamma": 0.1}
         extra = {"sinks": torch.empty(32, **meta), "absolute": True}
-    elif form == "gradient":
+    elif form in ("capped", "gradient"):
         flags["softcap"] = 30.0
     out, lse, size = forward(query, key, value, **flags, **extra)
     backward(g, query, key, value, out, lse, size, **flags, **rest)

@@ -19,10 +19,17 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import DTYPES, Case, as_rows, as_rows_to_write, capability, launch, pointwise, record, strides, tile
+from .tiles import TABLE, Table, find
 
 
 class Tiles(NamedTuple):
-    """A program makes BLOCK_M x BLOCK_N outputs, BLOCK_K terms at a time."""
+    """A program makes BLOCK_M x BLOCK_N outputs, BLOCK_K terms at a time.
+
+    There are two float32 accumulators, and 128 x 128 of them are 128 registers a thread of 8 warps: that suits tensor
+    cores that read W from shared memory. Where it goes through registers too (before capability 9, and on 12) such a
+    tile spills; 128 x 64 does as many multiplications for each number read as one product does with 128 x 128. On 9
+    it spills in the forward pass with Triton 3.6, not with 3.9.
+    """
 
     m: int
     n: int
@@ -31,22 +38,12 @@ class Tiles(NamedTuple):
     num_stages: int
 
 
-def tiles(kernel, rows: int, dtype: torch.dtype, on: tuple[int, int]) -> Tiles:
-    """The tiles of ``kernel`` for so many rows on a device of compute capability ``on``. Chosen without a GPU.
-
-    There are two float32 accumulators, and 128 x 128 of them are 128 registers a thread of 8 warps: that suits tensor
-    cores that read W from shared memory. Where it goes through registers too (before capability 9, and on 12) such a
-    tile spills; 128 x 64 does as many multiplications for each number read as one product does with 128 x 128.
-    """
-    if dtype == torch.float32:  # no tensor cores for full float32
-        return Tiles(64, 64, 16, 8, 2)
-    if rows <= 32:  # the last layers, where few rows carry relevance: bound by reading W
-        return Tiles(16, 64, 128, 4, 3)
-    if on[0] == 9 and kernel is gamma_forward_kernel:  # 128 x 128 spills with Triton 3.6, not with 3.9
-        return Tiles(128, 64, 64, 8, 4)
-    if on[0] in (9, 10):
-        return Tiles(128, 128, 64, 8, 3)
-    return Tiles(128, 64, 64, 8, 3)
+def row(kernel, rows: int, itemsize: int) -> str:
+    """The name in tiles.json of ``kernel`` for so many rows of elements of ``itemsize`` bytes."""
+    # Without tensor cores, in full float32, the number of rows matters little. Few of them carry relevance in the last
+    # layers, which are bound by reading W.
+    few = ", few rows" if rows <= 32 and itemsize == 2 else ""
+    return f"{kernel.fn.__name__.removesuffix('_kernel')}, {itemsize} bytes{few}"
 
 
 @triton.jit
@@ -146,13 +143,14 @@ def epsilon_factor_kernel(
 
 
 def gamma_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, gamma: float
+    x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, gamma: float, *, table: Table = TABLE
 ) -> tuple[Tensor, Tensor]:
     """``z = x @ weight.T + bias`` and the signed factor t that `gamma_backward` wants.
 
     Args:
         x: (..., in), any strides. weight: (out, in), any strides, of x's dtype. bias: (out,) or None.
         epsilon, gamma: of the rule, >= 0.
+        table: of tile configurations, see `tiles`.
 
     Returns:
         (z, t), each (..., out), contiguous, of x's dtype.
@@ -166,15 +164,15 @@ def gamma_forward(
     sizes = (rows_x.shape[0], outs, ins)
     bias = None if bias is None else bias.contiguous()
     arguments = (rows_x, weight, bias, z, t, float(epsilon), float(gamma), *sizes, *strides(rows_x, weight, rows_z))
-    _launch(gamma_forward_kernel, sizes[0], outs, weight, arguments)
+    _launch(gamma_forward_kernel, sizes[0], outs, weight, arguments, table)
     return z, t
 
 
-def gamma_backward(g: Tensor, x: Tensor, t: Tensor, weight: Tensor, gamma: float) -> Tensor:
+def gamma_backward(g: Tensor, x: Tensor, t: Tensor, weight: Tensor, gamma: float, *, table: Table = TABLE) -> Tensor:
     """Relevance gradient of ``x``, (..., in), of g's dtype, from that of the output, ``g`` (..., out).
 
     Args:
-        x, weight, gamma: as `gamma_forward` had them. t: what it gave. Any strides.
+        x, weight, gamma, table: as `gamma_forward` had them. t: what it gave. Any strides.
     """
     outs, ins = weight.shape
     g_in = g.new_empty(*g.shape[:-1], ins)
@@ -182,7 +180,7 @@ def gamma_backward(g: Tensor, x: Tensor, t: Tensor, weight: Tensor, gamma: float
     rows = matrices[0].shape[0]
     sizes = (rows, outs, ins)
     arguments = (*matrices, weight, g_in, float(gamma), *sizes, *strides(*matrices, weight, as_rows(g_in)))
-    _launch(gamma_backward_kernel, rows, ins, weight, arguments)
+    _launch(gamma_backward_kernel, rows, ins, weight, arguments, table)
     return g_in
 
 
@@ -196,8 +194,8 @@ def epsilon_factor(g: Tensor, z: Tensor, epsilon: float, out: Tensor | None = No
     return out
 
 
-def _launch(kernel, rows, columns, weight, arguments):
-    m, n, k, num_warps, num_stages = tiles(kernel, rows, weight.dtype, capability(weight))
+def _launch(kernel, rows, columns, weight, arguments, table):
+    m, n, k, num_warps, num_stages = find(table, row(kernel, rows, weight.element_size()), capability(weight))
     sizes = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP": 8}
     programs = triton.cdiv(rows, m) * triton.cdiv(columns, n)
     launch(kernel, programs, *arguments, num_warps=num_warps, num_stages=num_stages, **sizes)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .common import DTYPES, Case, as_rows, launch, record, strides
 
-MAX_FEATURES = 16384  # beyond it a row no longer fits in registers
+MAX_FEATURES = 32768  # beyond it a row no longer fits in registers
 
 
 @triton.jit
@@ -191,7 +191,7 @@ def _launch(kernel, shape, *arguments, **flags):
         raise ValueError(f"the norm kernels take up to {MAX_FEATURES} features, not {features}")
     block_f = triton.next_power_of_2(features)
     block_r = max(1, 1024 // block_f)
-    num_warps = min(max(block_r * block_f // 512, 4), 16)
+    num_warps = 32 if block_f > 16384 else min(max(block_r * block_f // 512, 4), 16)
     tiles = {"BLOCK_R": block_r, "BLOCK_F": block_f}
     launch(kernel, triton.cdiv(rows, block_r), *arguments, num_warps=num_warps, **tiles, **flags)
 
@@ -199,16 +199,20 @@ def _launch(kernel, shape, *arguments, **flags):
 def compile_cases(on: tuple[int, int] = (9, 0)) -> list[Case]:
     calls = {}
     # Every tile and every dtype with the most that a norm is asked for, and one tile with everything less.
-    sizes = [(torch.bfloat16, d) for d in (64, 128, 1024, 2048, 4096, 8192, MAX_FEATURES)]
+    sizes = [(torch.bfloat16, d) for d in (64, 128, 1024, 2048, 4096, 8192, 16384, MAX_FEATURES)]
     for dtype, features in [*sizes, *((d, 4096) for d in DTYPES if d != torch.bfloat16)]:
         x = torch.empty(4097, features, dtype=dtype, device="meta")
         w, r = x[0], torch.empty(4097, dtype=torch.float32, device="meta")
         h = torch.empty_like(x, dtype=torch.float32)
         most = {"frozen": False, "g_residual": h, "relevance": True}
+        stream = most | {"frozen": True}
         name = f"{dtype}-{features}".replace("torch.", "")
         calls |= {
             f"layer_norm_forward-{name}-most": lambda x=x, w=w: layer_norm_forward(x, w, w, 1e-6, x),
             f"layer_norm_backward-{name}-most": lambda x=x, w=w, r=r, o=most: layer_norm_backward(x, w, r, r, x, **o),
+            f"layer_norm_backward-{name}-stream": (
+                lambda x=x, w=w, r=r, o=stream: layer_norm_backward(x, w, None, r, x, **o)
+            ),
         }
         if dtype == torch.bfloat16 and features == 4096:
             calls |= {
@@ -216,6 +220,8 @@ def compile_cases(on: tuple[int, int] = (9, 0)) -> list[Case]:
                 f"rms_norm_forward-{name}-residual": lambda x=x, w=w: rms_norm_forward(x, w, 1e-6, x),
                 f"layer_norm_forward-{name}": lambda x=x: layer_norm_forward(x, None, None, 1e-6),
                 f"rms_norm_backward-{name}": lambda x=x, w=w, r=r: rms_norm_backward(x, w, r),
+                f"rms_norm_backward-{name}-stream": lambda x=x, w=w, r=r, o=stream: rms_norm_backward(x, w, r, x, **o),
+                f"rms_norm_backward-{name}-float32": lambda h=h, w=w, r=r: rms_norm_backward(h, w, r),
                 f"rms_norm_backward-{name}-most": lambda x=x, w=w, r=r, o=most: rms_norm_backward(x, w, r, x, **o),
                 f"layer_norm_backward-{name}": lambda x=x, w=w, r=r: layer_norm_backward(x, w, None, r),
             }

@@ -102,8 +102,9 @@ def test_wheel_installs_one_top_level_package(wheel):
 
 
 @pytest.mark.slow
-def test_wheel_holds_every_module_and_the_report_files(wheel):
+def test_wheel_holds_every_module_and_data_file(wheel):
     expected = {f"lrp_fast/{path.relative_to(REPO)}" for path in (REPO / "kernels").glob("*.py")}
+    expected.add("lrp_fast/kernels/tiles.json")
     for pattern in ("**/*.py", "report/*.html", "report/*.css", "report/*.js"):
         expected |= {str(path.relative_to(REPO)) for path in (REPO / "lrp_fast").glob(pattern)}
     assert expected <= set(wheel)

@@ -1,7 +1,8 @@
 """Differentiable building blocks whose backward pass is a propagation rule.
 
 Each takes ``rule``, a name or `lrp_fast.Rules`, runs the ordinary operation forward, and hands back relevance
-gradients to its inputs (``x * x.grad`` is relevance). Weights never get a gradient.
+gradients to its inputs (``x * x.grad`` is relevance). Weights never get a gradient, and
+gradients go back once, one at a time: ``create_graph=True`` and ``is_grads_batched=True`` raise a ValueError.
 """
 
 from .activation import activation

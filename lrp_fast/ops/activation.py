@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..rules import Rules, as_rules
 from .backend import fused, kernels
+from .once import once
 
 _TANH_GELU = math.sqrt(2 / math.pi)
 
@@ -93,6 +94,7 @@ class _Activation(torch.autograd.Function):
         return kernels("activation").activation_forward(z, kind) if fused else find(kind).forward(z)
 
     @staticmethod
+    @once
     def backward(ctx, g):
         (z,) = ctx.saved_tensors
         if ctx.fused:

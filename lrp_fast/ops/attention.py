@@ -10,6 +10,7 @@ from torch import Tensor
 from ..rules import Rules, as_rules
 from . import attention_flash, attention_tiled
 from .backend import fused, kernels
+from .once import once
 from .rows import active_rows
 
 
@@ -129,6 +130,7 @@ class _Attention(torch.autograd.Function):
         return kept.out.view_as(kept.out)
 
     @staticmethod
+    @once
     def backward(ctx, g):
         *saved, bounds = ctx.saved_tensors
         grads = (_fused_backward if ctx.fused else _torch_backward)(g, *saved, bounds, ctx.reach, ctx.rules)

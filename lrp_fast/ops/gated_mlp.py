@@ -8,6 +8,7 @@ from torch import Tensor
 from ..rules import Rules, as_rules
 from .activation import find, slope
 from .backend import fused, kernels
+from .once import once
 
 
 def gated_mlp(
@@ -36,6 +37,7 @@ class _GatedMLP(torch.autograd.Function):
         return kernels("gated_mlp").gated_mlp_forward(gate, up, kind) if fused else find(kind).forward(gate).mul_(up)
 
     @staticmethod
+    @once
     def backward(ctx, g):
         gate, *rest = ctx.saved_tensors
         shares = ctx.rules.treatment

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backend import fused, kernels
+from .once import once
 from .rows import active_rows
 
 
@@ -65,6 +66,7 @@ class _Linear(torch.autograd.Function):
         return z
 
     @staticmethod
+    @once
     def backward(ctx, g):
         weight, *saved = ctx.saved_tensors
         rule = ctx.epsilon, ctx.gamma, ctx.fused

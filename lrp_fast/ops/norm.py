@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..rules import Rules, as_rules
 from .backend import fused, kernels
+from .once import once
 
 
 def rms_norm(
@@ -64,6 +65,7 @@ class _RMSNorm(torch.autograd.Function):
         return weight * (wide * rstd).to(dtype)
 
     @staticmethod
+    @once
     def backward(ctx, g):
         weight, rstd, *rest = ctx.saved_tensors
         if ctx.fused:
@@ -93,6 +95,7 @@ class _LayerNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once
     def backward(ctx, g):
         weight, rstd, *rest = ctx.saved_tensors
         if ctx.fused:

@@ -16,6 +16,10 @@ INTERPRETED = triton.knobs.runtime.interpret
 DTYPES = [torch.float32, torch.float16] if INTERPRETED else [torch.float32, torch.float16, torch.bfloat16]
 
 
+def pytest_report_header():
+    return f"triton: {triton.__version__}, {'interpreted' if INTERPRETED else 'compiled'}"
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if Path(__file__).parent not in item.path.parents:

@@ -1,70 +1,55 @@
 """The compile gate: what `compile_cases` of every kernels/*.py lists becomes machine code for every architecture,
 within the shared memory of its devices and without a stack. No GPU is needed.
 
-A module's ``compile_cases()`` returns (name, jit_fn, signature, constexprs, num_warps, num_stages) tuples. If it takes
-an argument, it is called once an architecture with the compute capability, and lists what is launched there. In a
-signature, ":16" after a type marks a value that is divisible by 16; pointers and strides always are here.
+A module's ``compile_cases(on)`` lists what it launches on a device of compute capability ``on``.
 """
 
 import importlib
-import inspect
 import json
 import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+
+from lrp_fast.kernels.resources import SHARED, resources
 
 KERNELS = Path(__file__).parents[2] / "kernels"
 MODULES = sorted(
     path.stem for path in KERNELS.glob("*.py") if re.search(r"^def compile_cases\(", path.read_text(), re.MULTILINE)
 )
-# Bytes of shared memory that a block may have on the architecture's devices.
-SHARED = {80: 166912, 89: 101376, 90: 232448, 100: 232448}
-# Bytes of stack a thread may have, by module, where not 0. norm: with Triton 3.6, LayerNorm's plain backward in
-# float32 has a frame of 8 bytes on sm_89, at 40 registers as at 64. attention: spills of its largest heads, most of all
-# head_dim 256 in 16 bits on sm_100 (dkv, 480); head_dim 64 to 128 in 16 bits keep to 40.
-# linear: Triton 3.7 puts 8 bytes of gamma_forward's 16-bit tile for sm_100 there, at 255 registers.
-STACK = {"norm": 8, "attention": 480, "linear": 8}
+ARCHITECTURES = (80, 89, 90, 100)
+# Bytes of stack a thread may have, where not 0, over all architectures and versions of Triton: by "module/case", the
+# first pattern that fits.
+STACK = {
+    # Full float32 goes without tensor cores, and holds both operands in registers.
+    "attention/256-float32-*": 216,
+    "attention/128-float32-all-flags-forward_kernel": 176,
+    # With Triton 3.9 on sm_90, where 3.6 spills nothing.
+    "attention/256-bfloat16-plain-dkv_kernel": 144,
+    "attention/*-bfloat16-plain-dkv_kernel": 80,
+    "attention/*": 48,
+    # Rows so wide that 1,024 threads hold 32 elements each: they were refused otherwise.
+    "norm/layer_norm_backward-*-32768-*": 344,
+    # With Triton 3.6 on sm_89 a frame, at 40 registers as at 64.
+    "norm/layer_norm_backward-float32-4096-*": 8,
+    # With Triton 3.7 on sm_100, at 255 registers.
+    "linear/gamma_forward-*16-4097": 8,
+}
 WORKERS = 2
 
 
 def cases(module, architecture):
-    listed = importlib.import_module(f"lrp_fast.kernels.{module}").compile_cases
-    return listed(divmod(architecture, 10)) if inspect.signature(listed).parameters else listed()
+    return importlib.import_module(f"lrp_fast.kernels.{module}").compile_cases(divmod(architecture, 10))
 
 
 def jobs():
-    return [(m, a, i) for m in MODULES for a in SHARED for i in range(len(cases(m, a)))]
-
-
-def resources(module, architecture, index):
-    """(name, shared bytes, registers, bytes of stack and local memory) of one case."""
-    name, fn, signature, constexprs, num_warps, num_stages = cases(module, architecture)[index]
-    types = {k: v.partition(":")[0] for k, v in signature.items()}
-    divisible = {
-        (i,): [["tt.divisibility", 16]]
-        for i, (k, v) in enumerate(signature.items())
-        if v.endswith(":16") or types[k].startswith("*") or (k.startswith("stride") and types[k] != "constexpr")
-    }
-    source = ASTSource(fn, types, constexprs, divisible)
-    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    registers, stack, local = (int(re.search(rf"\b{what}:(\d+)", usage)[1]) for what in ("REG", "STACK", "LOCAL"))
-    return name, compiled.metadata.shared, registers, stack + local
+    return [(m, a, i) for m in MODULES for a in ARCHITECTURES for i in range(len(cases(m, a)))]
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +71,16 @@ def compiled(tmp_path_factory):
 
 def work(part):
     for module, architecture, index in jobs()[part::WORKERS]:
+        case = cases(module, architecture)[index]
         try:
-            result = resources(module, architecture, index)
+            result = case[0], *resources(case, architecture)
         except Exception as error:
-            result = f"{cases(module, architecture)[index][0]}: {error!r}"
+            result = f"{case[0]}: {error!r}"
         print(json.dumps([module, architecture, result]), flush=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", SHARED)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("module", MODULES)
 def test_compiles_within_the_device_s_limits(module, architecture, compiled):
     results = compiled[module, architecture]
@@ -103,7 +89,8 @@ def test_compiles_within_the_device_s_limits(module, architecture, compiled):
     for name, shared, registers, stack in (result for result in results if not isinstance(result, str)):
         line = f"sm_{architecture} {name}: shared {shared}, registers {registers}, stack {stack}"
         print(line)  # pytest -rP shows the table
-        if shared > SHARED[architecture] or stack > STACK.get(module, 0):
+        allowed = next((most for pattern, most in STACK.items() if fnmatch(f"{module}/{name}", pattern)), 0)
+        if shared > SHARED[architecture] or stack > allowed:
             failures.append(line)
     assert not failures, "\n".join(failures)
 

@@ -1,0 +1,61 @@
+"""tiles.json: an entry for every launch on every device, in the form that the tuner writes."""
+
+import pytest
+import torch
+
+from lrp_fast.kernels import attention, common, linear, tiles
+
+EXACT = {name for entries in tiles.TABLE.values() for name in entries} - {"small", "large"}
+DEVICES = [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0), *(tuple(map(int, name.split("."))) for name in EXACT)]
+
+
+@pytest.mark.parametrize("on", sorted(set(DEVICES)))
+def test_attention_s_rows_are_complete(on, monkeypatch):
+    monkeypatch.setattr(attention, "capability", lambda _: on)
+    for dim in (64, 80, 96, 128, 256):
+        for dtype in (torch.float16, torch.float32):
+            for gamma, capped in ((False, False), (False, True), (True, False)):
+                x = torch.empty(1, dim, dtype=dtype)
+                for step in ("forward", "dkv", "dq"):
+                    assert min(attention.config(step, x, gamma, capped)) > 0
+
+
+@pytest.mark.parametrize("on", sorted(set(DEVICES)))
+@pytest.mark.parametrize("kernel", [linear.gamma_forward_kernel, linear.gamma_backward_kernel])
+def test_linear_s_rows_are_complete(kernel, on):
+    for rows in (1, 33):
+        for itemsize in (2, 4):
+            linear.Tiles(*tiles.find(tiles.TABLE, linear.row(kernel, rows, itemsize), on))
+
+
+def test_which_entry_serves_a_device():
+    table = {"a row": {"small": [1], "large": [2]}}
+    for on, entry in (((8, 0), [1]), ((8, 9), [1]), ((9, 0), [2]), ((10, 3), [2]), ((12, 0), [1])):
+        assert tiles.find(table, "a row", on) == entry
+    tuned = tiles.replaced(table, "a row", (8, 9), (3,))
+    assert [tiles.find(tuned, "a row", on) for on in ((8, 0), (8, 9))] == [[1], [3]]
+    assert tiles.find(table, "a row", (8, 9)) == [1]
+
+
+def test_the_file_is_as_the_tuner_writes_it():
+    assert tiles.FILE.read_text() == tiles.written(tiles.TABLE)
+
+
+def test_launches_take_their_tiles_from_the_table_that_they_are_given():
+    table = tiles.TABLE
+    for row, entries in tiles.TABLE.items():
+        table = tiles.replaced(table, row, (9, 0), [16, 16, *entries["large"][2:-2], 2, 1])
+    query, x = torch.empty(1, 1, 256, 64, device="meta"), torch.empty(64, 64, device="meta")
+    flags = {"scale": 1.0, "causal": True, "window": None, "softcap": None, "table": table}
+
+    def launch_all():
+        out, lse, _ = attention.forward(query, query, query, **flags)
+        shares = {"value_share": 0.5, "score_share": 0.25, "ratio": True}
+        attention.backward(out, query, query, query, out, lse, None, **flags, **shares)
+        z, t = linear.gamma_forward(x, x, None, 0.1, 0.1, table=table)
+        linear.gamma_backward(z, x, t, x, 0.1, table=table)
+
+    launches = [case[3:] for case in common.record({"": launch_all}, (9, 0)) if "BLOCK_N" in case[3]]
+    assert len(launches) == 5
+    for constants, num_warps, num_stages in launches:
+        assert (constants["BLOCK_M"], constants["BLOCK_N"], num_warps, num_stages) == (16, 16, 2, 1)
