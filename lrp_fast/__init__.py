@@ -6,6 +6,7 @@ building blocks. See the README for the rules and the command line.
 
 from . import hf, ops
 from .attribution import Attribution, attribute, load
+from .graph import Graph
 from .hf import UnsupportedModuleError, patched
 from .rules import Rules
 from .targets import Explained, Term, Token
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Attribution",
     "Explained",
+    "Graph",
     "Rules",
     "Term",
     "Token",
