@@ -21,7 +21,7 @@ def check(graph, layer, edges, dropped):
     assert rows == sorted(dropped)
     assert list(found) == sorted(key for key, weight in edges.items() if weight)
     assert found == pytest.approx({key: weight for key, weight in edges.items() if weight}, rel=1e-6)
-    assert dict(zip(rows, map(tuple, graph.dropped(layer).tolist()), strict=True)) == pytest.approx(dropped, rel=1e-6)
+    assert graph.dropped(layer).flatten().tolist() == pytest.approx([x for row in rows for x in dropped[row]], rel=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -99,11 +99,11 @@ def test_groups(graph):
 
 
 def test_group_sums_are_made_in_float64(random_graph):
-    graph = random_graph(0, layers=1, tokens=3, density=1.0)
-    graph.weights[:] = 1e-8
+    graph = random_graph(3, layers=1, tokens=60, density=1.0)
+    graph.weights[:] = 2.0**-25
     graph.weights[0] = 1.0
-    assert graph.group_by([0, 0, 0]).weights.item() == np.float32(1 + 1e-8 * (len(graph.weights) - 1))
-    assert (graph.weights.sum() == 1.0) or len(graph.weights) == 6
+    assert len(graph.weights) > 1000
+    assert graph.group_by([0] * 60).weights.item() == np.float32(1 + 2.0**-25 * (len(graph.weights) - 1)) > 1
 
 
 def test_named_groups(random_graph):

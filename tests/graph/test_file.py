@@ -46,7 +46,7 @@ def test_half(graph, tmp_path):
 
 def test_half_is_exact_at_the_rows_largest_and_holds_small_rows(random_graph, tmp_path):
     graph = random_graph(0, exact=False)
-    graph.weights *= 1e-30
+    graph.weights.mul_(1e-30)
     graph.save(tmp_path / "half", half=True)
     loaded = Graph.load(tmp_path / "half")
     for begin, end in zip(graph.indptr[:-1].tolist(), graph.indptr[1:].tolist(), strict=True):
@@ -200,7 +200,7 @@ def test_mutated_files_never_crash(random_graph, tmp_path, half):
     data = path.read_bytes()
     rng = np.random.default_rng(0)
     loaded = 0
-    for _ in range(1500):
+    for _ in range(400):
         mutant = bytearray(data)
         for _ in range(rng.integers(1, 4)):
             at = int(rng.integers(len(mutant)))
@@ -222,7 +222,7 @@ def test_mutated_files_never_crash(random_graph, tmp_path, half):
         graph.prune(mass=0.5).paths(3, last)
         graph.prune(influence=(0.8, 0.98), target=last).measures()
         graph.group_by([0] * graph.num_tokens).difference(graph.group_by([0] * graph.num_tokens))
-    assert 50 < loaded < 1450
+    assert 20 < loaded < 380
 
 
 def test_saving_fails_whole(random_graph, tmp_path):
