@@ -97,24 +97,56 @@ inline void each_target(const Graph<T>& graph, const Chunk& chunk, F&& f) {
     }
 }
 
-// f(source, weight) for every edge into a target. What is stored at the target's own position and its self edge are one
-// edge, given last; an edge of weight 0 is none.
+// The stored edges into a target: those of other positions, before and behind its own, and the weight of its own edge,
+// which is what is stored at its position and its self edge together.
+struct Incoming {
+    Range before;
+    Range behind;
+    double own;
+};
+template <class T>
+inline Incoming incoming(const Graph<T>& graph, std::int64_t layer, std::int64_t target, std::int64_t row) {
+    const double self = graph.self_edges[layer * graph.tokens + target];
+    if (row < 0) return {{0, 0}, {0, 0}, self};
+    const Range range = edges_of(graph, row);
+    const std::int32_t* end = graph.columns + range.end;
+    // In a causal model the target's own position is the last, if it is there at all.
+    const bool is_within = range.begin < range.end && end[-1] >= target;
+    const std::int64_t place =
+        !is_within ? range.end
+                   : (end[-1] == target ? range.end - 1
+                                        : std::lower_bound(graph.columns + range.begin, end, target) - graph.columns);
+    if (place == range.end || graph.columns[place] != target) return {range, {0, 0}, self};
+    return {{range.begin, place}, {place + 1, range.end}, self + double(graph.weights[place])};
+}
+
+// f(source, weight) for every edge into a target, its own last; an edge of weight 0 is none.
 template <class T, class F>
 inline void each_edge(const Graph<T>& graph, std::int64_t layer, std::int64_t target, std::int64_t row, F&& f) {
-    double own = graph.self_edges[layer * graph.tokens + target];
-    if (row >= 0) {
-        const Range range = edges_of(graph, row);
+    const Incoming edges = incoming(graph, layer, target, row);
+    for (const Range& range : {edges.before, edges.behind}) {
         for (std::int64_t edge = range.begin; edge < range.end; ++edge) {
             const std::int64_t source = graph.columns[edge];
             const double weight = graph.weights[edge];
-            if (source == target) {
-                own += weight;
-            } else if (weight != 0 && is_position(graph, source)) {
-                f(source, weight);
-            }
+            if (weight != 0 && is_position(graph, source)) f(source, weight);
         }
     }
-    if (own != 0) f(target, own);
+    if (edges.own != 0) f(target, edges.own);
+}
+
+// The sum of |weight| over the edges into a target.
+template <class T>
+inline double kept_mass(const Graph<T>& graph, std::int64_t layer, std::int64_t target, std::int64_t row) {
+    const Incoming edges = incoming(graph, layer, target, row);
+    double sums[4] = {std::abs(edges.own), 0, 0, 0};  // four chains of additions at once
+    for (const Range& range : {edges.before, edges.behind}) {
+        std::int64_t edge = range.begin;
+        for (; edge + 4 <= range.end; edge += 4) {
+            for (int i = 0; i < 4; ++i) sums[i] += std::abs(double(graph.weights[edge + i]));
+        }
+        for (; edge < range.end; ++edge) sums[0] += std::abs(double(graph.weights[edge]));
+    }
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 // The magnitude of everything that flows into a listed target and was not kept.

@@ -5,6 +5,7 @@
 
 #include "arguments.hpp"
 #include "combine.hpp"
+#include "gini.hpp"
 #include "graph.hpp"
 #include "influence.hpp"
 #include "paths.hpp"
@@ -239,6 +240,21 @@ py::tuple group_edges(const py::tuple& arrays, const py::object& groups, const p
     });
 }
 
+py::array_t<double> grouped_gini_of(const py::object& groups, const py::object& values, const py::object& num_groups) {
+    const auto group_array = array_of<std::int32_t>(groups, "groups", 1);
+    const auto value_array = shaped_array_of<double>(values, "values", {group_array.size()});
+    const std::int64_t n = group_array.size(), bins = count(num_groups, "num_groups");
+    const std::int32_t* group_data = group_array.data();
+    const double* value_data = value_array.data();
+    for (std::int64_t i = 0; i < n; ++i) {
+        if (group_data[i] < 0 || group_data[i] >= bins) {
+            throw py::value_error("groups holds " + std::to_string(group_data[i]) + ", outside 0 to " +
+                                  std::to_string(bins - 1));
+        }
+    }
+    return to_numpy(unlocked([&] { return grouped_gini(group_data, value_data, n, bins); }));
+}
+
 }  // namespace
 
 void bind_graph(py::module_& module) {
@@ -264,6 +280,8 @@ void bind_graph(py::module_& module) {
         arg("positions"), arg("shares"), arg("k"));
     def("difference", &difference_of, "Edges of the first graph minus those of the second.", arg("first"),
         arg("second"));
+    def("grouped_gini", &grouped_gini_of, "The Gini coefficient of each group of values; NaN for an empty one.",
+        arg("groups"), arg("values"), arg("num_groups"));
     def("group", &group_edges, "Edges between groups of positions.", arg("arrays"), arg("groups"), arg("num_groups"));
 }
 

@@ -5,8 +5,27 @@
 namespace lrp_fast {
 namespace {
 
-// Sums that are made apart and then added in order, so that the number of threads changes no rounding.
+// Sums over sources are made apart for pieces of a transition and then added in order, so that the number of threads
+// changes no rounding. So few pieces that the sums are small beside the edges.
 constexpr std::int64_t kMaxChunks = 8;
+
+template <class T>
+std::vector<Chunk> pieces_of(const Graph<T>& graph, std::int64_t layer) {
+    const std::int64_t edges =
+        graph.indptr[graph.row_offsets[layer + 1]] - graph.indptr[graph.row_offsets[layer]];
+    return chunks_of(graph, layer, std::clamp<std::int64_t>(edges / (4 * graph.tokens), 1, kMaxChunks));
+}
+
+// The sum of |weight| over the edges into a target from the sources of a mask.
+template <class T>
+double masked_mass(const Graph<T>& graph, std::int64_t layer, std::int64_t target, std::int64_t row,
+                   const std::uint8_t* source_mask) {
+    double total = 0;
+    each_edge(graph, layer, target, row, [&](std::int64_t source, double weight) {
+        if (source_mask[source]) total += std::abs(weight);
+    });
+    return total;
+}
 
 }  // namespace
 
@@ -21,7 +40,7 @@ Influence influence(const Graph<T>& graph, const double* start, const T* signs, 
         const std::uint8_t* source_mask = mask ? mask + layer * tokens : nullptr;
         const std::uint8_t* target_mask = mask ? mask + (layer + 1) * tokens : nullptr;
         const double* above = result.nodes.data() + (layer + 1) * tokens;
-        const std::vector<Chunk> chunks = chunks_of(graph, layer, kMaxChunks);
+        const std::vector<Chunk> chunks = pieces_of(graph, layer);
         const auto num_chunks = static_cast<std::int64_t>(chunks.size());
 
         parallel_for(num_chunks, [&](std::int64_t c) {
@@ -30,10 +49,9 @@ Influence influence(const Graph<T>& graph, const double* start, const T* signs, 
             each_target(graph, chunks[c], [&](std::int64_t target, std::int64_t row) {
                 const double arriving = above[target] + start[(layer + 1) * tokens + target];
                 if (arriving == 0 || (target_mask && !target_mask[target])) return;
-                double total = count_dropped ? dropped_mass(graph, row) : 0.0;
-                each_edge(graph, layer, target, row, [&](std::int64_t source, double weight) {
-                    if (!source_mask || source_mask[source]) total += std::abs(weight);
-                });
+                const double total = (count_dropped ? dropped_mass(graph, row) : 0.0) +
+                                     (source_mask ? masked_mass(graph, layer, target, row, source_mask)
+                                                  : kept_mass(graph, layer, target, row));
                 if (total == 0) return;
                 const double factor = arriving / total;
                 result.factors[layer * tokens + target] = factor;

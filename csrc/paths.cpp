@@ -35,9 +35,7 @@ inline Worth times(Worth worth, double share) {
 // Magnitude of all that flows into a target, kept or not.
 template <class T>
 double total_into(const Graph<T>& graph, std::int64_t layer, std::int64_t target, std::int64_t row) {
-    double total = dropped_mass(graph, row);
-    each_edge(graph, layer, target, row, [&](std::int64_t, double weight) { total += std::abs(weight); });
-    return total;
+    return dropped_mass(graph, row) + kept_mass(graph, layer, target, row);
 }
 
 // The best path from any input to every node.

@@ -14,39 +14,69 @@ static_assert(std::numeric_limits<double>::is_iec559 && sizeof(double) == 8, "th
 constexpr int kDigits[] = {13, 13, 13, 12, 12};
 constexpr std::uint64_t kNoSign = ~std::uint64_t{0} >> 1;
 
+// As soon as the scores that share the digits found so far are no more than this, they are taken out.
+constexpr std::int64_t kFew = 1 << 20;
+
+inline std::uint64_t key_of(double score) {
+    std::uint64_t key;
+    std::memcpy(&key, &score, sizeof key);
+    return key & kNoSign;
+}
+
 // The score where the sum over scores, from the largest down, reaches `share` of the whole. visit(f) calls f(score) for
-// every score, in the same order each time it is called: there is one pass for every digit, and no array of scores.
+// every score, in the same order each time it is called. O(n) whatever the scores are, and no array of all of them.
 template <class Visit>
 double threshold_of(const Visit& visit, double share) {
-    std::vector<double> mass;
+    struct Bin {
+        double mass;
+        std::int64_t count;
+    };
+    std::vector<Bin> bins;
+    std::vector<double> few;
+    bool taken = false;
     std::uint64_t prefix = 0;
     int shift = 63;
     double wanted = 0, above = 0;
     for (const int digit : kDigits) {
         shift -= digit;
-        mass.assign(std::size_t{1} << digit, 0.0);
-        visit([&mass, prefix, shift, digit](double score) {
-            std::uint64_t key;
-            std::memcpy(&key, &score, sizeof key);
-            key &= kNoSign;
-            if (key >> (shift + digit) == prefix) mass[(key >> shift) & ((1u << digit) - 1)] += score;
-        });
+        bins.assign(std::size_t{1} << digit, Bin{0, 0});
+        const auto add = [&bins, prefix, shift, digit](double score) {
+            const std::uint64_t key = key_of(score);
+            if (key >> (shift + digit) != prefix) return;
+            Bin& bin = bins[(key >> shift) & ((1u << digit) - 1)];
+            bin.mass += score;
+            ++bin.count;
+        };
+        if (taken) {
+            std::for_each(few.begin(), few.end(), add);
+        } else {
+            visit(add);
+        }
         if (shift + digit == 63) {
             double total = 0;
-            for (const double one : mass) total += one;
+            for (const Bin& bin : bins) total += bin.mass;
             if (!(total > 0)) return std::numeric_limits<double>::infinity();
             wanted = share < 1 ? share * total : std::numeric_limits<double>::infinity();
         }
-        // The last bin that holds anything ends the walk where rounding, or share = 1, would let it run on.
-        std::size_t bin = mass.size(), last = 0;
-        while (bin-- > 0) {
-            if (mass[bin] == 0) continue;
-            last = bin;
-            if (above + mass[bin] >= wanted) break;
-            above += mass[bin];
+        // Where rounding, or share = 1, would let the walk run past the last bin that holds anything, it ends there.
+        std::size_t found = 0;
+        double above_found = above;
+        for (std::size_t bin = bins.size(); bin-- > 0;) {
+            if (bins[bin].mass == 0) continue;
+            found = bin;
+            above_found = above;
+            above += bins[bin].mass;
+            if (above >= wanted) break;
         }
-        if (bin == static_cast<std::size_t>(-1)) above -= mass[last];
-        prefix = prefix << digit | last;
+        above = above_found;
+        prefix = prefix << digit | found;
+        if (!taken && shift > 0 && bins[found].count <= kFew) {
+            taken = true;
+            few.reserve(bins[found].count);
+            visit([&few, prefix, shift](double score) {
+                if (key_of(score) >> shift == prefix) few.push_back(score);
+            });
+        }
     }
     double threshold;
     std::memcpy(&threshold, &prefix, sizeof threshold);

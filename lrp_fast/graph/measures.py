@@ -42,6 +42,8 @@ import importlib.util
 
 import numpy as np
 
+from .. import _native
+
 _NOTHING = (np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0))
 
 
@@ -88,8 +90,8 @@ def _figures(relevance: np.ndarray, incoming, outgoing, dropped: tuple[float, fl
         "node_gini": _gini(magnitude),
         "mean_edge": _mean(out_weights),
         "edge_gini": _gini(out_weights),
-        "gini_in": _mean(_gini_by(targets, in_weights)),
-        "gini_out": _mean(_gini_by(sources, out_weights)),
+        "gini_in": _mean(_gini_by(targets, in_weights, num_tokens)),
+        "gini_out": _mean(_gini_by(sources, out_weights, num_tokens)),
         "same_position_share": _ratio(in_weights[same].sum(), in_weights.sum()),
         "dropped_positive": dropped[0],
         "dropped_negative": dropped[1],
@@ -120,17 +122,11 @@ def _gini(values: np.ndarray) -> float:
     return _ratio(((2 * np.arange(1, n + 1) - n - 1) * np.sort(values)).sum(), n * total)
 
 
-def _gini_by(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The Gini coefficient of the values of every group that has any, none of them 0; 1 where there is one value."""
-    if not len(values):
-        return values
-    order = np.lexsort((values, groups))
-    groups, values = groups[order], values[order]
-    first = np.flatnonzero(np.diff(groups, prepend=-1))
-    n = np.diff(first, append=len(values))
-    rank = np.arange(1, len(values) + 1) - np.repeat(first, n)
-    found = np.add.reduceat((2 * rank - np.repeat(n, n) - 1) * values, first) / (n * np.add.reduceat(values, first))
-    return np.where(n == 1, 1.0, found)
+def _gini_by(groups: np.ndarray, values: np.ndarray, num_tokens: int) -> np.ndarray:
+    """The Gini coefficient of the values of every group that has any; 1 where there is one value."""
+    counts = np.bincount(groups, minlength=num_tokens)
+    found = _native.grouped_gini(groups, values, num_tokens)
+    return np.where(counts == 1, 1.0, found)[counts > 0]
 
 
 def _top90(values: np.ndarray) -> int:

@@ -40,28 +40,27 @@ def targets(graph, target) -> list[tuple[int, int]]:
     return found
 
 
-def shares(graph, found: list[tuple[int, int]], signed: bool = False) -> list[float]:
+def shares(graph, found: list[tuple[int, int]], signed: bool = False) -> np.ndarray:
     """What each target counts: its relevance over the sum of |relevance|; equal parts where all of it is 0."""
-    relevance = [float(graph.nodes[node]) for node in found]
-    total = sum(map(abs, relevance))
+    layers, positions = np.array(found).T
+    relevance = graph.nodes.double().numpy()[layers, positions]
+    total = np.abs(relevance).sum()
     if total == 0:
-        return [1 / len(found)] * len(found)
-    return [(one if signed else abs(one)) / total for one in relevance]
+        return np.full(len(found), 1 / len(found))
+    return (relevance if signed else np.abs(relevance)) / total
 
 
 def start(graph, found: list[tuple[int, int]], signed: bool = False) -> np.ndarray:
     """(L + 1, N) float64, 0 but for the targets."""
     weights = np.zeros(tuple(graph.nodes.shape))
-    for node, share in zip(found, shares(graph, found, signed), strict=True):
-        weights[node] = share
+    weights[tuple(np.array(found).T)] = shares(graph, found, signed)
     return weights
 
 
 def mask(graph, found: list[tuple[int, int]]) -> np.ndarray:
     """(L + 1, N) bool, true at the nodes."""
     flags = np.zeros(tuple(graph.nodes.shape), bool)
-    for node in found:
-        flags[node] = True
+    flags[tuple(np.array(found).T)] = True
     return flags
 
 

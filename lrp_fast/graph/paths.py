@@ -33,7 +33,7 @@ def best(graph, k: int, target) -> list[Path]:
         raise ValueError(f"k must be at least 1, not {k}")
     found = nodes.targets(graph, target)
     layers, positions = np.array(found, np.int64).T.copy()
-    shares, ends, traced = _native.best_paths(arrays(graph), layers, positions, np.array(nodes.shares(graph, found)), k)
+    shares, ends, traced = _native.best_paths(arrays(graph), layers, positions, nodes.shares(graph, found), k)
     return [
         Path(share, tuple(positions[: layers[end] + 1]))
         for share, end, positions in zip(shares.tolist(), ends.tolist(), traced.tolist(), strict=True)
