@@ -148,7 +148,6 @@ Kept<T> keep(const Graph<T>& graph, const double* thresholds, bool above, const 
     result.indptr.resize(graph.num_rows + 1);
     result.self_edges.resize(graph.layers * tokens);
     result.dropped.resize(2 * graph.num_rows);
-    result.dropped_self.assign(dropped_self, dropped_self + 2 * graph.layers);
     std::vector<std::uint8_t> own_kept(graph.layers * tokens);
     std::vector<double> lost_self(2 * num_chunks);
 
@@ -185,12 +184,12 @@ Kept<T> keep(const Graph<T>& graph, const double* thresholds, bool above, const 
         });
     });
     for (std::int64_t row = 0; row < graph.num_rows; ++row) result.indptr[row + 1] += result.indptr[row];
+    std::vector<double> lost(dropped_self, dropped_self + 2 * graph.layers);
     for (std::int64_t c = 0; c < num_chunks; ++c) {
-        for (int sign = 0; sign < 2; ++sign) {
-            T& sum = result.dropped_self[2 * chunks[c].layer + sign];
-            sum = static_cast<T>(sum + lost_self[2 * c + sign]);
-        }
+        lost[2 * chunks[c].layer] += lost_self[2 * c];
+        lost[2 * chunks[c].layer + 1] += lost_self[2 * c + 1];
     }
+    result.dropped_self.assign(lost.begin(), lost.end());
 
     result.columns.resize(result.indptr[graph.num_rows]);
     result.weights.resize(result.indptr[graph.num_rows]);

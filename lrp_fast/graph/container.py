@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -157,8 +158,10 @@ class Graph:
         return self.nodes.shape[1]
 
     def _rows(self, layer: int) -> slice:
-        if not isinstance(layer, int) or isinstance(layer, bool):
-            raise TypeError(f"layer must be a whole number, not {layer!r}")
+        try:
+            layer = operator.index(layer)
+        except TypeError as error:
+            raise TypeError(f"layer must be a whole number, not {layer!r}") from error
         if not 0 <= layer < self.num_layers:
             raise ValueError(f"there is no transition {layer}: they are numbered 0 to {self.num_layers - 1}")
         return slice(int(self.row_offsets[layer]), int(self.row_offsets[layer + 1]))

@@ -47,7 +47,7 @@ def load(cls, path: str | os.PathLike):
             tensors["weights"] = _restored(tensors["weights"], scales, tensors["indptr"], tensors["nodes"].dtype)
         return cls(**tensors, tokens=about["tokens"], manifest=about["manifest"])
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
-        reason = f"it holds no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        reason = f"it holds no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         raise ValueError(f"{name} is not a whole file that Graph.save wrote: {reason}") from error
 
 
@@ -62,9 +62,10 @@ def _halved(weights: np.ndarray, indptr: np.ndarray) -> tuple[torch.Tensor, torc
 
 
 def _restored(weights, scales, indptr, dtype: torch.dtype) -> torch.Tensor:
-    counts = indptr.diff()
     if weights.dtype != torch.float16 or scales.dtype != dtype:
         raise ValueError(f"half weights must be float16 with scales of {dtype}, not {weights.dtype} and {scales.dtype}")
-    if scales.shape != counts.shape or (counts < 0).any() or weights.shape != (int(counts.sum()),):
+    fits = indptr.dtype == torch.int64 and indptr.ndim == 1 and scales.shape == (len(indptr) - 1,)
+    # Compared, not subtracted: differences of hostile numbers would wrap around.
+    if not fits or indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any() or weights.shape != (int(indptr[-1]),):
         raise ValueError("half weights, scales and indptr do not fit each other")
-    return weights.to(dtype) * torch.repeat_interleave(scales, counts)
+    return weights.to(dtype) * torch.repeat_interleave(scales, indptr.diff())

@@ -162,6 +162,11 @@ def test_a_file_edited_by_hand(random_graph, tmp_path, name, change, message):
     [
         ("indptr", lambda t: -t),
         ("indptr", lambda t: t * 2**40),
+        ("indptr", lambda t: t.flip(0).sort(descending=True).values),
+        ("indptr", lambda t: t.index_copy(0, torch.arange(1, 4), torch.tensor([2**62, -(2**63), -(2**62)]))),
+        ("indptr", lambda t: t[:0].clone()),
+        ("indptr", lambda t: t.int()),
+        ("indptr", lambda t: t[None].clone()),
         ("scales", lambda t: t[:-1].clone()),
         ("scales", lambda t: t.double()),
         ("scales", lambda t: t * float("nan")),
@@ -232,6 +237,6 @@ def test_saving_fails_whole(random_graph, tmp_path):
     path.write_bytes(b"before")
     with pytest.raises(TypeError, match="not JSON serializable"):
         replace(random_graph(0), manifest={"what": object()}).save(path)
-    with pytest.raises(Exception, match="No such file|Error"):
+    with pytest.raises(Exception, match="No such file"):
         random_graph(0).save(tmp_path / "no" / "such" / "folder")
     assert path.read_bytes() == b"before" and os.listdir(tmp_path) == ["graph"]
