@@ -94,11 +94,15 @@ def ladder(layers, small):
 
 
 @pytest.mark.parametrize("small", [0.5, 2.0**-300])
-def test_long_paths_whose_shares_underflow_keep_their_order(small, dropped, matrices):
+def test_small_shares(small, dropped, matrices):
     graph = ladder(3, small)
     expected = paths_twin(graph, matrices(graph), dropped(graph), [(3, 0)])
     assert len(expected) == 8
     check_paths(graph, expected, None, (1, 7, 9))
+
+
+@pytest.mark.parametrize("small", [0.5, 2.0**-300, 2.0**-900])
+def test_long_paths_whose_shares_underflow_keep_their_order(small):
     graph = ladder(300, small)
     found = graph.paths(40)
     assert len(set(found)) == 40 and all(one.share == 0.0 for one in found)
