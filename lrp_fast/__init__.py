@@ -6,6 +6,7 @@ building blocks. See the README for the rules and the command line.
 
 from . import hf, ops
 from .attribution import Attribution, attribute, load
+from .graph import Graph
 from .hf import UnsupportedModuleError, patched
 from .memory import Memory, Plan, plan
 from .rules import Rules
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Attribution",
     "Explained",
+    "Graph",
     "Memory",
     "Plan",
     "Rules",

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     """Write ``data`` beside ``path`` and rename it into place, so that no reader sees half a file."""
+    with aside(path) as part, open(part, "xb") as file:
+        file.write(data)
+
+
+@contextmanager
+def aside(path: str | os.PathLike) -> Iterator[Path]:
+    """A name beside ``path``, for a file that is renamed into place at the end of the block, or removed if it fails."""
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with open(aside, "xb") as file:
-            file.write(data)
-        os.replace(aside, path)
+        yield part
+        os.replace(part, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise

@@ -1,0 +1,6 @@
+"""Sparse graphs over hidden states: the container, its file, and what can be asked of it."""
+
+from .container import Edges, Entries, Graph
+from .paths import Path
+
+__all__ = ["Edges", "Entries", "Graph", "Path"]
