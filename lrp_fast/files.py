@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_STALE = 60  # seconds without a byte written
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
@@ -19,6 +23,10 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
 def aside(path: str | os.PathLike) -> Iterator[Path]:
     """A name beside ``path``, for a file that is renamed into place at the end of the block, or removed if it fails."""
     path = Path(path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # of a process that was killed while it wrote
+        with suppress(FileNotFoundError):  # one that writes just now has it renamed
+            if time.time() - left.stat().st_mtime > _STALE:
+                left.unlink()
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield part

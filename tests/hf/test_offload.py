@@ -1,0 +1,53 @@
+"""Models that accelerate spreads over devices and loads piece by piece."""
+
+import pytest
+import torch
+import transformers
+
+import lrp_fast
+from lrp_fast import Memory, attribute, patched
+
+pytest.importorskip("accelerate")
+
+
+@pytest.fixture
+def spread(tmp_path, tiny):
+    """(a model, the same with two of its layers on disk, loaded whenever they run)"""
+    model = tiny("llama", torch.float64)
+    model.save_pretrained(tmp_path / "model")
+    places = {f"model.layers.{i}": place for i, place in enumerate(("disk", "cpu", "disk"))}
+    places |= dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=tmp_path / "weights", dtype=torch.float64
+    )
+    assert loaded.model.layers[0].mlp.down_proj.weight.device.type == "meta"
+    return model, loaded.eval()
+
+
+@pytest.mark.parametrize("rule", ["attnlrp", lrp_fast.Rules("cp", epsilon=0.1, gamma=0.1)])
+@pytest.mark.parametrize("small", [False, True])
+def test_layers_on_disk_are_explained_as_any(rule, small, spread, ids):
+    model, loaded = spread
+    memory = Memory(host_budget=lrp_fast.plan(model, 23, rule=rule).least["cpu"]) if small else None
+    before = [sorted(module.__dict__) for module in loaded.modules()]
+    expected, found = (attribute(one, ids, target=3, contrast=5, rule=rule, memory=memory) for one in (model, loaded))
+    assert found.value == pytest.approx(expected.value, rel=1e-12)
+    assert (found.layers - expected.layers).abs().max() <= 1e-12 * expected.layers.abs().max()
+    assert [sorted(module.__dict__) for module in loaded.modules()] == before
+
+
+def test_patching_goes_below_what_accelerate_lays_over(spread, ids):
+    model, loaded = spread
+    found = []
+    for one in (model, loaded):
+        x = model.get_input_embeddings()(ids).detach().requires_grad_()
+        with patched(one):
+            one(inputs_embeds=x).logits[0, -1, 3].backward()
+        found.append(x.grad)
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
+def test_a_plan_reckons_with_where_layers_run(spread):
+    model, loaded = spread
+    whole, offloaded = lrp_fast.plan(model, 23), lrp_fast.plan(loaded, 23)
+    assert (whole.tiers, whole.peak, whole.forward_flops) == (offloaded.tiers, offloaded.peak, offloaded.forward_flops)
