@@ -24,7 +24,7 @@ def rows_of_program(rows, features, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr
 def norm_forward_kernel(
     x, residual, weight, bias, y, total, mean, rstd, eps, rows, features,
     stride_xr, stride_xf, stride_sr, stride_sf, stride_yr, stride_yf, stride_tr, stride_tf,
-    BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
+    NARROWED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     # RMSNorm where mean is None, otherwise LayerNorm.
     o_r, o_f, mask = rows_of_program(rows, features, BLOCK_R, BLOCK_F)
@@ -44,7 +44,8 @@ def norm_forward_kernel(
     b_y = b_x * b_rstd
     if weight is not None:
         if mean is None:  # as transformers' RMSNorm: weight * (x * rstd).to(dtype)
-            b_y = b_y.to(x.dtype.element_ty).to(tl.float32)
+            b_y = b_y.to(y.dtype.element_ty) if NARROWED else b_y.to(x.dtype.element_ty)
+            b_y = b_y.to(tl.float32)
         b_y *= tl.load(weight + o_f, mask=o_f < features, other=0).to(tl.float32)
     if bias is not None:
         b_y += tl.load(bias + o_f, mask=o_f < features, other=0).to(tl.float32)
@@ -84,17 +85,22 @@ def norm_backward_kernel(
 
 
 def rms_norm_forward(
-    x: Tensor, weight: Tensor | None, eps: float, residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    residual: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """``weight * (x * rstd).to(x.dtype)``, of ``x + residual`` if that is given.
+    """``weight * (x * rstd).to(dtype)``, of ``x + residual`` if that is given.
 
     Args:
         x, residual: (..., D), one dtype, any strides, D <= `MAX_FEATURES`. weight: (D,).
+        dtype: that of ``x`` by default; another one has to be that of ``weight`` too.
 
     Returns:
         (y, rstd, total): y (..., D); rstd (...) float32; total, ``x + residual``, or None without ``residual``.
     """
-    y, _, rstd, total = _forward(x, weight, None, eps, residual, centred=False)
+    y, _, rstd, total = _forward(x, weight, None, eps, residual, dtype or x.dtype, centred=False)
     return y, rstd, total
 
 
@@ -109,7 +115,7 @@ def layer_norm_forward(
     Returns:
         (y, mean, rstd, total): y (..., D); mean and rstd (...) float32; total, ``x + residual``, or None.
     """
-    return _forward(x, weight, bias, eps, residual, centred=True)
+    return _forward(x, weight, bias, eps, residual, x.dtype, centred=True)
 
 
 def rms_norm_backward(
@@ -121,6 +127,7 @@ def rms_norm_backward(
     frozen: bool = True,
     g_residual: Tensor | None = None,
     relevance: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Relevance gradient of the norm's input, with ``rstd`` held constant or, where not ``frozen``, plainly.
 
@@ -129,12 +136,13 @@ def rms_norm_backward(
         x: the norm's input, the sum if a residual was added; needed where not ``frozen`` and for ``relevance``.
         g_residual: (..., D), what reaches the norm's input by the residual branch; it is added, and gives the dtype.
         relevance: return the input's node relevance too.
+        dtype: of the result, by default that of ``g_residual`` or else of ``g``.
 
     Returns:
-        (g_in, relevance): g_in (..., D), of the dtype of ``g_residual`` or else of ``g``; relevance (...) float32, the
+        (g_in, relevance): g_in (..., D); relevance (...) float32, the
         sum over D of ``x * g_in``, or None.
     """
-    return _backward(g, weight, None, rstd, x, frozen, False, g_residual, relevance)
+    return _backward(g, weight, None, rstd, x, frozen, False, g_residual, relevance, dtype)
 
 
 def layer_norm_backward(
@@ -149,13 +157,15 @@ def layer_norm_backward(
     relevance: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """As `rms_norm_backward`; ``mean``, which the forward gave, is needed where not ``frozen``."""
-    return _backward(g, weight, mean, rstd, x, frozen, True, g_residual, relevance)
+    return _backward(g, weight, mean, rstd, x, frozen, True, g_residual, relevance, None)
 
 
-def _forward(x, weight, bias, eps, residual, *, centred):
+def _forward(x, weight, bias, eps, residual, dtype, *, centred):
     if residual is not None and residual.dtype != x.dtype:
         raise TypeError(f"x and residual must have one dtype, not {x.dtype} and {residual.dtype}")
-    y = x.new_empty(x.shape, dtype=x.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype))
+    if dtype != x.dtype and (weight is None or weight.dtype != dtype):
+        raise TypeError(f"rows of {x.dtype} are normalised to {dtype} with a weight of that dtype only")
+    y = x.new_empty(x.shape, dtype=dtype if weight is None else torch.promote_types(dtype, weight.dtype))
     total = None if residual is None else x.new_empty(x.shape)
     rstd = x.new_empty(x.shape[:-1], dtype=torch.float32)
     mean = torch.empty_like(rstd) if centred else None
@@ -163,16 +173,17 @@ def _forward(x, weight, bias, eps, residual, *, centred):
     rows_x, rows_residual, rows_y, rows_total = matrices
     weight, bias = (None if v is None else v.contiguous() for v in (weight, bias))
     arguments = (rows_x, rows_residual, weight, bias, rows_y, rows_total, mean, rstd, float(eps))
-    _launch(norm_forward_kernel, rows_x.shape, *arguments, *rows_x.shape, *strides(*matrices))
+    flags = {"NARROWED": dtype != x.dtype}
+    _launch(norm_forward_kernel, rows_x.shape, *arguments, *rows_x.shape, *strides(*matrices), **flags)
     return y, mean, rstd, total
 
 
-def _backward(g, weight, mean, rstd, x, frozen, centred, g_residual, relevance):
+def _backward(g, weight, mean, rstd, x, frozen, centred, g_residual, relevance, dtype):
     if x is None and (relevance or not frozen):
         raise ValueError("x is needed where the statistics are not frozen, and for the relevance")
     if centred and mean is None and not frozen:
         raise ValueError("mean is needed where the statistics are not frozen")
-    g_in = g.new_empty(g.shape, dtype=g.dtype if g_residual is None else g_residual.dtype)
+    g_in = g.new_empty(g.shape, dtype=dtype or (g if g_residual is None else g_residual).dtype)
     x = x if relevance or not frozen else None  # otherwise it would be read for nothing
     total = g.new_empty(g.shape[:-1], dtype=torch.float32) if relevance else None
     matrices = [None if m is None else as_rows(m) for m in (g, x, g_residual, g_in)]
@@ -217,6 +228,10 @@ def compile_cases(on: tuple[int, int] = (9, 0)) -> list[Case]:
         if dtype == torch.bfloat16 and features == 4096:
             calls |= {
                 f"rms_norm_forward-{name}": lambda x=x, w=w: rms_norm_forward(x, w, 1e-6),
+                f"rms_norm_forward-{name}-narrowed": lambda h=h, w=w: rms_norm_forward(h, w, 1e-6, dtype=w.dtype),
+                f"rms_norm_backward-{name}-widened": (
+                    lambda x=x, w=w, r=r: rms_norm_backward(x, w, r, dtype=torch.float32)
+                ),
                 f"rms_norm_forward-{name}-residual": lambda x=x, w=w: rms_norm_forward(x, w, 1e-6, x),
                 f"layer_norm_forward-{name}": lambda x=x: layer_norm_forward(x, None, None, 1e-6),
                 f"rms_norm_backward-{name}": lambda x=x, w=w, r=r: rms_norm_backward(x, w, r),

@@ -56,7 +56,7 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx, x, weight, eps, rules, dtype, fused):
         ctx.frozen, ctx.fused, ctx.dtype = rules.treatment.frozen_norm, fused, x.dtype
         if fused:
-            y, rstd, _ = kernels("norm").rms_norm_forward(x, weight, eps)
+            y, rstd, _ = kernels("norm").rms_norm_forward(x, weight, eps, dtype=dtype)
             ctx.save_for_backward(weight, rstd, *([] if ctx.frozen else [x]))
             return y
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -69,14 +69,9 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx, g):
         weight, rstd, *rest = ctx.saved_tensors
         if ctx.fused:
-            return (
-                kernels("norm").rms_norm_backward(g, weight, rstd, *rest, frozen=ctx.frozen)[0],
-                None,
-                None,
-                None,
-                None,
-                None,
-            )
+            given = {"frozen": ctx.frozen, "dtype": ctx.dtype}
+            g_in, _ = kernels("norm").rms_norm_backward(g, weight, rstd, *rest, **given)
+            return g_in, None, None, None, None, None
         g_hat = g * weight if rstd.dtype == g.dtype else g.to(rstd.dtype) * weight
         if not ctx.frozen:
             g_hat = _without_radial_part(g_hat, rest[0].to(rstd.dtype) * rstd)

@@ -49,6 +49,20 @@ def test_rms_norm(shape, problem, judge):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+def test_a_float32_stream_beside_a_narrower_branch(shape, problem, judge):
+    """As `stream` replays 16-bit layers: the bits of the narrow norm forward, the gradient in float32."""
+    narrow, g, weight, _ = problem(shape)
+    x, terms = narrow.float(), shape[-1]
+    y, rstd, _ = norm.rms_norm_forward(x, weight, EPS, dtype=weight.dtype)
+    expected, expected_rstd, _ = norm.rms_norm_forward(narrow, weight, EPS)
+    assert y.dtype == weight.dtype and torch.equal(y, expected) and torch.equal(rstd, expected_rstd)
+    for rule, frozen in (("attnlrp", True), ("gradient", False)):
+        found, _ = norm.rms_norm_backward(g, weight, rstd, None if frozen else x, frozen=frozen, dtype=torch.float32)
+        assert found.dtype == torch.float32
+        judge(found, rms_backward(rule), [g.float(), x, weight.float()], terms)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("affine", ["weight and bias", "weight", "neither"])
 def test_layer_norm(shape, affine, problem, judge):
     x, g, weight, bias = problem(shape)
@@ -125,6 +139,8 @@ def test_any_strides(layout, problem, draw, dtype, same):
 
 
 def test_bad_arguments_and_no_rows(draw):
+    with pytest.raises(TypeError, match="normalised to torch.float16 with a weight of that dtype only"):
+        norm.rms_norm_forward(draw(2, 8, dtype=torch.float32), draw(8, dtype=torch.float32), EPS, dtype=torch.float16)
     x = draw(2, 32769, dtype=torch.float32)
     with pytest.raises(ValueError, match="up to 32768 features, not 32769"):
         norm.rms_norm_forward(x, x[0], EPS)

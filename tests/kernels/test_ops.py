@@ -63,7 +63,7 @@ def test_what_the_kernels_do_not_take_is_refused():
         ops.activation(x, "silu", impl="cuda")
 
 
-def test_the_fused_attention_goes_back_once():
+def test_the_fused_attention_goes_back_once(random):
     x = random(1, 2, 3, 16).requires_grad_()
     with pytest.raises(ValueError, match="leave out create_graph=True"):
         torch.autograd.grad(ops.attention(x, x, x, impl="triton").sum(), x, create_graph=True)
