@@ -164,7 +164,7 @@ def _attribute(options: argparse.Namespace) -> int:
         ids = tokenizer.encode(prompt)
 
     memory = Memory(options.device_budget, options.host_budget, options.offload_dir)
-    planned = plan(model, len(ids), rule=options.rule, memory=memory)
+    planned = plan(model, max(1, len(ids)), rule=options.rule, memory=memory)  # `attribute` refuses an empty prompt
     forward = planned.forward_flops / (planned.forward_flops + planned.replay_flops + planned.backward_flops)
     shown = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
     # disable=None: off where nobody watches.

@@ -154,7 +154,7 @@ def plan(
             peak[str(_HOST if tier == "host" else size.device)] += taken
     peak.update(working)
     folder = memory.offload_dir or tempfile.gettempdir()
-    if stored["file"] > shutil.disk_usage(folder).free:
+    if not elsewhere and stored["file"] > shutil.disk_usage(folder).free:
         raise ValueError(
             f"{_size(stored['file'])} have to wait in files, more than is free in {os.fspath(folder)}: name another "
             "folder with Memory(offload_dir=...)"

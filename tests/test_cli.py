@@ -1,6 +1,7 @@
 """The command line, on a tiny model directory written here: outputs, exit statuses, and what goes where."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import lrp_fast
+from lrp_fast import cli
 from lrp_fast.cli import main
 
 WORDS = ["<s>", "[UNK]", *["the", "capital", "of", "australia", "is", "sydney", "canberra", "new", "zealand"]]
@@ -170,3 +172,48 @@ def test_a_checkpoint_with_missing_weights_is_refused(run, directory, tmp_path):
     (broken / "model.safetensors").write_bytes(b"x" * 100)
     status, out, err = run(*PROMPT, model=str(broken))
     assert status == 2 and "cannot load" in err and "Traceback" not in err
+
+
+def test_a_budget_is_kept_to(run, tmp_path):
+    status, _, err = run(*PROMPT, "--host-budget", "100", "--offload-dir", str(tmp_path))
+    assert status == 2 and "cannot hold one layer of 5 tokens" in err
+    status, small, _ = run(*PROMPT, "--host-budget", "100kB", "--offload-dir", str(tmp_path), "--out", "small")
+    assert status == 0
+    status, large, _ = run(*PROMPT)
+    assert small == large
+    small, large = (lrp_fast.load(tmp_path / f"{name}.safetensors").layers for name in ("small", "attribution"))
+    assert (small - large).abs().max() <= 1e-5 * large.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("800MB", 800_000_000), ("60 GB", 60 * 10**9), ("1.5TiB", 3 * 2**39), ("512", 512), ("2kib", 2048), ("7B", 7)],
+)
+def test_sizes_read_as_people_write_them(text, size):
+    assert cli._bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "many", "-1GB", "1XB", "1e9", "GB"])
+def test_what_is_no_size_is_refused(text, directory, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", directory, "--tokens", "10", f"--host-budget={text}"])
+    assert stop.value.code == 2 and "is no size: write 800MB, 60GB" in capsys.readouterr().err
+
+
+def test_a_plan_needs_no_weights(directory, tmp_path, capsys):
+    config = tmp_path / "only" / "config.json"
+    config.parent.mkdir()
+    config.write_bytes((Path(directory) / "config.json").read_bytes())
+    assert main(["plan", str(config.parent), "--tokens", "100000", "--device-budget", "0.5GB"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("100,000 tokens of ") and "float32, rule attnlrp" in out and "on cuda" in out
+    assert main(["plan", str(config.parent), "--tokens", "1000", "--device", "cpu", "--json", "--targets", "2"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["tiers"] == ["graph"] * 3 and planned["n_tokens"] == 1000 and planned["peak"]["cpu"] > 0
+
+
+def test_a_plan_says_what_is_wrong(directory, tmp_path, capsys):
+    assert main(["plan", str(tmp_path / "none"), "--tokens", "10"]) == 2
+    assert "cannot read the config of" in capsys.readouterr().err
+    assert main(["plan", directory, "--tokens", "100000", "--device-budget", "1MB"]) == 2
+    assert "on cuda cannot hold one layer of 100000 tokens: at least" in capsys.readouterr().err
