@@ -1,7 +1,7 @@
 """Time and peak memory of `lrp_fast.attribute` on one prompt, against the model's own forward pass.
 
-The counterpart of peers/lxt_attribution.py, with the same arguments and the same kinds of figures; run.py and context.py
-call both. Every figure comes from a fresh process of this script.
+The counterpart of peers/lxt_attribution.py, with the same arguments and the same kinds of figures; run.py and
+context.py call both. Every figure comes from a fresh process of this script.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""Time and peak memory of LXT's efficient AttnLRP on one prompt, for comparison with ours.
 
-LXT 2.1 imports beside an older transformers only, so this script runs in an environment of its own and imports nothing
-of ours but, by its path, the module that reads peak memory. To make the environment and run it:
+LXT 2.1 is written for an older transformers, so this script runs in an environment of its own and imports nothing of
+ours but, by its path, the module that reads peak memory. To make the environment and run it:
 
     python3.11 -m venv lxt-env
     lxt-env/bin/pip install -c benchmarks/peers/lxt-constraints.txt torch transformers
@@ -35,7 +35,7 @@ from pathlib import Path
 import torch
 
 # transformers before the stub of torchvision below: it asks at import whether the real one is installed.
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, pytorch_utils
 from transformers.models.llama import modeling_llama
 
 PACKAGES = ("lxt", "torch", "transformers")
@@ -165,13 +165,19 @@ def load(options: argparse.Namespace) -> tuple[LlamaForCausalLM, torch.Tensor]:
     return model, torch.tensor([json.loads(Path(options.ids).read_text())])
 
 
-def checkpoint(model: LlamaForCausalLM) -> None:
-    """Keep only the layers' inputs for the backward pass. transformers does so in training mode alone; a Llama without
-    dropout computes the same there."""
+def checkpoint(model: LlamaForCausalLM, on: bool = True) -> None:
+    """Keep only the layers' inputs for the backward pass, or everything again.
+
+    transformers recomputes in training mode alone; a Llama without dropout computes the same there.
+    """
     if model.config.attention_dropout:
         raise ValueError("this model has dropout, which training mode would switch on")
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing_(en|dis)able. is deprecated")
+    if on:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_disable()
+    model.train(on)
 
 
 def forward(model, ids: torch.Tensor, options: argparse.Namespace) -> torch.Tensor:
@@ -203,6 +209,9 @@ def install_patches():
         sys.modules["torchvision"] = types.ModuleType("torchvision")
         sys.modules["torchvision.models"] = models
         sys.modules["torchvision.models.vision_transformer"] = vision_transformer
+    if not hasattr(pytorch_utils, "find_pruneable_heads_and_indices"):
+        # transformers 5 has lost it; LXT imports it for pruning BERT.
+        pytorch_utils.find_pruneable_heads_and_indices = None
     # Zennit is for picture transformers as well, and LXT says on every import that it misses it.
     warnings.filterwarnings("ignore", message="'zennit' library is not available")
     from lxt.efficient import monkey_patch
@@ -217,13 +226,21 @@ def install_patches():
     plain = [getattr(owner, name) for owner, name in places]
     monkey_patch(modeling_llama)
     patched = [getattr(owner, name) for owner, name in places]
-    if any(before is after for before, after in zip(plain, patched, strict=True)):
-        raise SystemExit("LXT did not patch all of Llama: these versions do not belong together")
+    if hasattr(plain[-1], "get_interface"):
+        # LXT leaves a dict of its wrappers; transformers 5 asks it for more than a dict can.
+        interface = type(plain[-1])()
+        for name, wrapper in patched[-1].items():
+            interface[name] = wrapper
+        patched[-1] = interface
 
     def switch(on: bool) -> None:
         for (owner, name), value in zip(places, patched if on else plain, strict=True):
             setattr(owner, name, value)
 
+    switch(True)
+    if any(before is after for before, after in zip(plain, patched, strict=True)):
+        switch(False)
+        raise ImportError("LXT did not patch all of Llama: these versions do not belong together")
     return switch
 
 
