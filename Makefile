@@ -65,8 +65,8 @@ lint: $(DONE)/lint
 
 # PYTHONPATH is the caller's here: what this Python lacks may lie there.
 gpu:
-	@PYTHONPATH='$(PYTHONPATH)' "$(or $(PYTHON),python3)" benchmarks/gpu.py $(if $(PARTS),--parts $(PARTS)) $(if $(RESULTS),--results '$(RESULTS)') \
-	  $(if $(COMMIT),--commit '$(COMMIT)')
+	@PYTHONPATH='$(PYTHONPATH)' "$(or $(PYTHON),python3)" benchmarks/gpu.py $(if $(PARTS),--parts $(PARTS)) \
+	  $(if $(RESULTS),--results '$(RESULTS)') $(if $(COMMIT),--commit '$(COMMIT)')
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache lrp_fast/_native*.so demo.html demo.json demo.safetensors

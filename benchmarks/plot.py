@@ -41,12 +41,10 @@ def draw(results: dict, path: Path) -> None:
         memory.plot(lengths, [row[name]["peak_mb"] / 1000 for row in done], label=label, **LOOKS[name])
         seconds.plot(lengths, [statistics.median(row[name]["seconds"]) for row in done], label=label, **LOOKS[name])
         if failed := [row["n_tokens"] for row in rows if "failed" in row.get(name, {})]:
-            limit = results["limit_bytes"] / 1e9
-            memory.plot(
-                failed, [limit] * len(failed), color=LOOKS[name]["color"], marker="x", markersize=9, linewidth=0
-            )
-            memory.annotate(f"fails beyond {limit:.0f} GB", (failed[0], limit), xytext=(-8, -3), ha="right",
-                            textcoords="offset points", color=LOOKS[name]["color"])  # fmt: skip
+            limit, color = results["limit_bytes"] / 1e9, LOOKS[name]["color"]
+            memory.plot(failed, [limit] * len(failed), color=color, marker="x", markersize=9, linewidth=0)
+            text = f"{label}: fails beyond {limit:.0f} GB"
+            memory.annotate(text, (failed[0], limit), (-8, -3), textcoords="offset points", ha="right", color=color)
     forward = [statistics.median(row["forward"]["seconds"]) for row in rows]
     seconds.plot([row["n_tokens"] for row in rows], forward, color="#777777", marker=".", label="plain forward pass")
     for axes, title in ((memory, "peak memory above the model, GB"), (seconds, "time, s")):
