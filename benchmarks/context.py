@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,7 +22,9 @@ HERE = Path(__file__).resolve().parent
 PEER = HERE / "peers" / "lxt_attribution.py"
 TWICE = 2048  # tokens up to which a call is timed twice
 LIMIT_BYTES = 16 * 10**9  # of a process, the model included
-OUT_OF_MEMORY = re.compile(r"can't allocate memory: you tried to allocate \d+ bytes|MemoryError|SIGKILL")
+OUT_OF_MEMORY = re.compile(
+    r"(?:can't|Cannot) allocate memory(?:: you tried to allocate \d+ bytes)?|MemoryError|std::bad_alloc|SIGKILL"
+)
 CONTENDERS = {
     "ours": "ours",
     "ours_budget": "ours, small budget",
@@ -35,10 +38,10 @@ def budget(n_tokens: int) -> int:
     return int(0.8e9 / 3 + 0.2e9 / 3 * n_tokens / 1024)
 
 
-def measure(model: str, lengths: list[int], lxt_python: str | None) -> dict:
-    """One row a length, shortest first; every figure is also told on stderr as it is found."""
+def measure(model: str, lengths: list[int], lxt_python: str | None, keep: Callable[[dict], object]) -> dict:
+    """One row a length, shortest first. Cases are told on stderr; after each row ``keep`` is given all so far."""
     vocabulary = json.loads((Path(model) / "config.json").read_text())["vocab_size"]
-    rows, failed = [], set()
+    found, failed = {"limit_bytes": LIMIT_BYTES, "rows": []}, set()
     for length in sorted(lengths):
         ids = draw(length, vocabulary)
         row = {"n_tokens": length, "budget_mb": budget(length) / 1e6}
@@ -61,8 +64,9 @@ def measure(model: str, lengths: list[int], lxt_python: str | None) -> dict:
             print(line(length, name, one), file=sys.stderr, flush=True)
         for name in CONTENDERS:
             row.get(name, {}).pop("relevance", None)
-        rows.append(row)
-    return {"limit_bytes": LIMIT_BYTES, "rows": rows}
+        found["rows"].append(row)
+        keep(found)
+    return found
 
 
 def draw(length: int, vocabulary: int) -> list[int]:

@@ -58,7 +58,8 @@ def main() -> None:
         results = attribution(options)
     else:
         lengths = options.tokens or [1024, 2048, 4096, 8192]
-        results = context.measure(options.model or demo_model(), lengths, options.lxt_python)
+        model = options.model or demo_model()
+        results = context.measure(model, lengths, options.lxt_python, lambda found: write(options, found))
     path = write(options, results)
     print(TABLES[options.what](results))
     print(f"\nwrote {path}")
