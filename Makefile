@@ -11,6 +11,8 @@ PYTHON ?=
 TORCH_INDEX ?=
 # More arguments for pytest.
 PYTEST_ARGS ?=
+# With make gpu: which of its parts, all where empty.
+PARTS ?=
 # With make gpu: where the figures go, and the commit that they belong to; empty: benchmarks/results, and what git says.
 RESULTS ?=
 COMMIT ?=
@@ -34,7 +36,7 @@ help:
 	@echo 'make test         run the test suite'
 	@echo 'make test-triton  run the tests of the kernels with the oldest and the newest Triton that is supported'
 	@echo 'make lint         check the style of the code'
-	@echo 'make gpu          with a CUDA device: its tests, then the kernel benchmarks, 8 minutes at most'
+	@echo 'make gpu          with a CUDA device: its tests, then the benchmarks, 8 minutes at most'
 	@echo 'make clean        remove .venv and everything built (the demo model stays in ~/.cache/lrp_fast)'
 	@echo
 	@echo 'The first run installs what it needs into .venv; this takes a minute or two. Variables:'
@@ -46,7 +48,8 @@ help:
 	@echo
 	@echo 'make gpu installs nothing and needs no network: PYTHON (default: python3) has to have torch, triton, transformers,'
 	@echo 'pytest, setuptools and pybind11, and there must be a C++17 compiler. Variables:'
-	@echo '  RESULTS=folder            where kernels.json goes (default: benchmarks/results)'
+	@echo '  PARTS="tests model"       which of tests, kernels and model (a whole one): alone, it gets all of the time'
+	@echo '  RESULTS=folder            where kernels.json and model.json go (default: benchmarks/results)'
 	@echo '  COMMIT=id                 what is measured, where this is no git checkout'
 
 demo: $(DONE)/demo
@@ -73,8 +76,8 @@ lint: $(DONE)/lint
 
 # PYTHONPATH is the caller's here: what this Python lacks may lie there.
 gpu:
-	@PYTHONPATH='$(PYTHONPATH)' "$(or $(PYTHON),python3)" benchmarks/gpu.py $(if $(RESULTS),--results '$(RESULTS)') \
-	  $(if $(COMMIT),--commit '$(COMMIT)')
+	@PYTHONPATH='$(PYTHONPATH)' "$(or $(PYTHON),python3)" benchmarks/gpu.py $(if $(PARTS),--parts $(PARTS)) \
+	  $(if $(RESULTS),--results '$(RESULTS)') $(if $(COMMIT),--commit '$(COMMIT)')
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache lrp_fast/_native*.so demo.html demo.json demo.safetensors

@@ -1,7 +1,7 @@
 """Time and peak memory of `lrp_fast.attribute` on one prompt, against the model's own forward pass.
 
-The counterpart of peers/lxt_attribution.py, with the same arguments and the same kinds of figures; run.py calls both.
-Every figure comes from a fresh process of this script.
+The counterpart of peers/lxt_attribution.py, with the same arguments and the same kinds of figures; run.py and
+context.py call both. Every figure comes from a fresh process of this script.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ def main() -> None:
     parser.add_argument("--target", type=int, required=True, help="token id")
     parser.add_argument("--contrast", type=int, required=True, help="token id")
     parser.add_argument("--rule", default="attnlrp", choices=("attnlrp", "cp", "gradient"))
+    parser.add_argument("--host-budget", type=int, help="bytes above the model (default: what the machine has free)")
     parser.add_argument("--repeats", type=int, default=3, help="timed repetitions after one that warms up (default 3)")
     parser.add_argument("--out", required=True, help="JSON file to write")
-    parser.add_argument("--measure", choices=sorted(MEASURES), help="one measurement in this very process")
+    parser.add_argument("--measure", choices=sorted(MEASURES | ALONE), help="one measurement in this very process")
     options = parser.parse_args()
-    report = run_all() if options.measure is None else MEASURES[options.measure](options)
+    report = run_all() if options.measure is None else (MEASURES | ALONE)[options.measure](options)
     Path(options.out).write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -72,11 +73,20 @@ def measure_times(options: argparse.Namespace) -> dict:
 
 
 def measure_forward_peak(options: argparse.Namespace) -> dict:
-    return {"forward_peak_mb": peak_mb(forward, options)}
+    return {"forward_peak_mb": alone(forward, options)[0]["peak_mb"]}
 
 
 def measure_attribution_peak(options: argparse.Namespace) -> dict:
-    return {"attribution_peak_mb": peak_mb(attribute, options)}
+    return {"attribution_peak_mb": alone(attribute, options)[0]["peak_mb"]}
+
+
+def measure_forward_alone(options: argparse.Namespace) -> dict:
+    return alone(forward, options, options.repeats)[0]
+
+
+def measure_attribution_alone(options: argparse.Namespace) -> dict:
+    report, result = alone(attribute, options, options.repeats)
+    return report | {"value": result.value, "relevance": result.relevance.tolist()}
 
 
 MEASURES = {
@@ -84,6 +94,8 @@ MEASURES = {
     "forward-peak": measure_forward_peak,
     "attribution-peak": measure_attribution_peak,
 }
+# For long contexts: the call whose peak is read is timed as well, and nothing full-sized warms up.
+ALONE = {"forward-alone": measure_forward_alone, "attribution-alone": measure_attribution_alone}
 
 
 def load(options: argparse.Namespace):
@@ -99,14 +111,28 @@ def forward(model, ids: torch.Tensor, options: argparse.Namespace) -> torch.Tens
 
 
 def attribute(model, ids: torch.Tensor, options: argparse.Namespace) -> lrp_fast.Attribution:
-    return lrp_fast.attribute(model, ids, target=options.target, contrast=options.contrast, rule=options.rule)
+    memory = lrp_fast.Memory(host_budget=options.host_budget)
+    return lrp_fast.attribute(
+        model, ids, target=options.target, contrast=options.contrast, rule=options.rule, memory=memory
+    )
 
 
-def peak_mb(fn, options: argparse.Namespace) -> float:
-    """Peak of ``fn`` above the loaded model in 10^6 bytes."""
+def alone(fn, options: argparse.Namespace, times: int = 1) -> tuple[dict, object]:
+    """Seconds of each call and the first one's peak above the loaded model, in 10^6 bytes; and what ``fn`` returned."""
     model, ids = load(options)
     fn(model, ids[:, :8], options)  # brings in lazily loaded code and every page of the memory-mapped weights
-    return peak_above(lambda: fn(model, ids, options))[1] / 1e6
+    seconds = []
+
+    def timed():
+        start = time.perf_counter()
+        result = fn(model, ids, options)
+        seconds.append(time.perf_counter() - start)
+        return result
+
+    result, peak = peak_above(timed)
+    for _ in range(times - 1):
+        timed()
+    return {"seconds": seconds, "peak_mb": peak / 1e6}, result
 
 
 if __name__ == "__main__":

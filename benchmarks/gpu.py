@@ -1,8 +1,9 @@
 """What `make gpu` does: everything that needs a CUDA device, with the packages that this Python has and no network.
 
 The package is built into build/gpu, which is then the first entry of PYTHONPATH: nothing is installed. The tests marked
-``gpu`` run in several processes at once, because nearly all of their time is Triton's compiler's; then the kernels are
-timed, with red tests too, but the report says so and the exit status is 1. It is 2 where nothing can run at all.
+``gpu`` run in several processes at once, because nearly all of their time is Triton's compiler's; then the kernels
+and a whole model are timed, with red tests too, but the report says so and the exit status is 1. It is 2 where nothing
+can run at all. --parts selects some of this; the time that the tests leave is shared evenly.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "gpu"
 NEEDED = ("torch", "triton", "transformers", "pytest", "setuptools", "pybind11")
+PARTS = ("tests", "kernels", "model")
+SECONDS = 465  # in all
 TEST_SECONDS = 210
-BENCHMARK_SECONDS = 200
-BENCHMARK_LIMIT = 250  # a case that has begun is not cut short before this
+LAST_CASE_SECONDS = 40  # before its time is over a benchmark begins no more cases
 MOST_WORKERS = 14
 NO_TESTS = 5  # pytest's exit status where a process had none to run
 WORKER_BYTES = 5 * 2**30  # of the device's memory: a context, and the largest test's dense float64 truth
@@ -35,10 +37,13 @@ PYTEST = [sys.executable, "-P", "-m", "pytest", "-q", "--tb=short", "--durations
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="where kernels.json goes")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="where the JSON goes")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART",
+                        help=f"of {', '.join(PARTS)}, in this order (default: all)")  # fmt: skip
     parser.add_argument("--commit", help="what is measured, where git does not say")
     parser.add_argument("--dry-run", action="store_true", help="a few tests and tiny sizes in Triton's interpreter")
     options = parser.parse_args()
+    end = time.monotonic() + SECONDS
 
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -60,11 +65,16 @@ def main() -> int:
     if not build(environment):
         return 1
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(BUILD / "lib"), os.environ.get("PYTHONPATH"))))
-    memory = None if options.dry_run else torch.cuda.get_device_properties(0).total_memory
-    tests = run_tests(environment, memory)
-    timed = run_benchmarks(environment, tests, options)
+    tests = "not run"
+    if "tests" in options.parts:
+        memory = None if options.dry_run else torch.cuda.get_device_properties(0).total_memory
+        tests = run_tests(environment, memory)
+    benchmarks = [part for part in PARTS[1:] if part in options.parts]
+    green = not tests.startswith("FAILED")
+    for left, part in zip(range(len(benchmarks), 0, -1), benchmarks, strict=True):
+        green &= run_benchmark(part, (end - time.monotonic()) / left, environment, tests, options)
     print(f"tests: {tests}")
-    return 0 if timed and tests.startswith("passed") else 1
+    return 0 if green else 1
 
 
 def build(environment: dict[str, str]) -> bool:
@@ -132,20 +142,22 @@ def wait(running: list[subprocess.Popen], end: float) -> None:
         time.sleep(0.1)
 
 
-def run_benchmarks(environment: dict[str, str], tests: str, options: argparse.Namespace) -> bool:
-    command = [sys.executable, ROOT / "benchmarks" / "run.py", "kernels", "--tests", tests, "--seconds",
-               str(BENCHMARK_SECONDS)]  # fmt: skip
+def run_benchmark(
+    part: str, limit: float, environment: dict[str, str], tests: str, options: argparse.Namespace
+) -> bool:
+    command = [sys.executable, ROOT / "benchmarks" / "run.py", part, "--tests", tests, "--seconds",
+               f"{limit - LAST_CASE_SECONDS:.0f}"]  # fmt: skip
     if options.dry_run:
         command.append("--dry-run")
     else:
         options.results.mkdir(parents=True, exist_ok=True)
-        command += ["--out", options.results / "kernels.json"]
+        command += ["--out", options.results / f"{part}.json"]
     if options.commit:
         command += ["--commit", options.commit]
     try:
-        return subprocess.run(command, env=environment, timeout=BENCHMARK_LIMIT).returncode == 0
+        return subprocess.run(command, env=environment, timeout=limit).returncode == 0
     except subprocess.TimeoutExpired:
-        print(f"the benchmarks were stopped after {BENCHMARK_LIMIT} s, and wrote nothing")
+        print(f"{part}: stopped after {limit:.0f} s; what is written is of the cases told above")
         return False
 
 

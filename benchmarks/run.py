@@ -2,7 +2,9 @@
 
     python benchmarks/run.py linear
     python benchmarks/run.py attribution [--tokens 512 2048] [--lxt-python lxt-env/bin/python]
+    python benchmarks/run.py context [--tokens 1024 2048 4096 8192] [--lxt-python lxt-env/bin/python]
     python benchmarks/run.py kernels [--seconds 210]    # with a CUDA device; `make gpu` runs the tests first
+    python benchmarks/run.py model [--seconds 210]      # with a CUDA device: a whole model of 8 billion weights
     python benchmarks/run.py tune [--rows 'dkv*, head_dim 128, *'] [--on 9.0]
 
 Ratios are taken within one run; absolute CPU seconds mean little elsewhere. peers/lxt_attribution.py says how the
@@ -24,8 +26,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import context
 import linear
 import torch
+
+from lrp_fast.files import write_atomically
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("lrp-fast", "torch", "transformers", "triton", "numpy", "zennit")
@@ -33,30 +38,37 @@ PACKAGES = ("lrp-fast", "torch", "transformers", "triton", "numpy", "zennit")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("linear", "attribution", "kernels", "tune"))
-    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048], help="context lengths")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=2, help="how often ours and LXT take turns")
+    parser.add_argument("what", choices=(*TABLES, "kernels", "model", "tune"))
+    parser.add_argument("--tokens", type=int, nargs="+", help="context lengths")
+    parser.add_argument("--repeats", type=int, default=3, help="of attribution: timed calls a round")
+    parser.add_argument("--rounds", type=int, default=2, help="of attribution: how often ours and LXT take turns")
     parser.add_argument("--model", help="model directory (default: the demo's SmolLM2-135M-Instruct)")
     parser.add_argument("--lxt-python", help="the Python of an environment with LXT")
-    parser.add_argument("--seconds", type=float, default=200, help="of kernels: no case starts later (default 200)")
-    parser.add_argument("--tests", default="not run", help="of kernels: how its tests came out, for the report")
-    parser.add_argument("--dry-run", action="store_true", help="of kernels: tiny sizes on the CPU; nothing is written")
+    parser.add_argument("--seconds", type=float, default=200, help="on CUDA: no case starts later (default 200)")
+    parser.add_argument("--tests", default="not run", help="on CUDA: how the tests came out, for the report")
+    parser.add_argument("--dry-run", action="store_true", help="on CUDA: tiny sizes on the CPU; nothing is written")
     parser.add_argument("--commit", help="what is measured, where git does not say")
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/WHAT.json)")
     parser.add_argument("--rows", default="*", help="tune: the rows of kernels/tiles.json, a pattern as of file names")
     parser.add_argument("--on", type=capability, help="tune: only list what would be timed on a GPU, 9.0 say")
     options = parser.parse_args()
 
-    if options.what == "kernels":
-        sys.exit(kernels(options))
     if options.what == "tune":
         import tune  # Triton exists on Linux only
 
         return tune.main(options.rows, options.on)
-    results = linear.measure() if options.what == "linear" else attribution(options)
+    if options.what in ("kernels", "model"):
+        sys.exit(kernels(options) if options.what == "kernels" else whole_model(options))
+    if options.what == "linear":
+        results = linear.measure()
+    elif options.what == "attribution":
+        results = attribution(options)
+    else:
+        lengths = options.tokens or [1024, 2048, 4096, 8192]
+        model = options.model or demo_model()
+        results = context.measure(model, lengths, options.lxt_python, lambda found: write(options, found))
     path = write(options, results)
-    print(linear_table(results) if options.what == "linear" else attribution_table(results))
+    print(TABLES[options.what](results))
     print(f"\nwrote {path}")
 
 
@@ -77,10 +89,27 @@ def kernels(options: argparse.Namespace) -> int:
     return 1 if results["wrong"] else 0
 
 
+def whole_model(options: argparse.Namespace) -> int:
+    """Exit status: 1 where a result was wrong, 2 where there is nothing to measure on."""
+    if not (options.dry_run or torch.cuda.is_available()):
+        print("the model runs on a CUDA device, and torch finds none here (--dry-run does without)", file=sys.stderr)
+        return 2
+    import model_times
+
+    def keep(results: dict) -> str | None:
+        return None if options.dry_run else write(options, {"tests": options.tests, **gpu(), **results})
+
+    results = model_times.measure(options.seconds, options.dry_run, keep)
+    path = keep(results)
+    print(model_times.table(results))
+    print(f"\nwrote {path}" if path else "\na dry run: the times mean nothing, and nothing was written")
+    return 1 if results["wrong"] else 0
+
+
 def write(options: argparse.Namespace, results: object) -> str:
     report = {"benchmark": options.what, **provenance(options.commit), "results": results}
     out = options.out or HERE / "results" / f"{options.what}.json"
-    out.write_text(json.dumps(report, indent=1) + "\n")
+    write_atomically(out, (json.dumps(report, indent=1) + "\n").encode())
     return os.path.relpath(out)
 
 
@@ -132,9 +161,8 @@ def attribution(options: argparse.Namespace) -> list[dict]:
     model = options.model or demo_model()
     vocabulary = json.loads((Path(model) / "config.json").read_text())["vocab_size"]
     rows = []
-    for length in options.tokens:
-        generator = torch.Generator().manual_seed(length)
-        ids = torch.randint(100, vocabulary, (length,), generator=generator).tolist()  # the first are special tokens
+    for length in options.tokens or [512, 2048]:
+        ids = context.draw(length, vocabulary)
         ours = {"ours": [], "ours_cp": []}
         theirs = {"lxt_last_logit": [], "lxt_full_logits": []} if options.lxt_python else {}
         for _ in range(options.rounds):
@@ -149,7 +177,7 @@ def attribution(options: argparse.Namespace) -> list[dict]:
         if theirs:
             for name in theirs:
                 row[f"speedup_over_{name}"] = row[name]["attribution_median_s"] / row["ours"]["attribution_median_s"]
-            row["relevance_gap_to_lxt"] = gap(row["ours"]["relevance"], row["lxt_last_logit"]["relevance"])
+            row["relevance_gap_to_lxt"] = context.gap(row["ours"]["relevance"], row["lxt_last_logit"]["relevance"])
         for name in ours | theirs:
             del row[name]["relevance"]
         rows.append(row)
@@ -178,11 +206,6 @@ def merge(runs: list[dict]) -> dict:
     return merged
 
 
-def gap(found: list[float], truth: list[float]) -> float:
-    """Greatest difference over greatest relevance."""
-    return max(abs(a - b) for a, b in zip(found, truth, strict=True)) / max(map(abs, truth))
-
-
 def demo_model() -> str:
     spec = importlib.util.spec_from_file_location("demo_smollm2", HERE.parent / "demo" / "smollm2.py")
     module = importlib.util.module_from_spec(spec)
@@ -209,6 +232,8 @@ def attribution_table(rows: list[dict]) -> str:
                 lines.append(f"{row['n_tokens']:>7} {name:18} {one['ratio']:>16.2f}x {over:>9.2f}x {peak:>17}")
     return "\n".join(lines)
 
+
+TABLES = {"linear": linear_table, "attribution": attribution_table, "context": context.table}
 
 if __name__ == "__main__":
     main()

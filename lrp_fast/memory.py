@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,8 +30,8 @@ class Memory:
     Args:
         device_budget: bytes on each CUDA device.
         host_budget: bytes of host memory; on a CPU this is what the pass itself works in.
-        offload_dir: the folder for what fits neither; by default the system's folder for temporary files. Files there
-            have no name, and are gone however the process ends.
+        offload_dir: the folder for what fits neither; by default the system's folder for temporary files, which on some
+            systems is memory itself. Files there have no name, and are gone however the process ends.
 
     Raises:
         ValueError, TypeError: for a budget that is no positive whole number, or a folder that does not exist.
@@ -45,7 +46,7 @@ class Memory:
             given = getattr(self, name)
             if given is None:
                 continue
-            if isinstance(given, bool) or not isinstance(given, int | float) or given != int(given):
+            if isinstance(given, bool) or not isinstance(given, Real) or given % 1 != 0:
                 raise TypeError(f"{name} must be a whole number of bytes, not {given!r}")
             if given <= 0:
                 raise ValueError(f"{name} must be positive, not {given!r}: leave it out for what the machine has free")
@@ -146,8 +147,10 @@ def plan(
     for tier, size in zip(tiers, sizes, strict=True):
         work = _work_with_graph(size, context) if tier == "graph" else _work_replayed(size, context, rows)
         place, head = str(size.device), _work_on_logits(size, context)
-        working[place] = max(working.get(place, 0), work, head)
-        least[place] = max(least.get(place, 0), _work_replayed(size, context, rows), head)
+        work = max(work, head) + (_fetched(size, context) if tier == "host" else 0)
+        working[place] = max(working.get(place, 0), work)
+        needed = max(_work_replayed(size, context, _rows(size, context)), head) + _fetched(size, context)
+        least[place] = max(least.get(place, 0), needed)
         taken = _graph(size, context) if tier == "graph" else _stored(size, context)
         stored[tier] += taken
         if tier != "file":
@@ -189,14 +192,18 @@ class _Context(NamedTuple):
 
 def _place(sizes: list[LayerSize], context: _Context, budgets: dict[torch.device, float]) -> tuple[list[str], int]:
     """Every layer's tier, and how many tokens an MLP takes at a time."""
-    rows = min(_rows(size, context) for size in sizes)
-    if context.targets > 1:  # the inside of an MLP is shared by them, if it can stay whole
-        everything = sum(_stored(size, context) for size in sizes)
-        if all(_work_replayed(size, context, context.tokens) + everything <= budgets[size.device] for size in sizes):
-            rows = context.tokens
+    waiting = Counter()
+    for size in sizes:
+        waiting[size.device] += _stored(size, context)
+    # Where everything has room, MLPs stay whole: several targets then share their insides.
+    rows = context.tokens
+    if any(_work_replayed(size, context, rows) + waiting[size.device] > budgets[size.device] for size in sizes):
+        rows = min(_rows(size, context) for size in sizes)
     room = dict(budgets)
     for size in dict.fromkeys(sizes):
         needed = max(_work_replayed(size, context, rows), _work_on_logits(size, context))
+        if needed + waiting[size.device] > budgets[size.device]:
+            needed += _fetched(size, context)
         room[size.device] = min(room[size.device], budgets[size.device] - needed)
         if room[size.device] < 0:
             raise ValueError(
@@ -244,9 +251,12 @@ def _free_host_memory() -> int:
     if not meminfo.exists():  # not Linux: all there is, of which the system pages out what nobody uses
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     free = int(re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())[1]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    group = Path("/sys/fs/cgroup")
+    limit = group / "memory.max"
     if limit.exists() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(used.read_text()))
+        files = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
+        used = int((group / "memory.current").read_text()) - int(files[1])  # the system drops those first
+        free = min(free, int(most) - used)
     return free
 
 
@@ -258,6 +268,11 @@ def _stored(size: LayerSize, context: _Context) -> int:
     """A layer's input, its attention's output and lse (and P |V| for the gamma rule)."""
     outputs = 2 if context.rules.attention_gamma else 1
     return context.tokens * (context.dtype.itemsize * (size.hidden + outputs * size.query) + context.wide * size.heads)
+
+
+def _fetched(size: LayerSize, context: _Context) -> int:
+    """A layer that is brought back to its CUDA device while the one above is at work."""
+    return 0 if size.device == _HOST else _stored(size, context)
 
 
 def _graph(size: LayerSize, context: _Context) -> int:
@@ -324,8 +339,9 @@ def _work_on_logits(size: LayerSize, context: _Context) -> int:
 
 
 def _rows(size: LayerSize, context: _Context) -> int:
-    """As many tokens as let an MLP's inside take no more than the attention does."""
-    return max(_FEWEST_ROWS, int(context.tokens * (2.1 * size.query + 1.5 * size.key) / (5 * size.mlp)))
+    """As many tokens as let an MLP's inside take no more than the attention does, in parts of one size."""
+    most = max(_FEWEST_ROWS, int(context.tokens * (2.1 * size.query + 1.5 * size.key) / (5 * size.mlp)))
+    return math.ceil(context.tokens / math.ceil(context.tokens / most))
 
 
 def _flops(sizes: list[LayerSize], tiers: list[str], context: _Context) -> dict[str, int]:
@@ -352,11 +368,13 @@ def _flops(sizes: list[LayerSize], tiers: list[str], context: _Context) -> dict[
 
 
 def _size(number: float) -> str:
-    return f"{number / 1e9:,.2f} GB"
+    return _in_units(number, {1e9: "GB", 1e6: "MB", 1e3: "kB"})
 
 
 def _operations(number: float) -> str:
-    for unit, name in ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")):
-        if number >= unit:
-            return f"{number / unit:,.2f} {name}"
-    return f"{number / 1e6:,.2f} MFLOP"
+    return _in_units(number, {1e15: "PFLOP", 1e12: "TFLOP", 1e9: "GFLOP", 1e6: "MFLOP"})
+
+
+def _in_units(number: float, names: dict[float, str]) -> str:
+    unit = next((unit for unit in names if number >= unit), min(names))
+    return f"{number / unit:,.2f} {names[unit]}"

@@ -92,7 +92,9 @@ class Store:
         if device.type != "cuda":
             yield
             return
-        stream = self._streams.setdefault(device, torch.cuda.Stream(device))
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        stream = self._streams[device]
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             yield
@@ -102,7 +104,9 @@ class Store:
         size = -(-x.nbytes // 64) * 64
         free = self._free.get(x.is_cuda)
         if free is None or len(free) < size:
-            free = torch.empty(max(size, _BLOCK), dtype=torch.uint8, pin_memory=x.is_cuda)
+            # PyTorch rounds pinned memory up to a power of two; of a block of four and more tensors little is lost.
+            block = max(_BLOCK, 1 << (4 * size - 1).bit_length()) if x.is_cuda else max(_BLOCK, size)
+            free = torch.empty(block, dtype=torch.uint8, pin_memory=x.is_cuda)
         self._free[x.is_cuda] = free[size:]
         return free[: x.nbytes].view(x.dtype).as_strided(x.shape, x.stride())
 

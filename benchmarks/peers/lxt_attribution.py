@@ -1,7 +1,7 @@
 r"""Time and peak memory of LXT's efficient AttnLRP on one prompt, for comparison with ours.
 
-LXT 2.1 imports beside an older transformers only, so this script runs in an environment of its own and imports nothing
-of ours but, by its path, the module that reads peak memory. To make the environment and run it:
+LXT 2.1 is written for an older transformers, so this script runs in an environment of its own and imports nothing of
+ours but, by its path, the module that reads peak memory. To make the environment and run it:
 
     python3.11 -m venv lxt-env
     lxt-env/bin/pip install -c benchmarks/peers/lxt-constraints.txt torch transformers
@@ -35,7 +35,7 @@ from pathlib import Path
 import torch
 
 # transformers before the stub of torchvision below: it asks at import whether the real one is installed.
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, pytorch_utils
 from transformers.models.llama import modeling_llama
 
 PACKAGES = ("lxt", "torch", "transformers")
@@ -45,7 +45,7 @@ def main() -> None:
     options = parse_arguments()
     if options.threads:
         torch.set_num_threads(options.threads)
-    report = run_all(options) if options.measure is None else MEASURES[options.measure](options)
+    report = run_all(options) if options.measure is None else (MEASURES | ALONE)[options.measure](options)
     Path(options.out).write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -62,9 +62,10 @@ def parse_arguments() -> argparse.Namespace:
         default="last-logit",
         help="logits of every position, or of the last alone (default)",
     )
+    parser.add_argument("--checkpointing", action="store_true", help="recompute every layer in the backward pass")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's own choice)")
     parser.add_argument("--out", required=True, help="JSON file to write")
-    parser.add_argument("--measure", choices=sorted(MEASURES), help="one measurement in this very process")
+    parser.add_argument("--measure", choices=sorted(MEASURES | ALONE), help="one measurement in this very process")
     return parser.parse_args()
 
 
@@ -76,6 +77,7 @@ def run_all(options: argparse.Namespace) -> dict:
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "threads": torch.get_num_threads(),
         "mode": options.mode,
+        "checkpointing": options.checkpointing,
     }
     for measure in MEASURES:
         with tempfile.TemporaryDirectory() as folder:
@@ -116,12 +118,22 @@ def measure_times(options: argparse.Namespace) -> dict:
 
 
 def measure_forward_peak(options: argparse.Namespace) -> dict:
-    return {"forward_peak_mb": peak_mb(forward, options)}
+    return {"forward_peak_mb": alone(forward, options)[0]["peak_mb"]}
 
 
 def measure_attribution_peak(options: argparse.Namespace) -> dict:
     install_patches()(True)
-    return {"attribution_peak_mb": peak_mb(attribute, options)}
+    return {"attribution_peak_mb": alone(attribute, options)[0]["peak_mb"]}
+
+
+def measure_forward_alone(options: argparse.Namespace) -> dict:
+    return alone(forward, options, options.repeats)[0]
+
+
+def measure_attribution_alone(options: argparse.Namespace) -> dict:
+    install_patches()(True)
+    report, relevance = alone(attribute, options, options.repeats)
+    return report | {"relevance": relevance.tolist()}
 
 
 MEASURES = {
@@ -129,6 +141,8 @@ MEASURES = {
     "forward-peak": measure_forward_peak,
     "attribution-peak": measure_attribution_peak,
 }
+# For long contexts: the call whose peak is read is timed as well, and nothing full-sized warms up.
+ALONE = {"forward-alone": measure_forward_alone, "attribution-alone": measure_attribution_alone}
 
 
 def load(options: argparse.Namespace) -> tuple[LlamaForCausalLM, torch.Tensor]:
@@ -146,7 +160,24 @@ def load(options: argparse.Namespace) -> tuple[LlamaForCausalLM, torch.Tensor]:
         options.model, config=config, torch_dtype=torch.float32, attn_implementation="sdpa"
     )
     model.eval().requires_grad_(False)
+    if options.checkpointing:
+        checkpoint(model)
     return model, torch.tensor([json.loads(Path(options.ids).read_text())])
+
+
+def checkpoint(model: LlamaForCausalLM, on: bool = True) -> None:
+    """Keep only the layers' inputs for the backward pass, or everything again.
+
+    transformers recomputes in training mode alone; a Llama without dropout computes the same there.
+    """
+    if model.config.attention_dropout:
+        raise ValueError("this model has dropout, which training mode would switch on")
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing_(en|dis)able. is deprecated")
+    if on:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_disable()
+    model.train(on)
 
 
 def forward(model, ids: torch.Tensor, options: argparse.Namespace) -> torch.Tensor:
@@ -178,6 +209,9 @@ def install_patches():
         sys.modules["torchvision"] = types.ModuleType("torchvision")
         sys.modules["torchvision.models"] = models
         sys.modules["torchvision.models.vision_transformer"] = vision_transformer
+    if not hasattr(pytorch_utils, "find_pruneable_heads_and_indices"):
+        # transformers 5 has lost it; LXT imports it for pruning BERT.
+        pytorch_utils.find_pruneable_heads_and_indices = None
     # Zennit is for picture transformers as well, and LXT says on every import that it misses it.
     warnings.filterwarnings("ignore", message="'zennit' library is not available")
     from lxt.efficient import monkey_patch
@@ -192,13 +226,21 @@ def install_patches():
     plain = [getattr(owner, name) for owner, name in places]
     monkey_patch(modeling_llama)
     patched = [getattr(owner, name) for owner, name in places]
-    if any(before is after for before, after in zip(plain, patched, strict=True)):
-        raise SystemExit("LXT did not patch all of Llama: these versions do not belong together")
+    if hasattr(plain[-1], "get_interface"):
+        # LXT leaves a dict of its wrappers; transformers 5 asks it for more than a dict can.
+        interface = type(plain[-1])()
+        for name, wrapper in patched[-1].items():
+            interface[name] = wrapper
+        patched[-1] = interface
 
     def switch(on: bool) -> None:
         for (owner, name), value in zip(places, patched if on else plain, strict=True):
             setattr(owner, name, value)
 
+    switch(True)
+    if any(before is after for before, after in zip(plain, patched, strict=True)):
+        switch(False)
+        raise ImportError("LXT did not patch all of Llama: these versions do not belong together")
     return switch
 
 
@@ -208,19 +250,26 @@ def timed(fn):
     return result, time.perf_counter() - start
 
 
-def peak_mb(fn, options: argparse.Namespace) -> float | None:
-    """Peak of ``fn`` above the loaded model in 10^6 bytes; None where memory.py is not at hand."""
+def alone(fn, options: argparse.Namespace, times: int = 1) -> tuple[dict, torch.Tensor]:
+    """Seconds of each call and the first one's peak above the loaded model, in 10^6 bytes; and what ``fn`` returned.
+
+    The peak is None where memory.py is not at hand.
+    """
+    model, ids = load(options)
+    fn(model, ids[:, :8], options)  # brings in lazily loaded code and every page of the memory-mapped weights
+    (result, first), peak = peak_above(lambda: timed(lambda: fn(model, ids, options)))
+    seconds = [first, *(timed(lambda: fn(model, ids, options))[1] for _ in range(times - 1))]
+    return {"seconds": seconds, "peak_mb": peak and peak / 1e6}, result
+
+
+def peak_above(fn):
     path = Path(__file__).resolve().parent.parent / "memory.py"
     if not path.is_file():
-        return None
+        return fn(), None
     spec = importlib.util.spec_from_file_location("lrp_fast_benchmark_memory", path)
     memory = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(memory)
-
-    model, ids = load(options)
-    fn(model, ids[:, :8], options)  # brings in lazily loaded code and every page of the memory-mapped weights
-    _, peak = memory.peak_above(lambda: fn(model, ids, options))
-    return peak / 1e6
+    return memory.peak_above(fn)
 
 
 if __name__ == "__main__":
