@@ -190,16 +190,16 @@ def attribute(
     for (value, explained), layers in zip(found, relevance, strict=True):
         bad = (~torch.isfinite(layers)).any(-1).nonzero().flatten().tolist()
         if bad:
-            raise ValueError(
-                f"relevance is not finite from layer {bad[-1]} down: its range does not fit {model.dtype}; "
-                "load the model in float32 or bfloat16"
-            )
+            mend = "; load the model in float32 or bfloat16" if model.dtype == torch.float16 else ""
+            raise ValueError(f"relevance is not finite from layer {bad[-1]} down: {model.dtype} cannot hold it{mend}")
         results.append(Attribution(value, layers, ids, explained, rules, name, texts, special))
     return results if isinstance(target, list) or isinstance(contrast, list) else results[0]
 
 
 def _pairs(target, contrast) -> list[tuple]:
     """Each target with its contrast."""
+    if isinstance(contrast, list) and len(contrast) == 2 and contrast[0] == "top" and not isinstance(contrast[1], str):
+        raise ValueError(f'contrast {contrast!r} is a list, which means several: write ("top", {contrast[1]!r})')
     several = [given for given in (target, contrast) if isinstance(given, list)]
     if any(not given for given in several):
         raise ValueError("a list of targets or contrasts must not be empty")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -24,8 +25,9 @@ def aside(path: str | os.PathLike) -> Iterator[Path]:
     """A name beside ``path``, for a file that is renamed into place at the end of the block, or removed if it fails."""
     path = Path(path)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # of a process that was killed while it wrote
+        named_here = re.fullmatch(r"[0-9a-f]{8}", left.name.removeprefix(f".{path.name}.").removesuffix(".part"))
         with suppress(FileNotFoundError):  # one that writes just now has it renamed
-            if time.time() - left.stat().st_mtime > _STALE:
+            if named_here and time.time() - left.stat().st_mtime > _STALE:
                 left.unlink()
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:

@@ -37,8 +37,13 @@ class Store:
         self._offload_dir = offload_dir
         self._file = None
         self._free: dict[bool, Tensor] = {}  # what is left of the last block, by whether it is pinned
+        self._pinned: list[Tensor] = []
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._fetched: dict[int, Tensor] = {}
+
+    def open_file(self) -> None:
+        """Has to be called before the first tensor goes to "file"."""
+        self._file = tempfile.TemporaryFile(dir=self._offload_dir)  # noqa: SIM115
 
     def put(self, x: Tensor, tier: str) -> Stored:
         x = _dense(x.detach())
@@ -52,8 +57,6 @@ class Store:
             if x.is_cuda:
                 x.record_stream(self._streams[x.device])
             return Stored(room, like, x.device)
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self._offload_dir)  # noqa: SIM115
         start = self._file.seek(0, os.SEEK_END)
         self._file.write(_bytes(x.cpu()))
         return Stored(start, like, x.device)
@@ -67,7 +70,8 @@ class Store:
     def take(self, stored: Stored) -> Tensor:
         """The tensor, on the device from which it came."""
         if isinstance(stored.data, int):
-            x = torch.empty_strided(stored.like.shape, stored.like.stride(), dtype=stored.like.dtype)
+            like = stored.like
+            x = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="cpu")
             self._file.seek(stored.data)
             if self._file.readinto(_bytes(x)) != x.nbytes:
                 raise OSError("the file of stored activations is cut short")
@@ -85,6 +89,12 @@ class Store:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+        if self._pinned:
+            for device in self._streams:
+                torch.cuda.synchronize(device)
+        for block in self._pinned:
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(block.data_ptr()))
+        self._pinned.clear()
 
     @contextmanager
     def _beside(self, device: torch.device) -> Iterator[None]:
@@ -104,9 +114,10 @@ class Store:
         size = -(-x.nbytes // 64) * 64
         free = self._free.get(x.is_cuda)
         if free is None or len(free) < size:
-            # PyTorch rounds pinned memory up to a power of two; of a block of four and more tensors little is lost.
-            block = max(_BLOCK, 1 << (4 * size - 1).bit_length()) if x.is_cuda else max(_BLOCK, size)
-            free = torch.empty(block, dtype=torch.uint8, pin_memory=x.is_cuda)
+            free = torch.empty(max(_BLOCK, size), dtype=torch.uint8, device="cpu")
+            if x.is_cuda:  # by hand: PyTorch's own pinned memory is rounded up to a power of two, and never given back
+                torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(free.data_ptr(), len(free), 0))
+                self._pinned.append(free)
         self._free[x.is_cuda] = free[size:]
         return free[: x.nbytes].view(x.dtype).as_strided(x.shape, x.stride())
 

@@ -62,6 +62,8 @@ def propagate(
     store = Store(plan.offload_dir)
     with ExitStack() as leaving, torch.inference_mode(False), torch.enable_grad():
         leaving.callback(store.close)
+        if "file" in plan.tiers:
+            store.open_file()  # now, so that a folder that takes no files is not found out half-way
         leaving.enter_context(patched(model, rules))
         input_ids = input_ids.clone()  # a caller's inference_mode made it what autograd cannot save
         with _watched(layers, store, plan, lambda done: tell("forward", done, len(layers))) as top:
@@ -88,8 +90,8 @@ def propagate(
 
 def _logits(model: nn.Module, input_ids: Tensor, positions: list[int]) -> Tensor:
     """(1, P, V) logits at the positions alone: those of a long context would not fit."""
-    keep = torch.tensor(positions, device=input_ids.device)
-    return model(input_ids=input_ids, use_cache=False, logits_to_keep=keep).logits
+    # A list: a tensor would have to lie where the last layer does.
+    return model(input_ids=input_ids, use_cache=False, logits_to_keep=positions).logits
 
 
 def _fetch(layer: _Pass, store: Store) -> None:
@@ -139,6 +141,8 @@ def _watched(layers: list[_Pass], store: Store, plan: Plan, tell: Callable[[int]
 
     def enter(module, args, named):
         layer = layers[number[module]]
+        if layer.x is not None:
+            raise RuntimeError("the model was called again while it was explained: call it from one thread at a time")
         hidden, *layer.rest = args if args else (named["hidden_states"],)
         layer.named = {name: value for name, value in named.items() if name != "hidden_states"}
         layer.x = hidden.detach()
@@ -168,7 +172,8 @@ def _watched(layers: list[_Pass], store: Store, plan: Plan, tell: Callable[[int]
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     number = {layer.module: index for index, layer in enumerate(layers)}
-    handles = [layer.module.register_forward_pre_hook(enter, with_kwargs=True) for layer in layers]
+    # Before anybody else's: what other hooks do to a layer's input belongs to the layer, here and when it is replayed.
+    handles = [layer.module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True) for layer in layers]
     handles += [layer.module.register_forward_hook(leave) for layer in layers]
     try:
         yield top

@@ -96,7 +96,7 @@ def read(target, contrast, *, tokenizer=None, vocab_size: int) -> Request:
     """
     if contrast == "mean" or contrast is None:
         other = contrast
-    elif isinstance(contrast, tuple | list) and len(contrast) == 2 and contrast[0] == "top":
+    elif isinstance(contrast, tuple) and len(contrast) == 2 and contrast[0] == "top":
         other = ("top", _count(contrast[1], vocab_size))
     else:
         other = _ids("contrast", contrast, tokenizer, vocab_size)

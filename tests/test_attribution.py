@@ -232,6 +232,7 @@ def test_load_refuses_other_files(tmp_path):
         ({"rule": "lrp"}, ValueError, "unknown rule 'lrp': choose one of 'attnlrp', 'cp', 'gradient'"),
         ({"rule": 3}, TypeError, "rule must be a name or lrp_fast.Rules, not int"),
         ({"graph": 1}, ValueError, "graph= is not built yet"),
+        ({"contrast": ["top", 3]}, ValueError, "is a list, which means several: write"),
         ({"memory": 1}, TypeError, "memory must be a lrp_fast.Memory"),
     ],
 )
@@ -275,7 +276,7 @@ def test_relevance_that_overflows_is_refused_not_returned(tiny, ids):
                 projection.bias.zero_()
         model.lm_head.weight.mul_(300)
     with pytest.raises(
-        ValueError, match="relevance is not finite from layer 3 down: its range does not fit torch.float16"
+        ValueError, match="relevance is not finite from layer 3 down: torch.float16 cannot hold it"
     ):
         attribute(model, ids)
 

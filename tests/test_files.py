@@ -46,6 +46,9 @@ def test_what_a_killed_writer_left_goes_with_the_next_result(tmp_path):
     assert left.name.startswith(".case[1].json.") and not path.exists()
     write_atomically(path, b"whole")
     assert left.exists(), "a writer at work must be left alone"
-    os.utime(left, (0, 0))
+    other = tmp_path / ".case[1].json.gz.01234567.part"  # of another result
+    other.write_bytes(b"half")
+    for path_left in (left, other):
+        os.utime(path_left, (0, 0))
     write_atomically(path, b"whole")
-    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+    assert {found.name for found in tmp_path.iterdir()} == {path.name, other.name}

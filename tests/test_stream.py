@@ -103,6 +103,36 @@ def test_lists_that_do_not_fit_are_refused(target, contrast, message, tiny, ids)
         attribute(tiny("llama"), ids, target=target, contrast=contrast)
 
 
+HOOKS = {
+    "mlp output": lambda model: model.model.layers[1].mlp.register_forward_hook(lambda m, a, o: o * (o > 0)),
+    "layer output": lambda model: model.model.layers[1].register_forward_hook(
+        lambda m, a, o: torch.where(o > 0, o, torch.zeros_like(o))
+    ),
+    "steering": lambda model: model.model.layers[1].register_forward_pre_hook(lambda m, a: (a[0] + 1.0, *a[1:])),
+    "scaled input": lambda model: model.model.layers[1].register_forward_pre_hook(
+        lambda m, a: (a[0] * torch.linspace(0.5, 1, a[0].shape[1], dtype=a[0].dtype)[:, None], *a[1:])
+    ),
+    "one token": lambda model: model.model.layers[1].mlp.gate_proj.register_forward_hook(
+        lambda m, a, o: torch.cat([o[:, :6], o[:, 6:] * 2], 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_hooks_of_others_count_once_and_whole(hook, tiny, ids):
+    model = tiny("llama", torch.float64)
+    plain = run(model, ids, ["graph"] * 3, 23)[1]
+    HOOKS[hook](model)
+    x = model.get_input_embeddings()(ids).detach().requires_grad_()
+    with patched(model):
+        model(inputs_embeds=x).logits[0, 22, 7].backward()
+    truth = (x.detach() * x.grad).sum(-1)[0]
+    assert (plain[0] - truth).abs().max() > 1e-3 * truth.abs().max(), "the hook does nothing here"
+    for tier in ("graph", "file"):
+        found = run(model, ids, [tier] * 3, 4)[1]
+        assert (found[0] - truth).abs().max() <= 1e-12 * truth.abs().max(), tier
+
+
 class Stop(BaseException):
     """As KeyboardInterrupt, but the test runner does not take it for its own."""
 
@@ -124,6 +154,12 @@ def test_an_interruption_leaves_the_model_as_it_was(phase, tier, tiny, ids):
         run(model, ids, [tier] * 3, 7, progress=stop)
     assert state() == before
     assert all(map(torch.equal, run(model, ids, [tier] * 3, 7), expected))
+
+
+def test_a_call_from_within_is_refused(tiny, ids):
+    model = tiny("llama")
+    with pytest.raises(RuntimeError, match="called again while it was explained"):
+        run(model, ids, ["host"] * 3, 7, progress=lambda *_: model(ids))
 
 
 def test_an_error_within_a_layer_leaves_the_model_as_it_was(tiny, ids):
@@ -187,7 +223,7 @@ def test_a_hundred_thousand_tokens(capfd):
         from memory import peak_above
         config = transformers.LlamaConfig(
             hidden_size=32, num_hidden_layers=2, num_attention_heads=1, num_key_value_heads=1, head_dim=16,
-            intermediate_size=64, vocab_size=97, max_position_embeddings=100_000,
+            intermediate_size=512, vocab_size=97, max_position_embeddings=100_000,
         )
         torch.manual_seed(0)
         model = transformers.LlamaForCausalLM(config).eval()
@@ -200,7 +236,7 @@ def test_a_hundred_thousand_tokens(capfd):
         assert "graph" not in lrp_fast.plan(model, 100_000, memory=memory).tiers
         result, peak = peak_above(lambda: lrp_fast.attribute(model, ids, memory=memory))
         inputs = 2 * 100_000 * 32 * 4
-        assert peak <= 3 * inputs + 500_000_000, peak
+        assert peak <= 3 * inputs + 500_000_000 < lrp_fast.plan(model, 100_000).peak["cpu"], peak  # that of the graphs
         assert torch.isfinite(result.layers).all() and result.layers.abs().sum() > 0
         print(peak)
     """

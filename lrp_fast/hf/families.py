@@ -18,7 +18,7 @@ def _llama_like(family: str, prefix: str) -> dict[str, Handler]:
     return {
         f"{home}ForCausalLM": handlers.leave,
         f"{home}Model": handlers.leave,
-        f"{home}DecoderLayer": handlers.decoder_layer,
+        f"{home}DecoderLayer": handlers.pre_norm_decoder_layer,
         f"{home}Attention": handlers.attention,
         f"{home}MLP": handlers.gated_mlp,
         f"{home}RMSNorm": handlers.rms_norm,
@@ -66,4 +66,5 @@ def register(cls: type[nn.Module], handler: Handler) -> None:
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The decoder layers in the order in which the hidden states pass them."""
-    return [module for module in model.modules() if handler_of(module) is handlers.decoder_layer]
+    marks = (handlers.decoder_layer, handlers.pre_norm_decoder_layer)
+    return [module for module in model.modules() if handler_of(module) in marks]

@@ -24,10 +24,12 @@ def leave(module: nn.Module, rules: Rules) -> Overlay:
 
 
 def decoder_layer(module: nn.Module, rules: Rules) -> Overlay:
-    """As `leave`; marks the modules between which the hidden states are nodes.
+    """As `leave`; marks the modules between which the hidden states are nodes."""
+    return {}
 
-    What its MLP puts out is added to the residual stream and read by nothing else.
-    """
+
+def pre_norm_decoder_layer(module: nn.Module, rules: Rules) -> Overlay:
+    """As `decoder_layer`, where what the MLP puts out is added to the residual stream and read by nothing else."""
     return {}
 
 
@@ -38,6 +40,7 @@ def attention(module: nn.Module, rules: Rules) -> Overlay:
 
 def linear(module: nn.Module, rules: Rules) -> Overlay:
     def forward(input):
+        input = input.to(getattr(module, "lrp_fast_dtype", input.dtype))  # while a layer is replayed
         return ops.linear(input, module.weight, module.bias, epsilon=rules.epsilon, gamma=rules.gamma)
 
     return {"forward": forward}

@@ -30,7 +30,7 @@ def recording(layer: nn.Module, rows: int) -> Iterator[list[Kept]]:
         return found[-1].out
 
     overlays = _attend(layer, attend)
-    overlays += [(mlp, forward_name(mlp), _in_parts(mlp, rows)) for mlp in _handled(layer, handlers.gated_mlp)]
+    overlays += [(mlp, forward_name(mlp), _in_parts(mlp, rows)) for mlp in _unwatched_mlps(layer)]
     with laid(overlays):
         yield found
 
@@ -43,14 +43,16 @@ def replaying(layer: nn.Module, rules: Rules, kept: list[Kept], rows: int) -> It
     dtype of its weights. Where the output is only added to the residual stream, it is left out: it comes back as NaN.
     """
     remaining = iter(kept)
-    unread = handler_of(layer) is handlers.decoder_layer
+    # A hook on the layer may read its output.
+    unread = handler_of(layer) is handlers.pre_norm_decoder_layer and not layer._forward_hooks
 
     def attend(query, key, value, **given):
         return ops.attention(query, key, value, **given, kept=next(remaining))
 
     overlays = _attend(layer, attend)
-    overlays += [(norm, "lrp_fast_dtype", norm.weight.dtype) for norm in _handled(layer, handlers.rms_norm)]
-    for mlp in _handled(layer, handlers.gated_mlp):
+    for handler in (handlers.rms_norm, handlers.linear):
+        overlays += [(module, "lrp_fast_dtype", module.weight.dtype) for module in _handled(layer, handler)]
+    for mlp in _unwatched_mlps(layer):
         if unread and not (rules.epsilon or rules.gamma):
             overlays.append((mlp.down_proj, forward_name(mlp.down_proj), _transposed(mlp.down_proj)))
         overlays.append((mlp, forward_name(mlp), _checkpointed(mlp, rows, unread)))
@@ -60,6 +62,15 @@ def replaying(layer: nn.Module, rules: Rules, kept: list[Kept], rows: int) -> It
 
 def _handled(layer: nn.Module, handler: handlers.Handler) -> list[nn.Module]:
     return [module for module in layer.modules() if handler_of(module) is handler]
+
+
+def _unwatched_mlps(layer: nn.Module) -> list[nn.Module]:
+    """Those without anybody's hooks: a hook may want all tokens, and the output."""
+    return [
+        mlp
+        for mlp in _handled(layer, handlers.gated_mlp)
+        if not any(module._forward_hooks or module._forward_pre_hooks for module in mlp.modules())
+    ]
 
 
 def _attend(layer: nn.Module, attend: Callable) -> list[tuple[nn.Module, str, object]]:
@@ -105,7 +116,7 @@ class _Checkpointed(torch.autograd.Function):
         g_in = torch.zeros_like(x)
         for part, g_part, g_in_part in zip(*(t.split(ctx.rows, 1) for t in (x, g, g_in)), strict=True):
             if not g_part.any():
-                continue  # above the last attention only the target positions carry relevance
+                continue  # above the last attention most carry no relevance: worth a look, on CUDA too
             with torch.enable_grad():
                 leaf = part.detach().requires_grad_()
                 g_in_part.copy_(torch.autograd.grad(ctx.whole(leaf), leaf, g_part)[0])

@@ -24,11 +24,12 @@ class LayerSize(NamedTuple):
     mlp_weights: int  # of those inside
     skipped_weights: int  # of these, the last map's, which a replayed layer does without
     window: int | None  # keys that a query reads; None for all
+    loaded: int  # bytes of weights that come to the device only while the layer runs
 
 
 def layer_sizes(model: nn.Module) -> list[LayerSize]:
     """One entry a decoder layer, first to last. The model may be on the "meta" device."""
-    return [_layer_size(model, layer) for layer in decoder_layers(model)]
+    return [_layer_size(layer) for layer in decoder_layers(model)]
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -51,21 +52,37 @@ def device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def _layer_size(model: nn.Module, layer: nn.Module) -> LayerSize:
-    (attention,) = (module for module in layer.modules() if handler_of(module) is handlers.attention)
-    (mlp,) = (module for module in layer.modules() if handler_of(module) is handlers.gated_mlp)
-    config = attention.config
-    inside = sum(linear.weight.numel() for linear in mlp.modules() if isinstance(linear, nn.Linear))
-    everything = sum(linear.weight.numel() for linear in layer.modules() if isinstance(linear, nn.Linear))
+def _layer_size(layer: nn.Module) -> LayerSize:
+    attention = [module for module in layer.modules() if handler_of(module) is handlers.attention]
+    mlps = [module for module in layer.modules() if handler_of(module) is handlers.gated_mlp]
+    projections = {id(linear) for module in attention for linear in module.modules()}
+    linears = [module for module in layer.modules() if isinstance(module, nn.Linear)]
+    inside = [linear for linear in linears if id(linear) not in projections]
+    weights = [linear.weight.numel() for linear in linears]
+    skips = handler_of(layer) is handlers.pre_norm_decoder_layer
+    configs = [module.config for module in attention]
     return LayerSize(
         device=device_of(layer),
-        hidden=config.hidden_size,
-        heads=config.num_attention_heads,
-        query=config.num_attention_heads * attention.head_dim,
-        key=config.num_key_value_heads * attention.head_dim,
-        mlp=mlp.down_proj.weight.shape[1],
-        attention_weights=everything - inside,
-        mlp_weights=inside,
-        skipped_weights=mlp.down_proj.weight.numel() if handler_of(layer) is handlers.decoder_layer else 0,
-        window=getattr(attention, "sliding_window", getattr(config, "sliding_window", None)),
+        hidden=configs[0].hidden_size,
+        heads=sum(config.num_attention_heads for config in configs),
+        query=sum(module.config.num_attention_heads * module.head_dim for module in attention),
+        key=sum(module.config.num_key_value_heads * module.head_dim for module in attention),
+        mlp=max((linear.weight.shape[0] for linear in inside), default=0),
+        attention_weights=sum(weights) - sum(linear.weight.numel() for linear in inside),
+        mlp_weights=sum(linear.weight.numel() for linear in inside),
+        skipped_weights=sum(mlp.down_proj.weight.numel() for mlp in mlps) if skips else 0,
+        window=_window(attention),
+        loaded=sum(_loaded_bytes(module) for module in layer.modules()),
     )
+
+
+def _window(attention: list[nn.Module]) -> int | None:
+    found = [getattr(one, "sliding_window", getattr(one.config, "sliding_window", None)) for one in attention]
+    return None if None in found else max(found, default=None)
+
+
+def _loaded_bytes(module: nn.Module) -> int:
+    """Of the module's own weights, those that accelerate loads whenever it runs."""
+    if not getattr(module.__dict__.get("_hf_hook"), "offload", False):
+        return 0
+    return sum(weight.numel() * weight.element_size() for weight in module.parameters(recurse=False))

@@ -28,7 +28,7 @@ def spread(tmp_path, tiny):
 @pytest.mark.parametrize("small", [False, True])
 def test_layers_on_disk_are_explained_as_any(rule, small, spread, ids):
     model, loaded = spread
-    memory = Memory(host_budget=lrp_fast.plan(model, 23, rule=rule).least["cpu"]) if small else None
+    memory = Memory(host_budget=lrp_fast.plan(loaded, 23, rule=rule).least["cpu"]) if small else None
     before = [sorted(module.__dict__) for module in loaded.modules()]
     expected, found = (attribute(one, ids, target=3, contrast=5, rule=rule, memory=memory) for one in (model, loaded))
     assert found.value == pytest.approx(expected.value, rel=1e-12)
@@ -50,4 +50,7 @@ def test_patching_goes_below_what_accelerate_lays_over(spread, ids):
 def test_a_plan_reckons_with_where_layers_run(spread):
     model, loaded = spread
     whole, offloaded = lrp_fast.plan(model, 23), lrp_fast.plan(loaded, 23)
-    assert (whole.tiers, whole.peak, whole.forward_flops) == (offloaded.tiers, offloaded.peak, offloaded.forward_flops)
+    assert whole.tiers == ("graph",) * 3 and whole.forward_flops == offloaded.forward_flops
+    assert offloaded.tiers == ("host", "graph", "host"), "a graph would keep the weights that were loaded"
+    layer = sum(weight.nbytes for weight in model.model.layers[0].parameters())
+    assert offloaded.working["cpu"] > layer
