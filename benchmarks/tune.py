@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from fnmatch import filter as matching
+from pathlib import Path
 
 import torch
 import triton
@@ -27,6 +28,8 @@ TOKENS = 4096
 FEWER = 0.98  # of the time, at most: a smaller gain is noise
 SPILLED = 128  # bytes of stack a thread that may still pay: for larger tiles, or matrix instructions that want them
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
+
+FILE = Path(__file__).resolve().parents[1] / "kernels" / "tiles.json"  # the checkout's, whatever is installed
 
 Run = Callable[[tiles.Table], tuple[Tensor | None, ...]]
 
@@ -41,7 +44,7 @@ def main(pattern: str, dry: tuple[int, int] | None) -> None:
     table = tiles.TABLE
     rows = matching(table, pattern)
     if not rows:
-        raise SystemExit(f"no row of {tiles.FILE.name} matches {pattern!r}")
+        raise SystemExit(f"no row of {FILE.name} matches {pattern!r}")
     for row in rows:
         entry = tiles.find(table, row, on)
         if dry:
@@ -57,7 +60,7 @@ def main(pattern: str, dry: tuple[int, int] | None) -> None:
         print(f"{row}: {entry} {before:.3f} ms, {best} {after:.3f} ms", flush=True)
         if best != entry:  # written at once, so that an interrupted run keeps what it has found
             table = tiles.replaced(table, row, on, best)
-            tiles.FILE.write_text(tiles.written(table))
+            FILE.write_text(tiles.written(table))
 
 
 def tuned(row: str, table: tiles.Table, on: tuple[int, int], time: Callable) -> tuple[list[int], float, float]:

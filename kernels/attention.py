@@ -696,7 +696,8 @@ def backward(
     shape = {"HEAD_DIM": head_dim, "BLOCK_D": block_d(head_dim)}
     bounds, lse = _plain(bounds), lse.contiguous()
     if absolute_out is not None and absolute_out.stride() != out.stride():
-        absolute_out = torch.empty_like(out).copy_(absolute_out)
+        as_out = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=out.device)
+        absolute_out = as_out.copy_(absolute_out)
 
     listed_count = triton.cdiv(queries, by_key.queries)
     u, size = None, query.numel()  # size: from the first u to the second

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import triton
@@ -25,8 +26,8 @@ _POINTERS = {
 # Elements of a pointwise program of 4 warps: 8 a thread, one 16-byte load of each 2-byte operand.
 _ELEMENTS = 1024
 
-_recording: list | None = None
-_recorded_capability = (9, 0)
+# What `record` fills, and the capability that it asks for: of the caller's context alone, other threads launch.
+_recording: ContextVar[tuple[list, tuple[int, int]] | None] = ContextVar("recording", default=None)
 
 
 @triton.jit
@@ -58,8 +59,8 @@ def pointwise(kernel, matrices: list[Tensor | None], *scalars: float, **constexp
 
 def launch(kernel, programs: int, *arguments, num_warps: int = 4, num_stages: int = 1, **constexprs) -> None:
     """Runs ``kernel`` on the device of its first argument; inside `record` it only takes down what would run."""
-    if _recording is not None:
-        _recording.append((kernel, arguments, constexprs, num_warps, num_stages))
+    if (recording := _recording.get()) is not None:
+        recording[0].append((kernel, arguments, constexprs, num_warps, num_stages))
     elif programs:
         with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device, wherever the tensors are
             # Triton 3.10 will no longer fuse multiplications and additions unless it is told to.
@@ -69,8 +70,8 @@ def launch(kernel, programs: int, *arguments, num_warps: int = 4, num_stages: in
 
 def capability(x: Tensor) -> tuple[int, int]:
     """The compute capability that tile tables are read for."""
-    if _recording is not None:
-        return _recorded_capability
+    if (recording := _recording.get()) is not None:
+        return recording[1]
     return torch.cuda.get_device_capability(x.device) if x.is_cuda else (8, 0)
 
 
@@ -87,12 +88,12 @@ def record(calls: dict[str, Callable[[], object]], on: tuple[int, int]) -> list[
 
 @contextmanager
 def _taken_down(on):
-    global _recording, _recorded_capability
-    _recording, _recorded_capability = [], on
+    launches: list = []
+    token = _recording.set((launches, on))
     try:
-        yield _recording
+        yield launches
     finally:
-        _recording = None
+        _recording.reset(token)
 
 
 def _specialised(kernel, arguments, constexprs):

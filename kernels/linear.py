@@ -40,8 +40,7 @@ class Tiles(NamedTuple):
 
 def row(kernel, rows: int, itemsize: int) -> str:
     """The name in tiles.json of ``kernel`` for so many rows of elements of ``itemsize`` bytes."""
-    # Without tensor cores, in full float32, the number of rows matters little. Few of them carry relevance in the last
-    # layers, which are bound by reading W.
+    # Few rows are bound by reading W. Without tensor cores, in full float32, their number matters little.
     few = ", few rows" if rows <= 32 and itemsize == 2 else ""
     return f"{kernel.fn.__name__.removesuffix('_kernel')}, {itemsize} bytes{few}"
 

@@ -73,7 +73,7 @@ def test_a_gain_within_the_noise_changes_nothing(climb):
 def test_the_winner_is_written_for_the_exact_capability_alone(climb, monkeypatch, tmp_path, capsys):
     table = {"row": {"small": [64, 32, 8, 1], "large": [64, 64, 8, 2]}, "other": {"small": [1], "large": [2]}}
     monkeypatch.setattr(tiles, "TABLE", table)
-    monkeypatch.setattr(tiles, "FILE", tmp_path / "tiles.json")
+    monkeypatch.setattr(tune, "FILE", tmp_path / "tiles.json")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: ON)
     monkeypatch.setattr(tune, "timer", lambda row, table: lambda trial: tiles.find(trial, row, ON)[1])

@@ -66,13 +66,13 @@ def attention(
         kept: what `attention_forward` returned for the same arguments; then the forward pass is not computed again.
 
     Returns:
-        (B, H, T, D) in the dtype of ``value``.
+        (B, H, T, D) in the dtype of the three.
 
     Raises:
         ValueError: for shapes that do not fit, more queries than keys, or a window or softcap that is not positive.
     """
     reach = _read(query, key, value, scale, causal, window, bounds, softcap, sinks)
-    return _Attention.apply(query, key, value, sinks, bounds, reach, as_rules(rule), fused(query, impl), kept)
+    return _Attention.apply(query, key, value, sinks, bounds, reach, as_rules(rule), _fused(query, impl), kept)
 
 
 def attention_forward(
@@ -92,7 +92,11 @@ def attention_forward(
     """The forward pass of `attention` by itself, with the same arguments, not differentiable."""
     reach = _read(query, key, value, scale, causal, window, bounds, softcap, sinks)
     with torch.no_grad():
-        return _forward(query, key, value, sinks, bounds, reach, as_rules(rule), fused(query, impl))
+        return _forward(query, key, value, sinks, bounds, reach, as_rules(rule), _fused(query, impl))
+
+
+def _fused(query: Tensor, impl: str) -> bool:
+    return fused(query, impl, served=query.shape[-1] <= 256)
 
 
 def _read(query, key, value, scale, causal, window, bounds, softcap, sinks) -> Reach:
@@ -108,6 +112,8 @@ def _check(query, key, value, window, bounds, softcap, sinks):
         raise ValueError(f"attention takes query (B, H, T, D) and key, value (B, H_kv, S, D), not {shapes}")
     if query.shape[1] % key.shape[1]:
         raise ValueError(f"the number of heads must be a multiple of that of the key/value heads: {shapes}")
+    if not query.dtype == key.dtype == value.dtype:
+        raise ValueError(f"query, key and value must have one dtype, not {query.dtype}, {key.dtype} and {value.dtype}")
     if query.shape[2] > key.shape[2] or query.shape[2] == 0:
         raise ValueError(f"attention takes 1 ... S queries over S keys: {shapes}")
     if window is not None and window < 1:
@@ -118,6 +124,10 @@ def _check(query, key, value, window, bounds, softcap, sinks):
         raise ValueError(f"sinks must be one number a head, ({query.shape[1]},), not {tuple(sinks.shape)}")
     if bounds is not None and (bounds.shape != (query.shape[0], 2) or query.shape[2] != key.shape[2]):
         raise ValueError(f"bounds must be (B, 2), with as many queries as keys; got {tuple(bounds.shape)} for {shapes}")
+    keys = key.shape[2]
+    for start, end in [] if bounds is None else bounds.tolist():
+        if not 0 <= start <= end <= keys:
+            raise ValueError(f"bounds must lie within the {keys} tokens, first ... one past the last: {start}, {end}")
 
 
 class _Attention(torch.autograd.Function):
@@ -201,9 +211,6 @@ def _spans(bounds: Tensor | None, length: int) -> list[tuple[slice, slice]]:
     """(batch rows, real tokens) to be computed together: all at once, or a padded batch row by row."""
     if bounds is None:
         return [(slice(None), slice(None))]
-    for start, end in bounds.tolist():
-        if not 0 <= start <= end <= length:
-            raise ValueError(f"bounds must lie within the {length} tokens, first ... one past the last: {start}, {end}")
     return [(slice(b, b + 1), slice(start, end)) for b, (start, end) in enumerate(bounds.tolist()) if end > start]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
 from types import ModuleType
 
 import torch
@@ -16,10 +18,14 @@ def kernels(name: str) -> ModuleType:
     return importlib.import_module(f"lrp_fast.kernels.{name}")
 
 
-def fused(x: Tensor, impl: str) -> bool:
+def fused(x: Tensor, impl: str, served: bool = True) -> bool:
     """Whether the Triton kernels compute an operation on ``x``.
 
-    "auto" means on CUDA, for the dtypes that the kernels take; float64, and every other device, goes through PyTorch.
+    "auto" means on CUDA, for what the kernels take and from compute capability 8.0 on, where Triton is installed; every
+    other device, dtype and size goes through PyTorch.
+
+    Args:
+        served: whether the kernels take the sizes and the other operands.
 
     Raises:
         ValueError: for an unknown ``impl``, or "triton" for a dtype that the kernels do not take.
@@ -29,4 +35,11 @@ def fused(x: Tensor, impl: str) -> bool:
         raise ValueError(f"impl must be one of {', '.join(map(repr, IMPLS))}, not {impl!r}")
     if impl == "triton" and not taken:
         raise ValueError(f"the Triton kernels take float16, bfloat16 and float32, not {x.dtype}: use impl='torch'")
-    return taken and (impl == "triton" or (impl == "auto" and x.is_cuda))
+    if impl != "auto":
+        return impl == "triton"
+    return x.is_cuda and taken and served and _runs_triton(x.device)
+
+
+@functools.cache
+def _runs_triton(device: torch.device) -> bool:
+    return importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)

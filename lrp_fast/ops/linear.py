@@ -36,7 +36,7 @@ def linear(
     """
     if not (epsilon >= 0 and gamma >= 0):
         raise ValueError(f"epsilon and gamma must be numbers >= 0, not {epsilon!r} and {gamma!r}")
-    return _Linear.apply(x, weight, bias, epsilon, gamma, fused(x, impl))
+    return _Linear.apply(x, weight, bias, epsilon, gamma, fused(x, impl, served=x.dtype == weight.dtype))
 
 
 def linear_unread(x: Tensor, weight: Tensor) -> Tensor:

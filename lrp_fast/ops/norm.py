@@ -30,7 +30,7 @@ def rms_norm(
             residual stream, and the relevance gradient on it, apart from branches in 16 bits.
         impl: as in `activation`.
     """
-    return _RMSNorm.apply(x, weight, eps, as_rules(rule), dtype or x.dtype, fused(x, impl))
+    return _RMSNorm.apply(x, weight, eps, as_rules(rule), dtype or x.dtype, _fused(x, impl))
 
 
 def layer_norm(
@@ -48,7 +48,11 @@ def layer_norm(
         x: (..., D). weight, bias: (D,) or None, get no gradient.
         impl: as in `activation`.
     """
-    return _LayerNorm.apply(x, weight, bias, eps, as_rules(rule), fused(x, impl))
+    return _LayerNorm.apply(x, weight, bias, eps, as_rules(rule), _fused(x, impl))
+
+
+def _fused(x: Tensor, impl: str) -> bool:
+    return fused(x, impl, served=x.shape[-1] <= 32768)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -273,6 +273,18 @@ def test_tiles_of_queries_need_not_fit_together(by_query, monkeypatch):
         torch.testing.assert_close(one, other, rtol=0, atol=111 * torch.finfo(torch.float32).eps)
 
 
+def test_what_was_kept_may_lie_with_gaps():
+    case = Case(Rules("attnlrp", attention_gamma=0.1), 63, 63)
+    query, key, value, g, sinks, bounds = case.tensors()
+    out, lse, size = kernels.forward(query, key, value, **case.flags, sinks=sinks, bounds=bounds, absolute=True)
+    wide = torch.full((*out.shape[:-1], 2 * out.shape[-1]), float("nan"), dtype=out.dtype, device=out.device)
+    gaps = wide[..., : out.shape[-1]].copy_(out)
+    given = {**case.flags, "bounds": bounds, "value_share": 0.5, "score_share": 0.25, "ratio": True, "gamma": 0.1}
+    expected = kernels.backward(g, query, key, value, out, lse, size, **given)
+    for one, other in zip(kernels.backward(g, query, key, value, gaps, lse, size, **given), expected, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_no_relevance_at_all_gives_zeros():
     case = Case(Rules(), 63, 63)
     query, key, value, g, sinks, bounds = case.tensors()
