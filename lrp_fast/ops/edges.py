@@ -81,11 +81,12 @@ def edge_tiles(
         p = hide(scores - lse, position, keys, reach).exp_()
         d_p = u @ value[..., keys]
         edges = d_p if value_part is None else u @ value_part[..., keys]
-        edges = edges * treatment.value
         if treatment.score:
             passed = (g[:, :, tile].to(wide) * out[:, :, tile]).sum(-1, keepdim=True)
-            d_s = d_p.sub_(side_by_side(passed, trace.key)).mul_(treatment.score)
+            d_s = d_p - side_by_side(passed, trace.key)
             if factor is not None:
                 d_s.mul_(factor)
-            edges.addcmul_(d_s, raw if key_part is None else (q * reach.scale) @ key_part[..., keys])
-        yield position, keys, edges.mul_(p).view(-1, len(position), p.shape[-1]).sum(0)
+            through = raw if key_part is None else (q * reach.scale) @ key_part[..., keys]
+            edges.addcmul_(d_s, through, value=treatment.score / treatment.value)
+        edges = edges.mul_(p).view(-1, len(position), p.shape[-1]).sum(0)
+        yield position, keys, edges.mul_(treatment.value)

@@ -25,8 +25,7 @@ class Selected(NamedTuple):
 
 def by_row(tiles: Iterable[Tile], k: int) -> Selected:
     """The ``k`` entries of largest magnitude in each row; of equal ones those further to the left."""
-    parts = [_chosen(keys, entries, _strongest(entries.abs(), k)) for _, keys, entries in tiles]
-    return _joined(parts)
+    return _joined([_strongest(keys, entries, k) for _, keys, entries in tiles])
 
 
 def by_mass(tiles: Callable[[], Iterator[Tile]], share: float, own: Tensor | None) -> Selected:
@@ -82,17 +81,26 @@ def _bins(size: Tensor) -> Tensor:
     return size.view(integers) >> low
 
 
-def _strongest(size: Tensor, k: int) -> Tensor:
-    """Where the ``k`` largest of each row are, of equal ones the first; zeros are never among them."""
+def _strongest(keys: slice, entries: Tensor, k: int) -> Selected:
+    """As `by_row`, for one tile; zeros are never chosen."""
+    size = entries.abs()
     if k >= size.shape[1]:
-        return size > 0
-    smallest = size.topk(k, sorted=False).values.amin(-1, keepdim=True)
-    chosen = size >= smallest
-    chosen &= size > 0
-    for row in (chosen.sum(-1) > k).nonzero().flatten().tolist():  # more ties at the threshold than there is room for
-        ties = (size[row] == smallest[row]).nonzero().flatten()
-        chosen[row, ties[k - int(chosen[row].sum()) :]] = False
-    return chosen
+        return _chosen(keys, entries, size > 0)
+    values, columns = size.topk(k + 1)
+    if (values[:, k] == values[:, k - 1]).logical_and_(values[:, k] > 0).any():  # ties: which of them came is undefined
+        chosen = size > values[:, k - 1 : k]
+        for row in range(len(size)):
+            ties = (size[row] == values[row, k - 1]).nonzero().flatten()
+            chosen[row, ties[: k - int(chosen[row].sum())]] = True
+        return _chosen(keys, entries, chosen & (size > 0))
+    columns = columns[:, :k].sort(-1).values
+    weights = entries.gather(1, columns)
+    entries, size = entries.scatter(1, columns, 0), size.scatter_(1, columns, 0)
+    signed, whole = entries.sum(-1), size.sum(-1)
+    dropped = torch.stack([(whole + signed).clamp(min=0), (signed - whole).clamp(max=0)], -1) / 2
+    there = weights != 0
+    columns = columns[there] + keys.start
+    return Selected(there.sum(-1).cpu(), columns.int().cpu(), weights[there].cpu(), dropped.cpu())
 
 
 def _chosen(keys: slice, entries: Tensor, mask: Tensor) -> Selected:
