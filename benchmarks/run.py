@@ -2,6 +2,7 @@
 
     python benchmarks/run.py linear
     python benchmarks/run.py attribution [--tokens 512 2048] [--lxt-python lxt-env/bin/python]
+    python benchmarks/run.py edges [--tokens 2048]
     python benchmarks/run.py kernels [--seconds 210]    # with a CUDA device; `make gpu` runs the tests first
     python benchmarks/run.py tune [--rows 'dkv*, head_dim 128, *'] [--on 9.0]
 
@@ -24,6 +25,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import edges
 import linear
 import torch
 
@@ -33,7 +35,7 @@ PACKAGES = ("lrp-fast", "torch", "transformers", "triton", "numpy", "zennit")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("linear", "attribution", "kernels", "tune"))
+    parser.add_argument("what", choices=("linear", "attribution", "edges", "kernels", "tune"))
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048], help="context lengths")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2, help="how often ours and LXT take turns")
@@ -54,6 +56,10 @@ def main() -> None:
         import tune  # Triton exists on Linux only
 
         return tune.main(options.rows, options.on)
+    if options.what == "edges":
+        results = edges.measure(options.model or demo_model(), options.tokens, options.repeats)
+        path = write(options, results)
+        return print(f"{edges.table(results)}\n\nwrote {path}")
     results = linear.measure() if options.what == "linear" else attribution(options)
     path = write(options, results)
     print(linear_table(results) if options.what == "linear" else attribution_table(results))
