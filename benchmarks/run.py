@@ -3,6 +3,7 @@
     python benchmarks/run.py linear
     python benchmarks/run.py attribution [--tokens 512 2048] [--lxt-python lxt-env/bin/python]
     python benchmarks/run.py context [--tokens 1024 2048 4096 8192] [--lxt-python lxt-env/bin/python]
+    python benchmarks/run.py edges [--tokens 2048]
     python benchmarks/run.py kernels [--seconds 210]    # with a CUDA device; `make gpu` runs the tests first
     python benchmarks/run.py model [--seconds 210]      # with a CUDA device: a whole model of 8 billion weights
     python benchmarks/run.py tune [--rows 'dkv*, head_dim 128, *'] [--on 9.0]
@@ -27,6 +28,7 @@ import tempfile
 from pathlib import Path
 
 import context
+import edges
 import linear
 import torch
 
@@ -63,6 +65,8 @@ def main() -> None:
         results = linear.measure()
     elif options.what == "attribution":
         results = attribution(options)
+    elif options.what == "edges":
+        results = edges.measure(options.model or demo_model(), options.tokens or [2048], options.repeats)
     else:
         lengths = options.tokens or [1024, 2048, 4096, 8192]
         model = options.model or demo_model()
@@ -233,7 +237,7 @@ def attribution_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"linear": linear_table, "attribution": attribution_table, "context": context.table}
+TABLES = {"linear": linear_table, "attribution": attribution_table, "context": context.table, "edges": edges.table}
 
 if __name__ == "__main__":
     main()

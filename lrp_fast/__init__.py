@@ -6,7 +6,7 @@ building blocks. See the README for the rules and the command line.
 
 from . import hf, ops
 from .attribution import Attribution, attribute, load
-from .graph import Graph
+from .graph import Graph, GraphSpec
 from .hf import UnsupportedModuleError, patched
 from .memory import Memory, Plan, plan
 from .rules import Rules
@@ -18,6 +18,7 @@ __all__ = [
     "Attribution",
     "Explained",
     "Graph",
+    "GraphSpec",
     "Memory",
     "Plan",
     "Rules",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import operator
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -15,10 +16,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from . import targets
 from .files import write_atomically
+from .graph import Graph, GraphSpec, transition
 from .hf import check, device_of
 from .memory import Memory, plan
 from .rules import Rules, as_rules
-from .stream import Progress, propagate
+from .stream import Passed, Progress, propagate
 from .targets import Explained
 
 _FORMAT = "lrp_fast.attribution/1"
@@ -49,7 +51,7 @@ class Attribution:
     model: str = ""
     tokens: list[str] | None = None
     special: list[bool] | None = None
-    graph: None = None
+    graph: Graph | None = None
 
     @property
     def relevance(self) -> torch.Tensor:
@@ -57,7 +59,10 @@ class Attribution:
         return self.layers[0]
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write one safetensors file. It appears whole or not at all (written aside, then renamed)."""
+        """Write one safetensors file, without the graph, which `Graph.save` keeps in a file of its own.
+
+        It appears whole or not at all (written aside, then renamed).
+        """
         about = {
             "format": _FORMAT,
             "value": self.value,
@@ -106,7 +111,7 @@ def attribute(
     contrast=None,
     position=-1,
     rule: str | Rules = "attnlrp",
-    graph=None,
+    graph: GraphSpec | None = None,
     memory: Memory | None = None,
     tokenizer=None,
     progress: Progress | None = None,
@@ -127,7 +132,7 @@ def attribute(
             and what a layer has to compute again, is then shared.
         position: the position whose next-token logits are meant, or a sequence of them, whose sum is explained.
         rule: "attnlrp", "cp", "gradient" or `lrp_fast.Rules`.
-        graph: not built yet; anything but None is refused.
+        graph: a `lrp_fast.GraphSpec`: the graph is built in the same pass and comes as ``result.graph``.
         memory: what the pass may take; None for what the machine has free. `lrp_fast.plan` says what comes of it.
         tokenizer: needed for strings; without it the result carries no token texts.
         progress: called as ``progress(phase, layers_done, layers)`` with phase "forward", then "backward".
@@ -139,8 +144,8 @@ def attribute(
         ValueError, TypeError: one sentence that names the culprit and the mend, before any layer is run where possible.
         UnsupportedModuleError: if the model holds a module that no rule covers.
     """
-    if graph is not None:
-        raise ValueError("graph= is not built yet: leave it None")
+    if graph is not None and not isinstance(graph, GraphSpec):
+        raise TypeError(f"graph must be a lrp_fast.GraphSpec, not {type(graph).__name__}")
     if memory is not None and not isinstance(memory, Memory):
         raise TypeError(f"memory must be a lrp_fast.Memory, not {type(memory).__name__}")
     rules = as_rules(rule)
@@ -178,7 +183,19 @@ def attribute(
             scalars.append(scalar)
         return scalars
 
-    relevance = propagate(model, ids[None].to(device), positions, objective, rules, planned, progress)
+    if graph is not None:
+        graph.check(len(planned.tiers))
+    transitions: list[list] = [[] for _ in requests]
+
+    def observe(passed: Passed) -> None:
+        for layer, nodes in ((passed.layer + 1, passed.relevance_out), (passed.layer, passed.relevance_in)):
+            if not nodes.isfinite().all():
+                raise _not_finite(layer, model)
+        transitions[passed.target].append(transition(graph, passed, found[passed.target][0]))
+
+    relevance = propagate(
+        model, ids[None].to(device), positions, objective, rules, planned, progress, observe if graph else None
+    )
     texts = special = None
     if tokenizer is not None:
         texts = targets.token_texts(ids.tolist(), tokenizer)
@@ -187,13 +204,33 @@ def attribute(
     name = getattr(model.config, "name_or_path", "")
     name = os.path.basename(name) if os.path.isabs(name) else name  # results get shared: no paths of this machine
     results = []
-    for (value, explained), layers in zip(found, relevance, strict=True):
+    for (value, explained), layers, parts in zip(found, relevance, transitions, strict=True):
         bad = (~torch.isfinite(layers)).any(-1).nonzero().flatten().tolist()
         if bad:
-            mend = "; load the model in float32 or bfloat16" if model.dtype == torch.float16 else ""
-            raise ValueError(f"relevance is not finite from layer {bad[-1]} down: {model.dtype} cannot hold it{mend}")
-        results.append(Attribution(value, layers, ids, explained, rules, name, texts, special))
+            raise _not_finite(bad[-1], model)
+        result = Attribution(value, layers, ids, explained, rules, name, texts, special)
+        results.append(result if graph is None else replace(result, graph=_graph(graph, result, parts[::-1])))
     return results if isinstance(target, list) or isinstance(contrast, list) else results[0]
+
+
+def _not_finite(layer: int, model) -> ValueError:
+    mend = "; load the model in float32 or bfloat16" if model.dtype == torch.float16 else ""
+    return ValueError(f"relevance is not finite from layer {layer} down: {model.dtype} cannot hold it{mend}")
+
+
+def _graph(spec: GraphSpec, result: Attribution, transitions: list) -> Graph:
+    """The graph of the transitions, from the lowest up."""
+    manifest = {
+        "model": result.model,
+        "rules": asdict(result.rules),
+        "explained": asdict(result.explained),
+        "value": result.value,
+        "spec": asdict(spec),
+        "versions": {name: version(name) for name in ("lrp_fast", "torch", "transformers")},
+    }
+    self_edges = torch.stack([own for _, _, own in transitions])
+    edges = [(one, dropped) for one, dropped, _ in transitions]
+    return Graph.from_transitions(result.layers, self_edges, edges, result.tokens, manifest)
 
 
 def _pairs(target, contrast) -> list[tuple]:

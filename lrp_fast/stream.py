@@ -5,18 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from . import ops
-from .hf import decoder_layers, patched, recording, replaying
+from .hf import contributions, decoder_layers, patched, recording, replaying, tracing
 from .memory import Plan
 from .rules import Rules
 from .store import Store, Stored, give_back_free_heap
 
 _WORTH_TIDYING = 16 << 20  # bytes of a layer at work; for less it is not worth a look at the heap
+
+
+class Passed(NamedTuple):
+    """One target's backward pass through one decoder layer, as its edges need it."""
+
+    layer: int
+    target: int  # which of the targets
+    relevance_in: Tensor  # (N,) of the layer's input, on its device
+    relevance_out: Tensor
+    trace: ops.Trace
+    key_part: Tensor | None  # see `hf.contributions`
+    value_part: Tensor | None
+
 
 Progress = Callable[[str, int, int], None]  # phase, layers done, layers in all
 
@@ -32,6 +46,7 @@ class _Pass:
     named: dict = field(default_factory=dict)
     output: Tensor | None = None  # of a layer whose graph lives on
     attention: list[list[Stored | None]] = field(default_factory=list)
+    traces: list[ops.Trace] | None = None  # one a target, where edges are asked for
 
 
 def propagate(
@@ -42,6 +57,7 @@ def propagate(
     rules: Rules,
     plan: Plan,
     progress: Progress | None = None,
+    observe: Callable[[Passed], None] | None = None,
 ) -> list[Tensor]:
     """Relevance of every node for scalars of the logits.
 
@@ -53,11 +69,15 @@ def propagate(
         input_ids: (1, N) on the model's device.
         positions: whose logits ``objective`` is given, each 0 ... N - 1.
         objective: (P, V) logits -> scalars, one a target.
+        observe: called for every layer and target, from the last layer down.
 
     Returns:
         For each scalar, (L + 1, N) node relevance sum_d x_d g_d; float32, float64 for a float64 model.
     """
     layers = [_Pass(module, tier) for module, tier in zip(decoder_layers(model), plan.tiers, strict=True)]
+    if observe is not None:
+        for layer in layers:
+            layer.traces = []
     tell = progress or (lambda phase, done, total: None)
     store = Store(plan.offload_dir)
     with ExitStack() as leaving, torch.inference_mode(False), torch.enable_grad():
@@ -73,7 +93,8 @@ def propagate(
         wide = torch.promote_types(x.dtype, torch.float32)
         gs = [torch.autograd.grad(one, x, retain_graph=one is not scalars[-1])[0].to(wide) for one in scalars]
         del logits, scalars
-        relevance = [[ops.node_relevance(x, g)[0].cpu() for g in gs]]
+        nodes = [ops.node_relevance(x, g)[0] for g in gs]
+        relevance = [[one.cpu() for one in nodes]]
         del x
         tell("backward", 0, len(layers))
         for done in range(1, len(layers) + 1):
@@ -81,11 +102,20 @@ def propagate(
             if layers:
                 _fetch(layers[-1], store)
             x, gs = _back(layer, gs, rules, store, plan)
-            relevance.append([ops.node_relevance(x, g)[0].cpu() for g in gs])
-            del x
+            above, nodes = nodes, [ops.node_relevance(x, g)[0] for g in gs]
+            relevance.append([one.cpu() for one in nodes])
+            if observe is not None:
+                with torch.no_grad():
+                    parts = contributions(layer.module, rules, x, layer.rest, layer.named)
+                    for target in range(len(nodes)):
+                        given = (nodes[target], above[target].to(x.device), layer.traces.pop(0), *parts)
+                        observe(Passed(len(layers), target, *given))
+                        del given
+                del parts
+            del x, layer
             _tidy(plan)
             tell("backward", done, done + len(layers))
-    return [torch.stack(nodes) for nodes in zip(*relevance[::-1], strict=True)]
+    return [torch.stack(one) for one in zip(*relevance[::-1], strict=True)]
 
 
 def _logits(model: nn.Module, input_ids: Tensor, positions: list[int]) -> Tensor:
@@ -107,7 +137,7 @@ def _back(layer: _Pass, gs: list[Tensor], rules: Rules, store: Store, plan: Plan
     x = store.take(layer.x)
     kept = [ops.Kept(*(None if one is None else store.take(one) for one in stored)) for stored in layer.attention]
     leaf = x.to(torch.promote_types(x.dtype, torch.float32)).requires_grad_()
-    with replaying(layer.module, rules, kept, plan.chunk_tokens):
+    with replaying(layer.module, rules, kept, plan.chunk_tokens, layer.traces):
         output = _hidden(layer.module(leaf, *layer.rest, **layer.named))
         del kept
         gs = [gs.pop(0).to(output.device, output.dtype) for _ in range(len(gs))]
@@ -148,6 +178,8 @@ def _watched(layers: list[_Pass], store: Store, plan: Plan, tell: Callable[[int]
         layer.x = hidden.detach()
         if layer.tier == "graph":
             layer.x.requires_grad_()
+            if layer.traces is not None:
+                running.enter_context(tracing(module, layer.traces))
         else:
             running.enter_context(torch.no_grad())
             layer.attention = running.enter_context(recording(module, plan.chunk_tokens))
@@ -156,10 +188,10 @@ def _watched(layers: list[_Pass], store: Store, plan: Plan, tell: Callable[[int]
     def leave(module, args, output):
         layer = layers[number[module]]
         hidden = _hidden(output)
+        running.close()
         if layer.tier == "graph":
             layer.output = hidden
         else:
-            running.close()
             layer.x = store.put(layer.x, layer.tier)
             layer.attention = [
                 [None if one is None else store.put(one, layer.tier) for one in kept] for kept in layer.attention

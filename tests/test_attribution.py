@@ -231,8 +231,8 @@ def test_load_refuses_other_files(tmp_path):
         ({"position": 1.5}, TypeError, "position must be a whole number or a sequence of them, not 1.5"),
         ({"rule": "lrp"}, ValueError, "unknown rule 'lrp': choose one of 'attnlrp', 'cp', 'gradient'"),
         ({"rule": 3}, TypeError, "rule must be a name or lrp_fast.Rules, not int"),
-        ({"graph": 1}, ValueError, "graph= is not built yet"),
         ({"contrast": ["top", 3]}, ValueError, "is a list, which means several: write"),
+        ({"graph": 1}, TypeError, "graph must be a lrp_fast.GraphSpec"),
         ({"memory": 1}, TypeError, "memory must be a lrp_fast.Memory"),
     ],
 )

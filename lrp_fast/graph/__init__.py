@@ -2,5 +2,6 @@
 
 from .container import Edges, Entries, Graph
 from .paths import Path
+from .spec import GraphSpec, transition
 
-__all__ = ["Edges", "Entries", "Graph", "Path"]
+__all__ = ["Edges", "Entries", "Graph", "GraphSpec", "Path", "transition"]

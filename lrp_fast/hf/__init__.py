@@ -2,10 +2,11 @@
 
 from . import handlers
 from .attention import register_attention
+from .contributions import contributions
 from .coverage import UnsupportedModuleError, check
 from .families import decoder_layers, register
 from .patching import patched
-from .replay import recording, replaying
+from .replay import recording, replaying, tracing
 from .sizes import LayerSize, device_of, layer_sizes, vocabulary_size, weight_bytes
 
 register_attention()
@@ -14,6 +15,7 @@ __all__ = [
     "LayerSize",
     "UnsupportedModuleError",
     "check",
+    "contributions",
     "decoder_layers",
     "device_of",
     "handlers",
@@ -22,6 +24,7 @@ __all__ = [
     "recording",
     "register",
     "replaying",
+    "tracing",
     "vocabulary_size",
     "weight_bytes",
 ]

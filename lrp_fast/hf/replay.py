@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops.attention import Kept
+from ..ops import Kept, Trace
 from ..rules import Rules
 from . import handlers
 from .families import handler_of
@@ -36,18 +37,28 @@ def recording(layer: nn.Module, rows: int) -> Iterator[list[Kept]]:
 
 
 @contextmanager
-def replaying(layer: nn.Module, rules: Rules, kept: list[Kept], rows: int) -> Iterator[None]:
+def tracing(layer: nn.Module, traces: list[Trace]) -> Iterator[None]:
+    """While ``layer`` runs with autograd; the backward pass through its attention then leaves its trace."""
+    with laid(_attend(layer, partial(ops.attention, traces=traces))):
+        yield
+
+
+@contextmanager
+def replaying(
+    layer: nn.Module, rules: Rules, kept: list[Kept], rows: int, traces: list[Trace] | None = None
+) -> Iterator[None]:
     """While ``layer`` runs again with autograd, on float32 or wider hidden states.
 
     The residual stream stays that wide, and so does the relevance gradient on it; the layer's branches compute in the
     dtype of its weights. Where the output is only added to the residual stream, it is left out: it comes back as NaN.
+    ``traces`` is for `ops.attention`.
     """
     remaining = iter(kept)
     # A hook on the layer may read its output.
     unread = handler_of(layer) is handlers.pre_norm_decoder_layer and not layer._forward_hooks
 
     def attend(query, key, value, **given):
-        return ops.attention(query, key, value, **given, kept=next(remaining))
+        return ops.attention(query, key, value, **given, kept=next(remaining), traces=traces)
 
     overlays = _attend(layer, attend)
     for handler in (handlers.rms_norm, handlers.linear):

@@ -6,21 +6,27 @@ gradients go back once, one at a time: ``create_graph=True`` and ``is_grads_batc
 """
 
 from .activation import activation
-from .attention import Kept, attention, attention_forward
+from .attention import Kept, Trace, attention, attention_forward
+from .edges import attention_edges, crossing
 from .gated_mlp import gated_mlp
-from .linear import linear, linear_unread
-from .norm import layer_norm, rms_norm
+from .linear import linear, linear_jvp, linear_unread
+from .norm import layer_norm, rms_norm, rms_norm_jvp
 from .relevance import node_relevance
 
 __all__ = [
     "Kept",
+    "Trace",
     "activation",
     "attention",
+    "attention_edges",
     "attention_forward",
+    "crossing",
     "gated_mlp",
     "layer_norm",
     "linear",
+    "linear_jvp",
     "linear_unread",
     "node_relevance",
     "rms_norm",
+    "rms_norm_jvp",
 ]

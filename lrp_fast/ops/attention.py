@@ -31,6 +31,20 @@ class Kept(NamedTuple):
     size: Tensor | None  # (B, H, T, D) P |V| for the gamma rule
 
 
+class Trace(NamedTuple):
+    """One backward pass through an attention, as `attention_edges` needs it."""
+
+    g: Tensor  # (1, H, T, D), the relevance gradient at the output
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    kept: Kept
+    g_key: Tensor | None  # what the pass handed back; None where attention weights are constants
+    g_value: Tensor
+    reach: Reach
+    rules: Rules
+
+
 def attention(
     query: Tensor,
     key: Tensor,
@@ -45,6 +59,7 @@ def attention(
     sinks: Tensor | None = None,
     impl: str = "auto",
     kept: Kept | None = None,
+    traces: list[Trace] | None = None,
 ) -> Tensor:
     """Attention whose backward pass hands relevance gradients to query, key and value.
 
@@ -64,6 +79,7 @@ def attention(
         sinks: (H,) one extra logit a head in the softmax denominator, gets no gradient.
         impl: as in `activation`. The kernels take head_dim up to 256.
         kept: what `attention_forward` returned for the same arguments; then the forward pass is not computed again.
+        traces: every backward pass appends what it used and handed back, for `attention_edges`. One unpadded prompt.
 
     Returns:
         (B, H, T, D) in the dtype of the three.
@@ -72,7 +88,10 @@ def attention(
         ValueError: for shapes that do not fit, more queries than keys, or a window or softcap that is not positive.
     """
     reach = _read(query, key, value, scale, causal, window, bounds, softcap, sinks)
-    return _Attention.apply(query, key, value, sinks, bounds, reach, as_rules(rule), _fused(query, impl), kept)
+    if traces is not None and (query.shape[0] != 1 or bounds is not None):
+        raise ValueError("edges are those of one prompt without padding: run each prompt by itself")
+    rules = as_rules(rule)
+    return _Attention.apply(query, key, value, sinks, bounds, reach, rules, _fused(query, impl), kept, traces)
 
 
 def attention_forward(
@@ -132,10 +151,10 @@ def _check(query, key, value, window, bounds, softcap, sinks):
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, sinks, bounds, reach, rules, fused, kept):
+    def forward(ctx, query, key, value, sinks, bounds, reach, rules, fused, kept, traces):
         if kept is None:
             kept = _forward(query, key, value, sinks, bounds, reach, rules, fused)
-        ctx.reach, ctx.rules, ctx.fused = reach, rules, fused
+        ctx.reach, ctx.rules, ctx.fused, ctx.traces = reach, rules, fused, traces
         ctx.save_for_backward(query, key, value, *kept, bounds)
         return kept.out.view_as(kept.out)
 
@@ -144,7 +163,10 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, g):
         *saved, bounds = ctx.saved_tensors
         grads = (_fused_backward if ctx.fused else _torch_backward)(g, *saved, bounds, ctx.reach, ctx.rules)
-        return *grads, None, None, None, None, None, None
+        if ctx.traces is not None:
+            query, key, value, *kept = [None if t is None else t.detach() for t in saved]
+            ctx.traces.append(Trace(g, query, key, value, Kept(*kept), *grads[1:], ctx.reach, ctx.rules))
+        return *grads, None, None, None, None, None, None, None
 
 
 def _forward(query, key, value, sinks, bounds, reach, rules, fused) -> Kept:
@@ -226,21 +248,9 @@ def _span_forward(query, key, value, sinks, reach):
 
 def _span_backward(g, query, key, value, out, lse, size, reach, rules):
     """Relevance gradients of query, key (None where they are constants) and value."""
-    treatment = rules.treatment
-    epsilon, gamma = rules.attention_epsilon, rules.attention_gamma
+    treatment, gamma = rules.treatment, rules.attention_gamma
     rows = active_rows(g[0].transpose(0, 1)) if g.shape[0] == 1 else None
-    if gamma:
-        # P V with the signed gamma rule is attention over the wider values [V, |V|] (P >= 0, so |P V| = P |V|).
-        t = out.abs().mul_(1 + gamma / 2).add_(size, alpha=gamma / 2).add_(epsilon)
-        t = g * out / t.masked_fill_(t == 0, 1)  # sigma s
-        sigma = torch.where(out < 0, -1.0, 1.0).to(out.dtype)
-        g = torch.cat([t * sigma * (1 + gamma / 2), t * (gamma / 2)], -1)
-        out = torch.cat([out, size], -1)
-        wide = torch.cat([value, value.abs()], -1)
-    else:
-        wide = value
-        if epsilon:
-            g = g * (out.abs() / (out.abs() + epsilon).clamp_(min=torch.finfo(out.dtype).tiny))
+    g, out, wide = at_values(g, out, value, size, rules)
     plain = not gamma and rows is None and treatment.score and attention_flash.serves(query, reach)
     if plain:
         dq, dk, dv = attention_flash.backward(g, query, key, value, out, lse, reach)
@@ -255,3 +265,18 @@ def _span_backward(g, query, key, value, out, lse, size, reach, rules):
     if not treatment.score:
         return None, None, dv
     return dq.mul_(treatment.score), dk.mul_(treatment.score), dv
+
+
+def at_values(g, out, value, size, rules):
+    """Gradient, output and values of the plain product P V whose gradients are those of the epsilon and gamma rules."""
+    epsilon, gamma = rules.attention_epsilon, rules.attention_gamma
+    if gamma:
+        # P V with the signed gamma rule is attention over the wider values [V, |V|] (P >= 0, so |P V| = P |V|).
+        t = out.abs().mul_(1 + gamma / 2).add_(size, alpha=gamma / 2).add_(epsilon)
+        t = g * out / t.masked_fill_(t == 0, 1)  # sigma s
+        sigma = torch.where(out < 0, -1.0, 1.0).to(out.dtype)
+        g = torch.cat([t * sigma * (1 + gamma / 2), t * (gamma / 2)], -1)
+        return g, torch.cat([out, size], -1), torch.cat([value, value.abs()], -1)
+    if epsilon:
+        g = g * (out.abs() / (out.abs() + epsilon).clamp_(min=torch.finfo(out.dtype).tiny))
+    return g, out, value

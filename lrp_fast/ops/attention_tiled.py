@@ -19,8 +19,8 @@ def forward(query: Tensor, key: Tensor, value: Tensor, reach) -> tuple[Tensor, T
     key, value = key.to(wide), value.to(wide)
     out = query.new_empty(*query.shape[:3], value.shape[3])
     lse = query.new_empty(query.shape[:3], dtype=wide)
-    for rows, keys, position in _tiles(query, key, reach, None):
-        scores, _ = _scores(_side_by_side(query[:, :, rows].to(wide), key), key[:, :, keys], position, keys, reach)
+    for rows, keys, position in tiles(query, key, reach, None):
+        scores, _ = _scores(side_by_side(query[:, :, rows].to(wide), key), key[:, :, keys], position, keys, reach)
         total = torch.logsumexp(scores, -1, keepdim=True)
         o = scores.sub_(total).exp_() @ value[:, :, keys]
         out[:, :, rows] = o.view(*query.shape[:2], -1, o.shape[-1])
@@ -53,14 +53,14 @@ def backward(
     dq = torch.zeros(query.shape, dtype=dtype, device=query.device) if scores else None
     dk = torch.zeros(k.shape, dtype=wide, device=k.device) if scores else None
     dv = torch.zeros(v.shape, dtype=wide, device=v.device)
-    for tile, keys, position in _tiles(query, key, reach, rows):
-        q, u = (_side_by_side(t[:, :, tile].to(wide), key) for t in (query, g))
+    for tile, keys, position in tiles(query, key, reach, rows):
+        q, u = (side_by_side(t[:, :, tile].to(wide), key) for t in (query, g))
         p, factor = _scores(q, k[:, :, keys], position, keys, reach, ratio if scores else None)
-        p.sub_(_side_by_side(lse[:, :, tile].unsqueeze(-1), key)).exp_()
+        p.sub_(side_by_side(lse[:, :, tile].unsqueeze(-1), key)).exp_()
         dv[:, :, keys] += p.transpose(-1, -2) @ u
         if not scores:
             continue
-        passed = _side_by_side((g[:, :, tile].to(wide) * out[:, :, tile]).sum(-1, keepdim=True), key)
+        passed = side_by_side((g[:, :, tile].to(wide) * out[:, :, tile]).sum(-1, keepdim=True), key)
         ds = (u @ v[:, :, keys].transpose(-1, -2)).sub_(passed).mul_(p)
         if factor is not None:
             ds.mul_(factor)
@@ -69,7 +69,7 @@ def backward(
     return dq, dk.to(dtype) if scores else None, dv.to(dtype)
 
 
-def _tiles(query, key, reach, rows):
+def tiles(query, key, reach, rows):
     """Query rows (slice or indices), the slice of keys that they can reach, and their positions."""
     total, keys = query.shape[2], key.shape[2]
     each = max(1, min(_MOST_ROWS, _TILE // max(1, query.shape[0] * query.shape[1] * keys)))
@@ -82,26 +82,34 @@ def _tiles(query, key, reach, rows):
         yield tile, slice(low, last + 1 if reach.causal else keys), position
 
 
-def _side_by_side(x: Tensor, key: Tensor) -> Tensor:
+def side_by_side(x: Tensor, key: Tensor) -> Tensor:
     """(B, H, R, D) -> (B, H_kv, G R, D): the rows of the G query heads that share a key/value head."""
     return x.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
 
 
 def _scores(q, k, position, keys, reach, ratio=None):
     """Masked scores (B, H_kv, G R, S), and the soft-cap's backward factor where ``ratio`` asks for one."""
-    raw = (q @ k.transpose(-1, -2)).mul_(reach.scale)
-    factor = None
+    scores, factor = capped((q @ k.transpose(-1, -2)).mul_(reach.scale), reach, ratio)
+    return hide(scores, position, keys, reach), factor
+
+
+def capped(raw: Tensor, reach, ratio: bool | None) -> tuple[Tensor, Tensor | None]:
+    """Scores behind the soft-cap (``raw`` itself without one), and its backward factor, as in `_scores`."""
     if reach.softcap is None:
-        scores = raw
-    else:
-        scores = torch.tanh(raw / reach.softcap)
-        if ratio is True:
-            factor = torch.where(raw == 0, 1.0, scores * reach.softcap / raw)
-        elif ratio is False:
-            factor = 1 - scores * scores
-        scores.mul_(reach.softcap)
+        return raw, None
+    factor = None
+    scores = torch.tanh(raw / reach.softcap)
+    if ratio is True:
+        factor = torch.where(raw == 0, 1.0, scores * reach.softcap / raw)
+    elif ratio is False:
+        factor = 1 - scores * scores
+    return scores.mul_(reach.softcap), factor
+
+
+def hide(scores: Tensor, position: Tensor, keys: slice, reach) -> Tensor:
+    """Set to -inf, in place, what the queries (B, H_kv, G R, S) at these positions do not read of these keys."""
     grouped = scores.unflatten(2, (-1, len(position)))
-    j = torch.arange(keys.start, keys.stop, device=q.device)
+    j = torch.arange(keys.start, keys.stop, device=scores.device)
     i = position[:, None]
     if reach.causal:  # only keys after the first of these rows can be hidden from any of them
         later = max(0, int(position[0]) + 1 - keys.start)
@@ -109,4 +117,4 @@ def _scores(q, k, position, keys, reach, ratio=None):
     if reach.window is not None:
         earlier = max(0, int(position[-1]) - reach.window + 1 - keys.start)
         grouped[..., :earlier].masked_fill_(j[:earlier] <= i - reach.window, -torch.inf)
-    return scores, factor
+    return scores

@@ -48,6 +48,32 @@ def linear_unread(x: Tensor, weight: Tensor) -> Tensor:
     return _Unread.apply(x, weight, None, 0.0, 0.0, False)
 
 
+def linear_jvp(
+    x: Tensor,
+    part: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    epsilon: float = 0.0,
+    gamma: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """``linear(x, ...)``, and what ``part``, a share of ``x``, contributes to it under the rule. Not differentiable.
+
+    The transpose of the backward pass: the inner product of the second result with any ``g`` is that of ``part`` with
+    the relevance gradient that `linear` hands back for ``g``. The bias contributes to neither.
+    """
+    z = F.linear(x, weight, bias)
+    through = F.linear(part, weight)
+    if gamma:
+        t = _signed_factor(x, weight, bias, z, epsilon, gamma)
+        same = F.linear(part * x.sign(), weight.abs().mul_(gamma / 2))
+        through = through.mul_(1 + gamma / 2).mul_(t.abs()).addcmul_(t, same)
+    elif epsilon:
+        size = z.abs()
+        through.mul_(size / (size + epsilon).clamp_(min=torch.finfo(size.dtype).tiny))
+    return z, through
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, epsilon, gamma, fused):

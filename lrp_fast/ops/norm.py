@@ -33,6 +33,26 @@ def rms_norm(
     return _RMSNorm.apply(x, weight, eps, as_rules(rule), dtype or x.dtype, _fused(x, impl))
 
 
+def rms_norm_jvp(
+    x: Tensor,
+    part: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
+    rule: str | Rules = "attnlrp",
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``rms_norm(x, ...)``, and what ``part``, a share of ``x``, contributes to it under the rule; as `linear_jvp`."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    rstd = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    normed = wide * rstd
+    part = part.to(wide.dtype)
+    if not as_rules(rule).treatment.frozen_norm:
+        part = _without_radial_part(part, normed)
+    dtype = dtype or x.dtype
+    return weight * normed.to(dtype), weight * (part * rstd).to(dtype)
+
+
 def layer_norm(
     x: Tensor,
     weight: Tensor | None,

@@ -6,6 +6,7 @@ inputs; relevance is always ``x * g``. Slow on purpose (contributions are formed
 
 from .activation import activation, activation_backward
 from .attention import attention, attention_backward, visible
+from .edges import attention_edges
 from .gated_mlp import gated_mlp, gated_mlp_backward
 from .linear import epsilon_factor, linear, linear_backward
 from .norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
@@ -15,6 +16,7 @@ __all__ = [
     "activation_backward",
     "attention",
     "attention_backward",
+    "attention_edges",
     "epsilon_factor",
     "gated_mlp",
     "gated_mlp_backward",

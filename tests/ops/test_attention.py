@@ -106,9 +106,9 @@ def test_queries_without_relevance_are_skipped_exactly(rule, gamma, monkeypatch)
     query, key, value, g = make(111, 111, 4, 2, torch.float64, batch=1)
     g[:, :, [*range(77), *range(78, 111)]] = 0
     computed = []
-    whole = attention_tiled._tiles
+    whole = attention_tiled.tiles
     monkeypatch.setattr(
-        attention_tiled, "_tiles", lambda *a: (computed.append(len(tile[2])) or tile for tile in whole(*a))
+        attention_tiled, "tiles", lambda *a: (computed.append(len(tile[2])) or tile for tile in whole(*a))
     )
     rules = Rules(rule, attention_gamma=gamma)
     _, grads = run(query, key, value, g, rule=rules)

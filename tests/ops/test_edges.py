@@ -1,0 +1,150 @@
+"""ops.attention_edges against the definition, and the two selections against sorting the dense matrix."""
+
+import itertools
+
+import pytest
+import torch
+
+from lrp_fast import Rules, ops, reference
+from lrp_fast.ops import attention_tiled, edges, select
+
+STABILISERS = [(0.0, 0.0), (0.01, 0.0), (0.01, 0.3), (0.0, 0.3)]
+
+
+def trace_of(rules, queries=11, keys=11, heads=4, kv_heads=2, dtype=torch.float64, dim=8, **flags):
+    """A backward pass through random heads, and its tensors."""
+    torch.manual_seed(0)
+    query = torch.randn(1, queries, heads, dim, dtype=dtype).transpose(1, 2).requires_grad_()
+    key = torch.randn(1, keys, kv_heads, dim, dtype=dtype).transpose(1, 2).requires_grad_()
+    value = torch.randn(1, kv_heads, keys, dim, dtype=dtype).requires_grad_()
+    traces, g = [], torch.randn(1, heads, queries, dim, dtype=dtype)
+    out = ops.attention(query, key, value, rule=rules, scale=0.4, traces=traces, **flags)
+    torch.autograd.grad(out, (query, key, value), g, allow_unused=True)
+    return traces[0], (g, query.detach(), key.detach(), value.detach())
+
+
+def dense(trace, rows, *parts):
+    """(R, S) from the tiles."""
+    matrix = torch.zeros(len(rows), trace.key.shape[2], dtype=trace.value.dtype)
+    start = 0
+    for _, keys, entries in edges.edge_tiles(trace, rows, *parts):
+        matrix[start : start + len(entries), keys] = entries
+        start += len(entries)
+    return matrix
+
+
+@pytest.mark.parametrize("rule", ["attnlrp", "cp", "gradient"])
+@pytest.mark.parametrize("epsilon, gamma", STABILISERS)
+def test_edges_equal_the_definition_in_float64(rule, epsilon, gamma):
+    rules = Rules(rule, attention_epsilon=epsilon, attention_gamma=gamma)
+    some_sinks = torch.linspace(-1, 1, 4).double()
+    for (causal, window), (softcap, sinks), (queries, kv_heads) in itertools.product(
+        ((True, None), (True, 3), (False, None)), ((None, None), (5.0, some_sinks)), ((7, 2), (11, 4))
+    ):
+        flags = {"softcap": softcap, "sinks": sinks}
+        trace, (g, query, key, value) = trace_of(
+            rules, queries, kv_heads=kv_heads, causal=causal, window=window, **flags
+        )
+        mask = reference.visible(1, queries, 11, causal=causal, window=window)
+        flags |= {"scale": 0.4, "rule": rule, "epsilon": epsilon, "gamma": gamma}
+        for parts in ((key, value), (key.flip(2), value + 1)):
+            truth = reference.attention_edges(g, query, key, value, mask, *parts, **flags)[0]
+            given = () if parts[0] is key else parts
+            found = dense(trace, torch.arange(queries), *given)
+            assert (found - truth).abs().max() <= 1e-12 * truth.abs().max(), flags
+            total = ops.crossing(trace, *given)
+            assert (total - truth.sum(0)).abs().max() <= 1e-12 * truth.abs().max(), flags
+            some = torch.tensor([0, 3, queries - 1])
+            assert (dense(trace, some, *given) - truth[some]).abs().max() <= 1e-12 * truth.abs().max()
+
+
+def test_padded_or_batched_prompts_have_no_edges():
+    x = torch.randn(2, 1, 4, 8)
+    with pytest.raises(ValueError, match="one prompt without padding"):
+        ops.attention(x, x, x, traces=[])
+
+
+def tiles_of(matrix, rows_each):
+    """Causal tiles of a dense matrix, as `edge_tiles` yields them."""
+
+    def tiles():
+        for position in torch.arange(len(matrix)).split(rows_each):
+            end = int(position[-1]) + 1
+            yield position, slice(0, end), matrix[position, :end]
+
+    return tiles
+
+
+def as_dense(selected, columns):
+    matrix = torch.zeros(len(selected.counts), columns, dtype=selected.weights.dtype)
+    rows = torch.repeat_interleave(torch.arange(len(selected.counts)), selected.counts)
+    matrix[rows, selected.columns.long()] = selected.weights
+    order = rows * columns + selected.columns
+    assert (order.diff() > 0).all() and (selected.weights != 0).all()
+    return matrix
+
+
+def check_dropped(selected, kept, matrix):
+    rest = (matrix - kept).double()
+    truth = torch.stack([rest.clamp(min=0).sum(-1), rest.clamp(max=0).sum(-1)], -1)
+    assert (selected.dropped - truth).abs().max() <= 1e-5 * matrix.abs().max() * len(matrix)
+
+
+MATRICES = {
+    "spread": lambda n, g: torch.randn(n, n, generator=g) * torch.exp(3 * torch.randn(n, n, generator=g)),
+    "ties": lambda n, g: torch.randint(-3, 4, (n, n), generator=g) / 4,
+    "equal": lambda n, g: torch.ones(n, n),
+    "zero": lambda n, g: torch.zeros(n, n),
+}
+
+
+@pytest.mark.parametrize("kind", MATRICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n, rows_each", [(1, 1), (7, 3), (63, 16), (111, 64)])
+def test_top_k_is_that_of_a_sort(kind, dtype, n, rows_each):
+    matrix = MATRICES[kind](n, torch.Generator().manual_seed(n)).tril().to(dtype)
+    for k in (1, 3, 16, n):
+        selected = select.by_row(tiles_of(matrix, rows_each)(), k)
+        truth = torch.zeros_like(matrix)
+        for row in range(n):
+            best = sorted(range(n), key=lambda i: (-abs(matrix[row, i].item()), i))[:k]  # noqa: B023
+            truth[row, best] = matrix[row, best]
+        kept = as_dense(selected, n)
+        assert torch.equal(kept, truth)
+        check_dropped(selected, kept, matrix)
+
+
+@pytest.mark.parametrize("kind", MATRICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n, rows_each", [(1, 1), (7, 3), (63, 16), (111, 64)])
+@pytest.mark.parametrize("with_own", [False, True])
+def test_cumulative_mass_is_that_of_a_sort(kind, dtype, n, rows_each, with_own):
+    generator = torch.Generator().manual_seed(n)
+    matrix = MATRICES[kind](n, generator).tril().to(dtype)
+    own = torch.randint(-8, 9, (n,), generator=generator).to(dtype) if with_own else None
+    whole = matrix + torch.diag(own) if with_own else matrix
+    for share in (0.01, 0.3, 0.85, 0.999, 1.0):
+        selected = select.by_mass(tiles_of(matrix, rows_each), share, own)
+        ordered = whole.abs().flatten().sort(descending=True).values
+        sums = ordered.double().cumsum(0)
+        enough = int((sums >= share * sums[-1]).int().argmax())
+        threshold = ordered[enough] if share < 1 else 0
+        truth = matrix * ((whole.abs() >= threshold) & (whole != 0))
+        kept = as_dense(selected, n)
+        assert torch.equal(kept, truth), share
+        check_dropped(selected, kept, matrix)
+
+
+def test_just_one_selection():
+    trace, _ = trace_of(Rules())
+    for given in ({}, {"topk": 3, "mass": 0.5}):
+        with pytest.raises(ValueError, match="one of"):
+            ops.attention_edges(trace, torch.arange(11), **given)
+
+
+def test_tiles_stay_small(monkeypatch):
+    """However long the context, a tile holds no more scores than the bound, one row at least."""
+    monkeypatch.setattr(attention_tiled, "_TILE", 4 * 111 * 5)
+    trace, _ = trace_of(Rules(), 111, 111)
+    sizes = [entries.shape for _, _, entries in edges.edge_tiles(trace, torch.arange(111))]
+    assert max(rows for rows, _ in sizes) == 5 and sum(rows for rows, _ in sizes) == 111
