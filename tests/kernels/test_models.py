@@ -33,7 +33,7 @@ def by(monkeypatch):
 
     def choose(impl):
         for name in OPERATIONS:
-            monkeypatch.setattr(module(name), "fused", lambda *_: impl == "triton")
+            monkeypatch.setattr(module(name), "fused", lambda *_, **__: impl == "triton")
 
     return choose
 
