@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from . import targets
 from .files import write_atomically
 from .graph import Graph, GraphSpec, transition
-from .hf import check, device_of
+from .hf import check, device_of, vocabulary_size
 from .memory import Memory, plan
 from .rules import Rules, as_rules
 from .stream import Passed, Progress, propagate
@@ -146,14 +146,11 @@ def attribute(
     """
     if graph is not None and not isinstance(graph, GraphSpec):
         raise TypeError(f"graph must be a lrp_fast.GraphSpec, not {type(graph).__name__}")
-    if memory is not None and not isinstance(memory, Memory):
-        raise TypeError(f"memory must be a lrp_fast.Memory, not {type(memory).__name__}")
     rules = as_rules(rule)
     _check_model(model)
     ids = _read_ids(input_ids, tokenizer)
-    vocab_size = model.get_output_embeddings().weight.shape[0]
     pairs = _pairs(target, contrast)
-    requests = [targets.read(*pair, tokenizer=tokenizer, vocab_size=vocab_size) for pair in pairs]
+    requests = [targets.read(*pair, tokenizer=tokenizer, vocab_size=vocabulary_size(model)) for pair in pairs]
     positions = _read_positions(position, len(ids))
     prefix = requests[0].prefix
     if any(request.prefix != prefix for request in requests):

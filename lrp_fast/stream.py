@@ -147,10 +147,10 @@ def _back(layer: _Pass, gs: list[Tensor], rules: Rules, store: Store, plan: Plan
         return x, _gradients(edge, leaf, gs)
 
 
-def _gradients(output: Tensor | GradientEdge, x: Tensor, gs: list[Tensor]) -> list[Tensor]:
+def _gradients(edge: GradientEdge, x: Tensor, gs: list[Tensor]) -> list[Tensor]:
     found = []
     while gs:  # each is let go as soon as it has been used
-        found.append(torch.autograd.grad(output, x, gs.pop(0), retain_graph=len(gs) > 0)[0])
+        found.append(torch.autograd.grad(edge, x, gs.pop(0), retain_graph=len(gs) > 0)[0])
     return found
 
 
