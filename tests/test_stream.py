@@ -180,7 +180,8 @@ def test_progress_tells_every_layer_of_both_phases(tiny, ids):
 
 
 KILLED = """
-    import sys, torch, transformers, lrp_fast
+    import signal, sys, torch, transformers, lrp_fast
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background, it is ignored
     config = transformers.LlamaConfig(
         hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96,
         vocab_size=97,
