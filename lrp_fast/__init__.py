@@ -6,6 +6,7 @@ building blocks. See the README for the rules and the command line.
 
 from . import hf, ops
 from .attribution import Attribution, attribute, load
+from .between import between
 from .graph import Graph, GraphSpec
 from .hf import UnsupportedModuleError, patched
 from .memory import Memory, Plan, plan
@@ -26,6 +27,7 @@ __all__ = [
     "Token",
     "UnsupportedModuleError",
     "attribute",
+    "between",
     "hf",
     "load",
     "ops",

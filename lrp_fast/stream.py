@@ -17,6 +17,11 @@ from .memory import Plan
 from .rules import Rules
 from .store import Store, Stored, give_back_free_heap
 
+# float16 holds nothing below 6e-8, and few digits below 6e-5. What enters a float16 model's backward pass is raised by
+# powers of two, which cost no digit: the scalars (a mean logit's gradient is one part in the vocabulary), and at every
+# layer the relevance gradient, its largest entry to this. The layer's branches have room for 1000 times that.
+_RAISED = 2.0**8
+_LARGEST = 64.0
 _WORTH_TIDYING = 16 << 20  # bytes of a layer at work; for less it is not worth a look at the heap
 
 
@@ -28,10 +33,12 @@ class Passed(NamedTuple):
     relevance_in: Tensor  # (N,) of the layer's input, on its device
     relevance_out: Tensor
     trace: ops.Trace
+    raised: Tensor | float  # the power of two that the trace's gradients were multiplied by
     key_part: Tensor | None  # see `hf.contributions`
     value_part: Tensor | None
 
 
+Objective = Callable[[Tensor], list[Tensor]]  # (P, V) logits -> scalars, one a target
 Progress = Callable[[str, int, int], None]  # phase, layers done, layers in all
 
 
@@ -47,13 +54,14 @@ class _Pass:
     output: Tensor | None = None  # of a layer whose graph lives on
     attention: list[list[Stored | None]] = field(default_factory=list)
     traces: list[ops.Trace] | None = None  # one a target, where edges are asked for
+    raised: list[Tensor] = field(default_factory=list)  # one a target in a float16 model
 
 
 def propagate(
     model: nn.Module,
     input_ids: Tensor,
     positions: list[int],
-    objective: Callable[[Tensor], list[Tensor]],
+    objective: Objective,
     rules: Rules,
     plan: Plan,
     progress: Progress | None = None,
@@ -68,17 +76,123 @@ def propagate(
         model: a causal language model of a supported family, in eval mode.
         input_ids: (1, N) on the model's device.
         positions: whose logits ``objective`` is given, each 0 ... N - 1.
-        objective: (P, V) logits -> scalars, one a target.
         observe: called for every layer and target, from the last layer down.
 
     Returns:
         For each scalar, (L + 1, N) node relevance sum_d x_d g_d; float32, float64 for a float64 model.
     """
+    tell = progress or _silent
+    with _descent(model, input_ids, positions, objective, rules, plan, tell, observe is not None) as down:
+        x, gs = down.start()
+        nodes = [ops.node_relevance(x, g)[0] for g in gs]
+        relevance = [[one.cpu() for one in nodes]]
+        del x
+        count = len(down.layers)
+        tell("backward", 0, count)
+        for done in range(1, count + 1):
+            layer, x, gs = down.step(gs)
+            above, nodes = nodes, [ops.node_relevance(x, g)[0] for g in gs]
+            relevance.append([one.cpu() for one in nodes])
+            if observe is not None:
+                with torch.no_grad():
+                    parts = contributions(layer.module, rules, x, layer.rest, layer.named)
+                    for target in range(len(nodes)):
+                        raised = layer.raised[target] if layer.raised else 1.0
+                        given = (nodes[target], above[target].to(x.device), layer.traces.pop(0), raised, *parts)
+                        observe(Passed(count - done, target, *given))
+                        del given
+                del parts
+            del x, layer
+            _tidy(plan)
+            tell("backward", done, count)
+    return [torch.stack(one) for one in zip(*relevance[::-1], strict=True)]
+
+
+def propagate_between(
+    model: nn.Module,
+    input_ids: Tensor,
+    positions: list[int],
+    objective: Objective,
+    rules: Rules,
+    plan: Plan,
+    source: int,
+    target: int,
+    rows: list[int],
+    progress: Progress | None = None,
+) -> Tensor:
+    """Relevance that the nodes of layer ``source`` pass to each node (``target``, row), by whatever route.
+
+    At the target layer the relevance gradient is split into its rows, which then pass the layers below side by side, as
+    several targets do.
+
+    Args:
+        objective: of one scalar.
+        plan: for as many targets as there are rows.
+        source, target: 0 <= source < target <= L.
+
+    Returns:
+        (R, N), row = node of the target layer, column = node of the source layer.
+    """
+    tell = progress or _silent
+    with _descent(model, input_ids, positions, objective, rules, plan, tell, False) as down:
+        x, gs = down.start()
+        count = len(down.layers)
+        for layer in range(count, source, -1):
+            if layer == target:
+                gs = [_only(row, gs[0]) for row in rows]
+            tell("backward", count - layer, count - source)
+            _, x, gs = down.step(gs)
+            _tidy(plan)
+        tell("backward", count - source, count - source)
+        return torch.stack([ops.node_relevance(x, g)[0].cpu() for g in gs])
+
+
+def _silent(phase: str, done: int, total: int) -> None:
+    pass
+
+
+def _only(row: int, g: Tensor) -> Tensor:
+    only = torch.zeros_like(g)
+    only[:, row] = g[:, row]
+    return only
+
+
+@dataclass
+class _Descent:
+    """The way back from the logits: the layers that are still to come, the next one last."""
+
+    layers: list[_Pass]
+    top: list[Tensor]  # the last layer's output, until it has been used
+    scalars: list[Tensor]
+    rules: Rules
+    plan: Plan
+    store: Store
+
+    def start(self) -> tuple[Tensor, list[Tensor]]:
+        """The last hidden states, and the relevance gradients there."""
+        x, gs = self.top.pop(), []
+        wide = torch.promote_types(x.dtype, torch.float32)
+        raised = _RAISED if x.dtype == torch.float16 else 1.0
+        while self.scalars:
+            g = torch.autograd.grad(self.scalars.pop(0) * raised, x, retain_graph=len(self.scalars) > 0)[0]
+            gs.append(g.to(wide).div_(raised))
+        return x, gs
+
+    def step(self, gs: list[Tensor]) -> tuple[_Pass, Tensor, list[Tensor]]:
+        """The next layer down, its input, and the relevance gradients there."""
+        layer = self.layers.pop()
+        if self.layers:
+            _fetch(self.layers[-1], self.store)
+        return layer, *_back(layer, gs, self.rules, self.store, self.plan)
+
+
+@contextmanager
+def _descent(model, input_ids, positions, objective, rules, plan, tell, trace) -> Iterator[_Descent]:
+    """Runs the forward pass; for the rest see `propagate`."""
     layers = [_Pass(module, tier) for module, tier in zip(decoder_layers(model), plan.tiers, strict=True)]
-    if observe is not None:
+    if trace:
         for layer in layers:
             layer.traces = []
-    tell = progress or (lambda phase, done, total: None)
     store = Store(plan.offload_dir)
     with ExitStack() as leaving, torch.inference_mode(False), torch.enable_grad():
         leaving.callback(store.close)
@@ -87,35 +201,8 @@ def propagate(
         leaving.enter_context(patched(model, rules))
         input_ids = input_ids.clone()  # a caller's inference_mode made it what autograd cannot save
         with _watched(layers, store, plan, lambda done: tell("forward", done, len(layers))) as top:
-            logits = _logits(model, input_ids, positions)
-        x = top.pop()
-        scalars = objective(logits[0])
-        wide = torch.promote_types(x.dtype, torch.float32)
-        gs = [torch.autograd.grad(one, x, retain_graph=one is not scalars[-1])[0].to(wide) for one in scalars]
-        del logits, scalars
-        nodes = [ops.node_relevance(x, g)[0] for g in gs]
-        relevance = [[one.cpu() for one in nodes]]
-        del x
-        tell("backward", 0, len(layers))
-        for done in range(1, len(layers) + 1):
-            layer = layers.pop()
-            if layers:
-                _fetch(layers[-1], store)
-            x, gs = _back(layer, gs, rules, store, plan)
-            above, nodes = nodes, [ops.node_relevance(x, g)[0] for g in gs]
-            relevance.append([one.cpu() for one in nodes])
-            if observe is not None:
-                with torch.no_grad():
-                    parts = contributions(layer.module, rules, x, layer.rest, layer.named)
-                    for target in range(len(nodes)):
-                        given = (nodes[target], above[target].to(x.device), layer.traces.pop(0), *parts)
-                        observe(Passed(len(layers), target, *given))
-                        del given
-                del parts
-            del x, layer
-            _tidy(plan)
-            tell("backward", done, done + len(layers))
-    return [torch.stack(one) for one in zip(*relevance[::-1], strict=True)]
+            scalars = objective(_logits(model, input_ids, positions)[0])
+        yield _Descent(layers, top, scalars, rules, plan, store)
 
 
 def _logits(model: nn.Module, input_ids: Tensor, positions: list[int]) -> Tensor:
@@ -144,7 +231,18 @@ def _back(layer: _Pass, gs: list[Tensor], rules: Rules, store: Store, plan: Plan
         edge = get_gradient_edge(output)
         del output  # nobody reads its values
         _tidy(plan)
-        return x, _gradients(edge, leaf, gs)
+        if x.dtype != torch.float16:
+            return x, _gradients(edge, leaf, gs)
+        layer.raised = [_raise(g) for g in gs]
+        return x, [g.div_(factor) for g, factor in zip(_gradients(edge, leaf, gs), layer.raised, strict=True)]
+
+
+def _raise(g: Tensor) -> Tensor:
+    """Multiply by the power of two that brings the largest entry to `_LARGEST` or, at least, half of it; return it."""
+    largest = g.abs().max().clamp(min=2.0**-100)
+    factor = _LARGEST * largest.frexp().mantissa / largest
+    g.mul_(factor)
+    return factor
 
 
 def _gradients(edge: GradientEdge, x: Tensor, gs: list[Tensor]) -> list[Tensor]:

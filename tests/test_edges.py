@@ -1,5 +1,7 @@
 """Edges between hidden states: the closed form against one backward pass a target, and the identities of the graph."""
 
+import copy
+
 import pytest
 import torch
 
@@ -84,6 +86,17 @@ def test_cp_without_biases_conserves_relevance(family, tiny, ids):
         assert (matrix.sum(1) - above).abs().max() <= 1e-10 * above.abs().max()
 
 
+def test_float16_gives_the_edges_of_float64(tiny, ids):
+    """The passes of a float16 model run at another scale (see `stream`); within what 16 bits do to node relevance."""
+    model = tiny("llama", torch.float16)
+    truth = attribute(copy.deepcopy(model).double(), ids, 3, 5, graph=ALL)
+    found = attribute(model, ids, 3, 5, graph=ALL)
+    own = (found.layers - truth.layers).abs().max()
+    for layer in range(3):
+        assert (found.graph.dense(layer) - truth.graph.dense(layer)).abs().max() <= 3 * own
+        assert (found.graph.self_edges[layer] - truth.graph.self_edges[layer]).abs().max() <= 3 * own
+
+
 @families
 def test_the_attribution_is_the_same_with_a_graph(family, tiny, ids):
     model = tiny(family)
@@ -96,8 +109,9 @@ def test_the_attribution_is_the_same_with_a_graph(family, tiny, ids):
 
 
 @pytest.mark.parametrize("share", [0.3, 0.85, 1.0])
-def test_cumulative_mass_is_that_of_pruning(share, tiny, ids):
-    model = tiny("qwen2", torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_cumulative_mass_is_that_of_pruning(share, dtype, tiny, ids):
+    model = tiny("qwen2", dtype)
     found = attribute(model, ids, 3, 5, graph=GraphSpec(mass=share)).graph
     pruned = attribute(model, ids, 3, 5, graph=ALL).graph.prune(mass=share)
     for layer in range(3):

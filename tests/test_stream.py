@@ -51,6 +51,34 @@ def test_a_small_budget_changes_nothing_but_rounding(family, tiny, ids):
     assert (small.layers - large.layers).abs().max() <= 1e-5 * large.layers.abs().max()
 
 
+@pytest.mark.parametrize("tier", ["host", "file"])
+def test_float16_loses_nothing_of_small_gradients(tier, tiny, ids):
+    """A target of 2**-20 times the size has 2**-20 times the relevance, to about as many digits, and edges that fit."""
+    model = tiny("llama", torch.float16)
+    plan = Plan(23, (tier,) * 3, 23, {}, {"cpu": 1}, {}, {}, 0, 0, 0, 0)
+
+    def run_at(size, model=model):
+        crossed = []
+
+        def observe(passed):
+            through = lrp_fast.ops.crossing(passed.trace, passed.key_part, passed.value_part)
+            crossed.append(through / passed.raised / size)
+
+        def objective(logits):
+            return [size * (logits[0, 3] - logits[0, 5]).to(torch.promote_types(logits.dtype, torch.float32))]
+
+        (nodes,) = propagate(model, ids, [22], objective, Rules(), plan, None, observe)
+        return nodes / size, torch.stack(crossed)
+
+    truth, _ = run_at(1, copy.deepcopy(model).double())
+    nodes, crossed = run_at(1)
+    own = (nodes - truth).abs().max()
+    for size in (2.0**-20, 2.0**7):
+        found, through = run_at(size)
+        assert (found - truth).abs().max() <= 1.5 * own
+        assert (through - crossed).abs().max() <= 3 * own
+
+
 def test_sixteen_bits_keep_a_float32_residual_stream(smollm2):
     """Streamed, a bfloat16 model's relevance is nearer to the truth than through its own 16-bit gradients."""
     truth, _ = smollm2

@@ -74,7 +74,7 @@ def transition(spec: GraphSpec, passed, value: float) -> tuple[Edges, torch.Tens
     """
     trace, parts = passed.trace, {"key_part": passed.key_part, "value_part": passed.value_part}
     dtype = passed.relevance_in.dtype
-    own = passed.relevance_in - ops.crossing(trace, **parts).to(dtype)
+    own = passed.relevance_in - (ops.crossing(trace, **parts) / passed.raised).to(dtype)
     smallest = spec.node_threshold * (1.0 if spec.absolute else abs(value))
     active = (passed.relevance_out.abs() >= smallest) & trace.g[0].any(-1).any(0)
     if spec.layers is not None and passed.layer not in spec.layers:
@@ -84,11 +84,12 @@ def transition(spec: GraphSpec, passed, value: float) -> tuple[Edges, torch.Tens
         none = torch.zeros(0, dtype=torch.int32)
         edges = Edges(none, torch.zeros(1, dtype=torch.int64), none, torch.zeros(0, dtype=dtype))
         return edges, torch.zeros(0, 2, dtype=dtype), own.cpu()
-    choice = {"topk": spec.topk} if spec.mass is None else {"mass": spec.mass, "own": own}
+    choice = {"topk": spec.topk} if spec.mass is None else {"mass": spec.mass, "own": own * passed.raised}
     found = ops.attention_edges(trace, rows, **parts, **choice)
     indptr = torch.cat([torch.zeros(1, dtype=torch.int64), found.counts.cumsum(0)])
-    edges = Edges(rows.int().cpu(), indptr, found.columns, found.weights.to(dtype))
-    return edges, found.dropped.to(dtype), own.cpu()
+    raised = torch.as_tensor(passed.raised).cpu()
+    edges = Edges(rows.int().cpu(), indptr, found.columns, (found.weights / raised).to(dtype))
+    return edges, (found.dropped / raised).to(dtype), own.cpu()
 
 
 def _whole(value, name: str) -> int:
