@@ -147,10 +147,8 @@ def attribute(
     asked = question.read(model, input_ids, target, contrast, position, rule, tokenizer)
     ids, rules = asked.ids, asked.rules
     counts = {"positions": len(asked.positions), "targets": len(asked.requests)}
-    planned = plan(model, len(ids), rule=rules, memory=memory, **counts)
+    planned = plan(model, len(ids), rule=rules, memory=memory, graph=graph, **counts)
     found: list[tuple[float, Explained]] = []
-    if graph is not None:
-        graph.check(len(planned.tiers))
     transitions: list[list] = [[] for _ in asked.requests]
 
     def observe(passed: Passed) -> None:

@@ -65,9 +65,8 @@ def between(
             raise ValueError(f"row {row} is outside the context's {length} tokens")
     if not rows:
         raise ValueError("rows is empty: name at least one target position")
-    planned = plan(
-        model, length, rule=asked.rules, memory=memory, positions=len(asked.positions), targets=len(rows)
-    )
+    counts = {"positions": len(asked.positions), "targets": len(rows)}
+    planned = plan(model, length, rule=asked.rules, memory=memory, **counts)
     found = propagate_between(
         model,
         asked.ids[None].to(device_of(model.get_input_embeddings())),

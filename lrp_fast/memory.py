@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from .graph import GraphSpec
 from .hf import LayerSize, check, layer_sizes, vocabulary_size, weight_bytes
 from .rules import Rules, as_rules
 
@@ -113,6 +114,7 @@ def plan(
     memory: Memory | None = None,
     positions: int = 1,
     targets: int = 1,
+    graph: GraphSpec | None = None,
     device: str = "cuda",
 ) -> Plan:
     """What `lrp_fast.attribute` would do with ``n_tokens`` tokens, reckoned from the sizes of the model's modules.
@@ -122,6 +124,8 @@ def plan(
     Args:
         rule, memory: as in `lrp_fast.attribute`.
         positions: how many positions' logits are explained. targets: how many at once.
+        graph: as in `lrp_fast.attribute`. What a share of the mass comes to is known only afterwards: with
+            ``GraphSpec(mass=...)`` the kept edges, 8 bytes each, are not counted.
         device: for a model on the "meta" device, "cuda" or "cpu", where it would be. On "cuda", budgets that are not
             given are boundless: it may be another machine's.
 
@@ -149,9 +153,18 @@ def plan(
             raise ValueError(f"a layer is on {size.device}: lrp_fast runs on CUDA devices and CPUs")
     elsewhere = planned != sizes and device == "cuda"
     sizes = planned
-    context = _Context(n_tokens, positions, targets, vocabulary_size(model), model.dtype, as_rules(rule))
+    if graph is not None:
+        graph.check(len(sizes))
+    context = _Context(n_tokens, positions, targets, vocabulary_size(model), model.dtype, as_rules(rule), graph)
     devices = dict.fromkeys([*(size.device for size in sizes), _HOST])
     budgets = {device: _budget(device, memory, elsewhere) for device in devices}
+    edges = _edges(len(sizes), context)
+    if budgets[_HOST] < edges:
+        raise ValueError(
+            f"{_size(budgets[_HOST])} on cpu cannot hold the graph's edges, {_size(edges)}: take a lower topk or fewer "
+            "layers"
+        )
+    budgets[_HOST] -= edges
     tiers, rows = _place(sizes, context, budgets)
 
     stored, working, least, peak = Counter(), {}, {}, Counter()
@@ -167,6 +180,9 @@ def plan(
         if tier != "file":
             peak[str(_HOST if tier == "host" else size.device)] += taken
     peak.update(working)
+    if edges:
+        peak[str(_HOST)] += edges
+        least[str(_HOST)] = least.get(str(_HOST), 0) + edges
     folder = tempfile.gettempdir() if memory.offload_dir is None else memory.offload_dir
     if not elsewhere and stored["file"] > shutil.disk_usage(folder).free:
         raise ValueError(
@@ -194,6 +210,7 @@ class _Context(NamedTuple):
     vocabulary: int
     dtype: torch.dtype
     rules: Rules
+    graph: GraphSpec | None
 
     @property
     def wide(self) -> int:
@@ -331,14 +348,39 @@ def _work_replayed(size: LayerSize, context: _Context, rows: int) -> int:
         attention += 12 * 1024 * (size.window + 1536)
     mlp = context.tokens * (w * (4 * h + targets) + b * 2 * (q + k))
     mlp += min(rows, context.tokens) * b * inside * size.mlp
-    return int(_heap_loss(size, context) * max(attention, mlp)) + size.loaded
+    traces, selecting = _work_on_edges(size, context)
+    return int(_heap_loss(size, context) * max(attention + traces, mlp, selecting)) + size.loaded
 
 
 def _work_with_graph(size: LayerSize, context: _Context) -> int:
     """As `_work_replayed`, beside the graphs of all layers."""
     residual = (3 + context.targets) * size.hidden
     attention, mlp = residual + 1.6 * size.query + 2.3 * size.key, residual + 3 * size.mlp
-    return int(_heap_loss(size, context) * context.tokens * context.dtype.itemsize * max(attention, mlp))
+    traces, selecting = _work_on_edges(size, context)
+    selecting -= 2 * _graph(size, context)  # gone by then: the last layer has few edges to choose from
+    work = context.tokens * context.dtype.itemsize
+    return int(_heap_loss(size, context) * max(work * attention + traces, work * mlp, selecting))
+
+
+def _work_on_edges(size: LayerSize, context: _Context) -> tuple[int, float]:
+    """With a graph: what the traces hold on to in the backward pass, and all there is when edges are chosen."""
+    if context.graph is None:
+        return 0, 0
+    b, w, h, q, k = context.dtype.itemsize, context.wide, size.hidden, size.query, size.key
+    traces = b * (q + k + (context.targets - 1) * (q + 2 * k))
+    held = w * h * (1 + context.targets) + b * (2 * q + 3 * k) + w * 2 * k + traces
+    tiles = (25 if context.rules.treatment.score else 15) * min(1 << 21, 64 * size.heads * context.tokens)
+    return context.tokens * traces, context.tokens * held + tiles
+
+
+def _edges(layers: int, context: _Context) -> int:
+    """The graph's arrays on the host, where their size does not hang on the numbers."""
+    spec = context.graph
+    if spec is None or spec.topk is None or spec.node_threshold:
+        return 0
+    layers = layers if spec.layers is None else len(set(spec.layers))
+    row = min(spec.topk, context.tokens) * (4 + context.wide) + 12 + 2 * context.wide
+    return context.targets * layers * context.tokens * row
 
 
 def _heap_loss(size: LayerSize, context: _Context) -> float:

@@ -59,7 +59,7 @@ def batch_packed(model, ids, target, contrast, rule, layers):
 def test_the_closed_form_is_one_backward_pass_a_target(family, rule, tiny, ids):
     model = tiny(family, torch.float64)
     truth = batch_packed(model, ids, 3, 5, rule, range(3))
-    tight = Memory(host_budget=lrp_fast.plan(model, 23, rule=rule).least["cpu"])
+    tight = Memory(host_budget=lrp_fast.plan(model, 23, rule=rule, graph=ALL).least["cpu"])
     for memory in (None, tight):
         graph = attribute(model, ids, 3, 5, rule=rule, graph=ALL, memory=memory).graph
         for layer, matrix in truth.items():
@@ -156,8 +156,9 @@ def test_thresholds_and_layers_choose_the_targets(tiny, ids):
 @pytest.mark.parametrize("small", [False, True])
 def test_several_targets_have_a_graph_each(small, tiny, ids):
     model = tiny("llama", torch.float64)
-    memory = Memory(host_budget=lrp_fast.plan(model, 23, targets=2).least["cpu"]) if small else None
-    together = attribute(model, ids, [3, 4], [5, None], graph=GraphSpec(topk=4), memory=memory)
+    spec = GraphSpec(topk=4)
+    memory = Memory(host_budget=lrp_fast.plan(model, 23, targets=2, graph=spec).least["cpu"]) if small else None
+    together = attribute(model, ids, [3, 4], [5, None], graph=spec, memory=memory)
     for result, (target, contrast) in zip(together, [(3, 5), (4, None)], strict=True):
         single = attribute(model, ids, target, contrast, graph=GraphSpec(topk=4)).graph
         for layer in range(3):

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 import lrp_fast
 import lrp_fast.store
-from lrp_fast import Memory, Rules, attribute, plan
+from lrp_fast import GraphSpec, Memory, Rules, attribute, plan
 
 
 class Allocated(TorchDispatchMode):
@@ -68,6 +68,31 @@ def test_what_is_allocated_is_what_was_planned(shape, rule, tier, monkeypatch):
         attribute(subject, ids, target=3, contrast=5, rule=rule, memory=memory)
     # cp's score tiles weigh more beside so few features than in any real model.
     assert allocated.peak == pytest.approx(planned.peak["cpu"], rel=0.15 if rule == "attnlrp" else 0.2)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rule", ["attnlrp", "cp"])
+@pytest.mark.parametrize("tier", ["graph", "file"])
+def test_a_graph_takes_what_was_planned(shape, rule, tier, monkeypatch):
+    monkeypatch.setattr(lrp_fast.store, "_BLOCK", 0)
+    monkeypatch.setattr(lrp_fast.memory, "_heap_loss", lambda size, context: 1.0)
+    subject, spec = model(**SHAPES[shape]), GraphSpec(topk=40)
+    ids = torch.randint(0, 97, (1024,), generator=torch.Generator().manual_seed(0))
+    least = plan(subject, 1024, rule=rule, graph=spec).least["cpu"]
+    memory = Memory(host_budget={"graph": None, "file": least}[tier])
+    planned = plan(subject, 1024, rule=rule, memory=memory, graph=spec)
+    assert set(planned.tiers) == {tier}
+    with Allocated(subject) as allocated:
+        attribute(subject, ids, target=3, contrast=5, rule=rule, memory=memory, graph=spec)
+    assert allocated.peak == pytest.approx(planned.peak["cpu"], rel=0.2)
+
+
+def test_edges_that_no_budget_holds_are_refused():
+    memory = Memory(host_budget=10**6)
+    with pytest.raises(ValueError, match=r"1.00 MB on cpu cannot hold the graph's edges, \d+.\d\d MB: take"):
+        attribute(model(), torch.arange(1000) % 97, graph=GraphSpec(topk=100), memory=memory)
+    with pytest.raises(ValueError, match="no transition 9"):
+        plan(model(), 10, graph=GraphSpec(topk=1, layers=[9]))
 
 
 @pytest.mark.parametrize("rule", ["gradient", Rules(epsilon=0.1), Rules(gamma=0.1), Rules("cp", attention_gamma=0.1)])
