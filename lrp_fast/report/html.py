@@ -13,8 +13,8 @@ from importlib.resources import files
 import torch
 
 from ..attribution import Attribution
-from ..files import write_atomically
-from .record import contrast_words, finite, rule_words, without_infinity
+from ..files import without_infinity, write_atomically
+from .record import contrast_words, finite, rule_words
 
 
 def write_html(result: Attribution, path: str | os.PathLike) -> None:
