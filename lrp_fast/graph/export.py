@@ -20,8 +20,8 @@ class EdgeList(NamedTuple):
     """All edges of a graph, by layer, then target, then source.
 
     Attributes:
-        layers: (E,) int64, the layer of the source; the target is one layer above.
-        sources, targets: (E,) int64 positions.
+        layers: (E,) int32, the layer of the source; the target is one layer above.
+        sources, targets: (E,) int32 positions.
         weights: (E,) float64 signed relevance.
     """
 
@@ -35,9 +35,9 @@ def edge_list(graph) -> EdgeList:
     """The edges of every transition one behind the other, self edges included."""
     entries = [graph.entries(layer) for layer in range(graph.num_layers)]
     return EdgeList(
-        np.repeat(np.arange(graph.num_layers), [len(one.weights) for one in entries]),
-        np.concatenate([one.sources.numpy() for one in entries]).astype(np.int64),
-        np.concatenate([one.targets.numpy() for one in entries]).astype(np.int64),
+        np.repeat(np.arange(graph.num_layers, dtype=np.int32), [len(one.weights) for one in entries]),
+        np.concatenate([one.sources.numpy() for one in entries]),
+        np.concatenate([one.targets.numpy() for one in entries]),
         np.concatenate([one.weights.numpy() for one in entries]),
     )
 
