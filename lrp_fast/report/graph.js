@@ -37,14 +37,14 @@ const MARGIN = { left: 46, right: 14, top: 40, bottom: 112 };
 let width = 300, height = 300, step = 20, scale = 1, offset = 0;  // pixels a layer, pixels a unit, units left of the plot
 
 const room = () => Math.max(40, width - MARGIN.left - MARGIN.right);
-const fitting = () => Math.min(90, room() / units);
+const fitting = () => Math.min(130, room() / units);
 const x = (v) => MARGIN.left + (unit[nodeColumn[v]] - offset) * scale;
 const xOf = (c) => MARGIN.left + (unit[c] - offset) * scale;
 const yOf = (layer) => height - MARGIN.bottom - layer * step;
 const y = (v) => yOf(nodeLayer[v]);
 
 function clamp() {
-  scale = Math.min(Math.max(scale, fitting()), Math.max(fitting(), 90));
+  scale = Math.min(Math.max(scale, fitting()), Math.max(fitting(), 130));
   const inView = room() / scale;
   offset = inView >= units ? (units - inView) / 2 : Math.min(Math.max(offset, 0), units - inView);
 }
@@ -270,6 +270,7 @@ function tell() {
   if (v === null) {
     at("node-name").replaceChildren("No node chosen");
     at("node-about").textContent = "Point at a node to read it; click it to see what leads there and what comes of it.";
+    at("readout").textContent = "Point at a node, or click it.";
     for (const list of ["outgoing", "incoming"]) at(list).replaceChildren();
     return;
   }
@@ -277,6 +278,7 @@ function tell() {
   at("node-name").replaceChildren(...(data.tokens ? [quote(data.tokens[c])] : []), ` position ${count(positions[c])}`);
   const layer = nodeLayer[v] === 0 ? "layer 0, the embedding" : nodeLayer[v] === L ? `layer ${L}, the last` : `layer ${nodeLayer[v]} of ${L}`;
   at("node-about").replaceChildren(layer, ", relevance ", make("b", "", number(relevance[v])), explained.has(positions[c]) && nodeLayer[v] === L ? ", explained here" : "");
+  at("readout").replaceChildren(...(data.tokens ? [quote(data.tokens[c])] : []), ` position ${count(positions[c])}, layer ${nodeLayer[v]}, relevance `, make("b", "", number(relevance[v])));
   fill("outgoing", from, target, v);
   fill("incoming", into, source, v);
 }

@@ -82,6 +82,8 @@ def table(whole: Graph, kept: Graph, paths: list[Path], pruned: str) -> str:
     for name, words in _COUNTS.items():
         share = f"   {100 * after[name] / before[name]:5.1f} %" if name in ("edges", "mass") and before[name] else ""
         lines.append(f"{words:24}{_figure(name, before[name]):>12}{_figure(name, after[name]):>12}{share}")
+    if not after["edges"]:
+        return "\n".join([*lines, "", "nothing is left: ask for larger shares with --prune, or for none"])
     if not paths:
         return "\n".join([*lines, "", "no path leads from an input token to what is explained"])
     lines += ["", " share  best paths: position, token and layers, from the input up"]

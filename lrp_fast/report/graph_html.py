@@ -34,8 +34,9 @@ def _page_data(graph: Graph) -> dict:
     drawn = EdgeList(*(one[strongest] for one in edges))
     shown = held(graph, drawn)
     positions = shown.any(0).nonzero()[0]
-    layers, columns = shown[:, positions].nonzero()
-    number = np.cumsum(shown[:, positions]).reshape(-1, len(positions)) - 1  # of a node, where it is shown
+    shown = shown[:, positions]
+    layers, columns = shown.nonzero()
+    number = (np.cumsum(shown) - 1).reshape(shown.shape)  # of a node, where it is shown
     column = np.searchsorted(positions, np.arange(graph.num_tokens))
     lost = graph.dropped_mass.double().sum(0) + graph.dropped_self.double().sum(0)
     return _about(graph) | {
