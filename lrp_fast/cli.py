@@ -116,10 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument(
         "--prune",
         type=_pruning,
-        default="influence:0.8,0.98",
         metavar="HOW",
-        help="influence:NODES,EDGES (shares of the influence on the decision; 0.8,0.98 if left out), mass:P (of each "
-        "layer's |weight|), threshold:X (edges above X) or none",
+        help="influence:NODES,EDGES (shares of the influence on the decision), mass:P (of each layer's |weight|), "
+        "threshold:X (edges above X) or none; if left out, influence:0.8,0.98, and none for a graph file",
     )
     shown.add_argument("--paths", type=_count, default=5, metavar="K", help="best paths in the table (5)")
     shown.add_argument("--save", type=Path, metavar="FILE", help="write what was kept as a graph file, .safetensors")
@@ -238,8 +237,9 @@ def _graph(options: argparse.Namespace) -> int:
     from .report.graph import as_json, table
     from .report.graph_html import write_graph_html
 
-    whole = _read_graph(options) if options.model.endswith(".safetensors") else _build_graph(options)
-    words, pruning = options.prune
+    is_file = options.model.endswith(".safetensors")
+    whole = _read_graph(options) if is_file else _build_graph(options)
+    words, pruning = options.prune or _pruning("none" if is_file else "influence:0.8,0.98")
     kept = whole.prune(**pruning) if pruning else whole
     paths = kept.paths(options.paths)
 

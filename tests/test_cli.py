@@ -238,6 +238,8 @@ def test_a_graph_file_is_read_again(run, tmp_path):
         assert found["paths"][0]["positions"] == list(expected.paths()[0].positions) and len(found["paths"]) == 2
         assert found["before"]["edges"] > found["kept"]["edges"] == sum(found["measures"]["edges"]) > 0
         assert found["manifest"]["explained"]["terms"][0]["target"]["text"] == "sydney"
+    status, out, _ = run("--json", **read)  # as it was saved
+    assert json.loads(out)["kept"] == json.loads(out)["before"]
     # the same as in one go
     assert run("--prune", "mass:0.6", **read)[1] == run(*PROMPT, *TWO, "--prune", "mass:0.6", command="graph")[1]
 

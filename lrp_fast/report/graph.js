@@ -33,8 +33,12 @@ const label = (c) => (data.tokens ? data.tokens[c] : "#" + positions[c]);
 const unit = new Float64Array(C);
 for (let c = 0; c < C; c++) unit[c] = c === 0 ? 0.5 : unit[c - 1] + (positions[c] - positions[c - 1] > 1 ? 1.7 : 1);
 const units = C ? unit[C - 1] + 0.5 : 1;
-const MARGIN = { left: 46, right: 14, top: 40, bottom: 112 };
-let width = 300, height = 300, step = 20, scale = 1, offset = 0;  // pixels a layer, pixels a unit, units left of the plot
+const LETTERS = 12;  // of a token below its column
+const letters = (text) => [...visible(text, LETTERS)].reduce((sum, char) => sum + (char > "\u2e7f" ? 2 : 1), 0);
+const longest = Array.from({ length: C }, (_, c) => c).reduce((most, c) => Math.max(most, letters(label(c))), 0);
+const below = Math.min(88, 7.3 * longest) + 6 + 6 * count(N).length;  // pixels of the longest label, its position with it
+const MARGIN = { left: 46, right: 14, top: 40, bottom: Math.round(26 + 0.87 * below) };  // it stands at 60 degrees
+let width = 300, height = 300, step = 20, scale = 0, offset = 0;  // pixels a layer, pixels a unit, units left of the plot
 
 const room = () => Math.max(40, width - MARGIN.left - MARGIN.right);
 const fitting = () => Math.min(130, room() / units);
@@ -131,6 +135,7 @@ function draw() {
   context.rect(MARGIN.left - 6, 0, width - MARGIN.left + 6, height);
   context.clip();
   context.setLineDash([1, 4]);
+  context.globalAlpha = 0.6;
   context.strokeStyle = faint;
   for (let c = 1; c < C; c++) {
     if (positions[c] - positions[c - 1] === 1 || 1.7 * scale < 9) continue;
@@ -142,6 +147,7 @@ function draw() {
     context.stroke();
   }
   context.setLineDash([]);
+  context.globalAlpha = 1;
 
   // Edges, the weakest first, those of one width and sign at once.
   const path = (k) => {
@@ -161,7 +167,7 @@ function draw() {
         for (let k = last - 1; k >= first; k--) if (weight[k] * sign > 0 && (!marked || !marked.edges[k] === faded)) path(k);
         context.strokeStyle = faded ? faint : sign < 0 ? negative : positive;
         context.globalAlpha = faded ? 0.13 : 0.3 + 0.6 * here / LEVELS;
-        context.lineWidth = 0.4 + Math.min(6, 0.5 * step) * here / LEVELS;
+        context.lineWidth = faded ? 0.8 : 0.4 + Math.min(6, 0.5 * step) * here / LEVELS;
         context.stroke();
       }
       last = first;
@@ -187,21 +193,21 @@ function draw() {
     context.arc(x(v), y(v), most + 3, 0, 7);
     context.stroke();
   }
-  drawLabels(context, ink, faint);
   context.restore();
+  drawLabels(context, ink, faint);
 }
 
 /** Token texts, below their columns and above the positions that were explained; of those too close the stronger one. */
 function drawLabels(context, ink, faint) {
-  const turned = (text, at, cx, cy, up) => {
+  const turned = (text, at, cx, cy) => {
     context.save();
     context.translate(cx, cy);
     context.rotate(-Math.PI / 3);
-    context.textAlign = up ? "left" : "right";
+    context.textAlign = "right";
     context.font = '12px ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mono", "DejaVu Sans Mono", monospace';
     context.fillStyle = ink;
-    context.fillText(text, 0, 0);
-    const length = context.measureText(text).width;
+    const length = Math.min(88, context.measureText(text).width);  // wide letters are squeezed
+    context.fillText(text, 0, 0, length);
     context.font = "10px system-ui, sans-serif";
     context.fillStyle = faint;
     context.fillText(at, -length - 6, 0);
@@ -213,7 +219,7 @@ function drawLabels(context, ink, faint) {
     if (cx < MARGIN.left - 4 || cx > width) continue;
     if (placed.some((other) => Math.abs(other - cx) < 17)) continue;
     placed.push(cx);
-    turned(visible(label(c), 12), count(positions[c]), cx + 2, yOf(0) + 12);
+    turned(visible(label(c), LETTERS), count(positions[c]), cx + 2, yOf(0) + 12);
     if (placed.length > 120) break;
   }
   const above = [];
@@ -224,7 +230,7 @@ function drawLabels(context, ink, faint) {
     context.textAlign = xOf(c) > width - 120 ? "right" : "center";
     context.font = "12px ui-monospace, Menlo, Consolas, monospace";
     context.fillStyle = ink;
-    const words = [term.target, term.contrast].filter(Boolean).map((token) => visible(token.text ?? "#" + token.id, 12));
+    const words = [term.target, term.contrast].filter(Boolean).map((token) => visible(token.text ?? "#" + token.id, LETTERS));
     context.fillText(words.join(" / "), Math.min(xOf(c) + (context.textAlign === "right" ? 12 : 0), width - 8), MARGIN.top - 22);
   }
 }
@@ -399,12 +405,12 @@ function drawHead() {
   else at("question").textContent = "A graph that does not say what was explained";
   drawFacts([
     ["Model", data.model], ["Rule", data.rule], ["Tokens", `${count(N)}, ${count(C)} of them here`], ["Layers", count(L)],
-    ["Nodes", count(V)], ["Edges", count(data.num_edges)], ["Sum of |weight|", number(data.mass).replace("+", "")],
+    ["Nodes", count(V) + (E < data.num_edges ? " here" : "")], ["Edges", count(data.num_edges)], ["Sum of |weight|", number(data.mass).replace("+", "")],
   ]);
   const [gone, less] = data.dropped;
   const weak = data.num_edges > E ? `This page holds the ${count(E)} strongest of the graph's ${count(data.num_edges)} edges, ${percent(mass[E], data.mass)} of the sum of |weight|. ` : "";
   at("left-out").textContent = weak + `Not in the graph: edges that together hand on ${number(gone)} and ${number(less)}, left out when it was built and pruned.`
-    + (C < N ? ` Tokens without nodes, ${count(N - C)}, are left out; a dotted line stands where some are missing.` : "");
+    + (C < N ? ` Tokens without nodes here, ${count(N - C)}, are left out; a dotted line stands where some are missing.` : "");
   at("help").textContent = "Tokens from left to right, layers from the embeddings at the bottom up. Lines are edges: wider, the more relevance they hand on (by the square root); "
     + "the size of a node is its relevance. Drag to move, zoom with the buttons, two fingers or Ctrl and the wheel; "
     + "arrow keys walk along the strongest edges, Escape lets go.";

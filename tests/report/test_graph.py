@@ -177,7 +177,7 @@ def test_the_head_says_what_is_explained_and_what_is_missing(drawn, text, routes
     assert text(body, "question") == "Why ␣Paris rather than ␣Lyon?"
     assert "Tokens5, 4 of them here" in text(body, "facts") + body.replace("</dt><dd>", "")
     assert text(body, "left-out").startswith("Not in the graph: edges that together hand on +2.000 and −0.7500, left")
-    assert "Tokens without nodes, 1, are left out" in text(body, "left-out")
+    assert "Tokens without nodes here, 1, are left out" in text(body, "left-out")
     assert text(body, "kept-name") == "6 of 6, 100 % of all |weight|"
     assert text(body, "node-name") == "No node chosen"
 
