@@ -297,7 +297,7 @@ class Graph:
         positive and negative, and the manifest.
 
         Raises:
-            ImportError: without networkx (``pip install 'lrp-fast[networkx]'``).
+            ImportError: without networkx, the extra ``networkx``.
             ValueError: for more than two million edges.
         """
         return export.to_networkx(self)
@@ -310,7 +310,7 @@ class Graph:
         ``token``; as in `to_networkx`.
 
         Raises:
-            ImportError: without pandas (``pip install 'lrp-fast[pandas]'``).
+            ImportError: without pandas, the extra ``pandas``.
         """
         return export.to_pandas(self)
 

@@ -51,7 +51,7 @@ def held(graph, edges: EdgeList) -> np.ndarray:
 
 
 def to_networkx(graph):
-    networkx = _optional("networkx", "networkx")
+    networkx = _optional("networkx")
     edges = few_edges(graph)
     found = networkx.DiGraph(**_about(graph))
     for layer, position in np.argwhere(held(graph, edges)).tolist():
@@ -62,7 +62,7 @@ def to_networkx(graph):
 
 
 def to_pandas(graph):
-    pandas = _optional("pandas", "pandas")
+    pandas = _optional("pandas")
     edges = edge_list(graph)
     layers, positions = held(graph, edges).nonzero()
     nodes = {"layer": layers, "position": positions, "relevance": graph.nodes.numpy()[layers, positions]}
@@ -113,8 +113,8 @@ def few_edges(graph) -> EdgeList:
     return edges
 
 
-def _optional(module: str, extra: str):
+def _optional(module: str):
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{module} is not installed: pip install 'lrp-fast[{extra}]'") from error
+        raise ImportError(f"{module} is not installed: pip install {module}, the extra [{module}] of lrp-fast") from error

@@ -1,6 +1,7 @@
 """A graph in words, as plain data and as a page; what a browser makes of the page is below too."""
 
 import base64
+import html
 import json
 import re
 from dataclasses import replace
@@ -210,6 +211,9 @@ def test_the_slider_lets_go_of_a_node_without_edges(drawn, text, routes):
     script = 'at("kept").value = {}; at("kept").dispatchEvent(new Event("input"));'
     assert text(drawn(routes, "#0,0", script.format(1000)), "node-name") == "a position 0"
     assert text(drawn(routes, "#0,0", script.format(700)), "node-name") == "No node chosen"
+    pointed = POINTER + 'put("pointermove", 0, 0);' + script
+    assert text(drawn(routes, script=pointed.replace("{}", "1000")), "node-name") == "a position 0"
+    assert text(drawn(routes, script=pointed.replace("{}", "700")), "node-name") == "No node chosen"
 
 
 def test_a_link_chooses_a_node_and_the_page_tells_of_it(drawn, text, routes):
@@ -277,12 +281,15 @@ def test_arrow_keys_walk_along_the_strongest_edges(drawn, text, routes):
         assert text(drawn(routes, script=script), "node-name") == name
 
 
-def test_hostile_tokens_are_text(drawn, graph_of, hostile):
-    tokens = HOSTILE + hostile
-    graph = graph_of([(0, i, i, 1.0 + i) for i in range(len(tokens))], tokens)
-    for i in range(0, len(tokens), 4):
-        body = drawn(graph, f"#0,{i}")
-        assert "<img" not in body and "alert(1)</" not in body.replace("&lt;/", "")
+@pytest.mark.parametrize(
+    ("token", "seen"),
+    [*((token, token) for token in HOSTILE[:4]), ("\n", "↵"), ("\u202edetrevo", "U+202Edetrevo"), (" a ", "␣a␣")],
+)
+def test_hostile_tokens_are_text(drawn, text, graph_of, token, seen):
+    body = drawn(graph_of([(0, 0, 0, 1.0), (0, 0, 1, 2.0)], [token, "a"]), "#0,0")
+    assert text(body, "node-name") == f"{seen} position 0"
+    body = drawn(graph_of([(0, 0, 0, 1.0), (0, 0, 1, 2.0)], [token, "a"]), "#1,1")
+    assert rows(body, "incoming")[0][:2] == ("0", html.escape(seen, quote=False))
 
 
 @pytest.mark.parametrize("case", ["ids", "one token", "no edges", "no explanation"])
