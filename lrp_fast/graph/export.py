@@ -117,4 +117,4 @@ def _optional(module: str):
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{module} is not installed: pip install {module}, the extra [{module}] of lrp-fast") from error
+        raise ImportError(f"{module} is not installed: pip install {module}, the extra [{module}] here") from error
