@@ -80,7 +80,8 @@ gpu:
 	  $(if $(RESULTS),--results '$(RESULTS)') $(if $(COMMIT),--commit '$(COMMIT)')
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache lrp_fast/_native*.so demo.html demo.json demo.safetensors
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache lrp_fast/_native*.so demo.html demo.json demo.safetensors \
+	  demo-graph.html
 	@find lrp_fast kernels tests benchmarks demo -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Why this interpreter will not do; nothing and exit status 0 where it will.

@@ -1,4 +1,4 @@
-"""The command line: ``lrp-fast attribute`` and ``lrp-fast plan``.
+"""The command line: ``lrp-fast attribute``, ``lrp-fast graph`` and ``lrp-fast plan``.
 
 Results go to stdout, progress to stderr; the exit status is 0, 1 (failed), 2 (asked wrongly) or 130 (interrupted).
 """
@@ -23,9 +23,17 @@ examples:
       shows the ten best next tokens and explains the first against the second
   lrp-fast attribute ./my-model --prompt-file case.txt --target " Sydney" --contrast " Canberra" --out case
       explains a wrong answer against the right one; writes case.html, case.json and case.safetensors
+  lrp-fast graph ./my-model --prompt-file case.txt --html route.html --save route.safetensors
+      shows by which route that preference came about; route.html is a picture of it
   lrp-fast plan meta-llama/Llama-3.1-70B --tokens 100000 --device-budget 60GB
       would it fit? Reads the model's config.json only, and runs nothing
 """
+
+# What goes into a graph when it is built, so that a graph file has no use for it.
+_BUILDING = [
+    *("prompt", "prompt_file", "chat", "target", "contrast", "position", "rule", "device", "dtype"),
+    *("device_budget", "host_budget", "offload_dir", "topk", "mass", "node_threshold", "absolute", "layers"),
+]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,7 +74,83 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_attribute)
     command.add_argument("model", help="a model directory, or a name on the Hugging Face hub")
-    prompt = command.add_mutually_exclusive_group(required=True)
+    _add_decision(command, required=True)
+    command.add_argument("--top", type=_count, default=10, metavar="K", help="tokens in the table (10)")
+    command.add_argument(
+        "--out", type=Path, default=Path("attribution"), metavar="NAME",
+        help="write NAME.html, NAME.json and NAME.safetensors (attribution)",
+    )  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print the result as JSON instead of a table")
+    _add_dtype_and_memory(command)
+
+    command = commands.add_parser(
+        "graph",
+        help="show by which route a decision came about: from which token, at which layer, to which",
+        description="Build the graph whose edges carry relevance from one hidden state to those of the next layer, or\n"
+        "take one from a file. Prune it, print what is left and the best paths, and write it where an\n"
+        "option says so.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EXAMPLES,
+    )
+    command.add_argument("model", help="a model directory, a name on the hub, or a graph file, NAME.safetensors")
+    _add_decision(command, required=False)
+    built = command.add_argument_group("what is built")
+    kept = built.add_mutually_exclusive_group()
+    kept.add_argument(
+        "--topk", type=_count, metavar="K", help="the K strongest edges into each hidden state (16, unless --mass)"
+    )
+    kept.add_argument(
+        "--mass", type=float, metavar="P", help="a layer's strongest edges that hold this share of all its |weight|"
+    )
+    built.add_argument(
+        "--node-threshold",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="only edges into states whose |relevance| is at least X of what is explained (0: all)",
+    )
+    built.add_argument("--absolute", action="store_true", help="X is in units of relevance, logits as a rule")
+    built.add_argument("--layers", type=_layers, metavar="L", help="only the edges of these layers, such as 0-3,7")
+    _add_dtype_and_memory(command)
+    shown = command.add_argument_group("what is kept, shown and written")
+    shown.add_argument(
+        "--prune",
+        type=_pruning,
+        metavar="HOW",
+        help="influence:NODES,EDGES (shares of the influence on the decision), mass:P (of each layer's |weight|), "
+        "threshold:X (edges above X) or none; if left out, influence:0.8,0.98, and none for a graph file",
+    )
+    shown.add_argument("--paths", type=_count, default=5, metavar="K", help="best paths in the table (5)")
+    shown.add_argument("--save", type=Path, metavar="FILE", help="write what was kept as a graph file, .safetensors")
+    shown.add_argument("--html", type=Path, metavar="FILE", help="write a page to look at; it opens offline")
+    shown.add_argument("--node-link", type=Path, metavar="FILE", help="write JSON as networkx and d3 read it")
+    shown.add_argument(
+        "--neuronpedia", type=Path, metavar="FILE", help="write the JSON that Neuronpedia and circuit-tracer open"
+    )
+    shown.add_argument("--json", action="store_true", help="print counts, paths and measures as JSON, not as a table")
+    command.set_defaults(run=_graph, defaults={name: command.get_default(name) for name in _BUILDING})
+
+    command = commands.add_parser(
+        "plan",
+        help="say what an attribution would take, before anything runs",
+        description="Reckon memory and operations of an attribution from a model's config.json: no weights are read.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EXAMPLES,
+    )
+    command.set_defaults(run=_plan)
+    command.add_argument("model", help="a model directory, or a name on the Hugging Face hub")
+    command.add_argument("--tokens", type=_count, required=True, metavar="N", help="length of the context")
+    command.add_argument("--targets", type=_count, default=1, metavar="T", help="targets explained at once (1)")
+    command.add_argument("--rule", default="attnlrp", choices=("attnlrp", "cp", "gradient"), help="propagation rule")
+    command.add_argument("--json", action="store_true", help="print the plan as JSON instead of a table")
+    command.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="where it would run (cuda)")
+    _add_dtype_and_memory(command)
+    return parser
+
+
+def _add_decision(command: argparse.ArgumentParser, required: bool) -> None:
+    """What is explained, by which rule, and where that runs."""
+    prompt = command.add_mutually_exclusive_group(required=required)
     prompt.add_argument("--prompt", metavar="TEXT", help="the prompt")
     prompt.add_argument(
         "--prompt-file",
@@ -94,31 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         help="whose next token is meant: an index into the prompt (-1: the last)",
     )
     command.add_argument("--rule", default="attnlrp", choices=("attnlrp", "cp", "gradient"), help="propagation rule")
-    command.add_argument("--top", type=_count, default=10, metavar="K", help="tokens in the table (10)")
-    command.add_argument(
-        "--out", type=Path, default=Path("attribution"), metavar="NAME",
-        help="write NAME.html, NAME.json and NAME.safetensors (attribution)",
-    )  # fmt: skip
-    command.add_argument("--json", action="store_true", help="print the result as JSON instead of a table")
     command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    _add_dtype_and_memory(command)
-
-    command = commands.add_parser(
-        "plan",
-        help="say what an attribution would take, before anything runs",
-        description="Reckon memory and operations of an attribution from a model's config.json: no weights are read.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_EXAMPLES,
-    )
-    command.set_defaults(run=_plan)
-    command.add_argument("model", help="a model directory, or a name on the Hugging Face hub")
-    command.add_argument("--tokens", type=_count, required=True, metavar="N", help="length of the context")
-    command.add_argument("--targets", type=_count, default=1, metavar="T", help="targets explained at once (1)")
-    command.add_argument("--rule", default="attnlrp", choices=("attnlrp", "cp", "gradient"), help="propagation rule")
-    command.add_argument("--json", action="store_true", help="print the plan as JSON instead of a table")
-    command.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="where it would run (cuda)")
-    _add_dtype_and_memory(command)
-    return parser
 
 
 def _add_dtype_and_memory(command: argparse.ArgumentParser) -> None:
@@ -140,18 +200,106 @@ def _add_dtype_and_memory(command: argparse.ArgumentParser) -> None:
 
 
 def _attribute(options: argparse.Namespace) -> int:
-    prompt = _read_prompt(options)
-    target = None if options.target is None else _read_token(options.target)
-    contrast = _read_contrast(options.contrast)
-    _check_out(options.out)
+    _check_files("--out", options.out, _SUFFIXES)
+    result = _explain(options)
 
-    import transformers
-
-    from . import Memory, attribute, plan
     from .files import write_atomically
     from .report.html import write_html
     from .report.record import as_json
     from .report.table import best_table, table
+
+    record = json.dumps(as_json(result), ensure_ascii=False, allow_nan=False)
+    page, plain, saved = (_beside(options.out, suffix) for suffix in _SUFFIXES)
+    result.save(saved)
+    write_atomically(plain, (record + "\n").encode("utf-8", "backslashreplace"))
+    write_html(result, page)
+    if options.json:
+        print(record)
+    else:
+        if options.target is None:
+            print(best_table(result.explained), end="\n\n")
+        print(table(result, options.top))
+    print(f"wrote {page}, {plain}, {saved}", file=sys.stderr)
+    return 0
+
+
+def _graph(options: argparse.Namespace) -> int:
+    outputs = {name: getattr(options, name) for name in ("save", "html", "node_link", "neuronpedia")}
+    files = {name: path for name, path in outputs.items() if path is not None}
+    for name, path in files.items():
+        _check_files("--" + name.replace("_", "-"), path)
+    if options.save and options.save.suffix != ".safetensors":
+        raise ValueError(f"--save {options.save} would not be known as a graph file: let its name end in .safetensors")
+    if len(set(files.values())) < len(files):
+        raise ValueError("two outputs have one name: each needs a file of its own")
+
+    from .files import write_atomically
+    from .report.graph import as_json, table
+    from .report.graph_html import write_graph_html
+
+    is_file = options.model.endswith(".safetensors")
+    whole = _read_graph(options) if is_file else _build_graph(options)
+    words, pruning = options.prune or _pruning("none" if is_file else "influence:0.8,0.98")
+    kept = whole.prune(**pruning) if pruning else whole
+    paths = kept.paths(options.paths)
+
+    def write_json(path: Path, data: dict) -> None:
+        write_atomically(path, json.dumps(data, allow_nan=False).encode("ascii"))
+
+    if options.save:
+        kept.save(options.save)
+    if options.html:
+        write_graph_html(kept, options.html)
+    if options.json:
+        print(json.dumps(as_json(whole, kept, paths), ensure_ascii=False, allow_nan=False))
+    else:
+        print(table(whole, kept, paths, words))
+    if options.node_link:  # these two come last: they refuse a graph of millions of edges
+        write_json(options.node_link, kept.to_node_link())
+    if options.neuronpedia:
+        write_json(options.neuronpedia, kept.to_attribution_graph(options.neuronpedia.stem))
+    if files:
+        print(f"wrote {', '.join(map(str, files.values()))}", file=sys.stderr)
+    return 0
+
+
+def _read_graph(options: argparse.Namespace):
+    from .graph import Graph
+
+    given = [name for name, default in options.defaults.items() if getattr(options, name) != default]
+    if given:
+        option = "--" + given[0].replace("_", "-")
+        raise ValueError(f"{option} is for building a graph, and {options.model} is one: leave it out, or name a model")
+    try:
+        return Graph.load(options.model)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
+
+
+def _build_graph(options: argparse.Namespace):
+    from .graph import GraphSpec
+
+    if options.prompt is None and options.prompt_file is None:
+        raise ValueError("give --prompt or --prompt-file with a model; without them, a graph file, NAME.safetensors")
+    spec = GraphSpec(
+        topk=16 if options.topk is None and options.mass is None else options.topk,
+        mass=options.mass,
+        node_threshold=options.node_threshold,
+        absolute=options.absolute,
+        layers=options.layers,
+    )
+    return _explain(options, spec).graph
+
+
+def _explain(options: argparse.Namespace, graph=None):
+    """What `lrp_fast.attribute` makes of the options of `_add_decision`, with its progress on stderr."""
+    prompt = _read_prompt(options)
+    target = None if options.target is None else _read_token(options.target)
+    contrast = _read_contrast(options.contrast)
+
+    import transformers
+
+    from . import Memory, attribute, plan
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -176,31 +324,18 @@ def _attribute(options: argparse.Namespace) -> int:
             bar.set_description(f"{phase}, layer {done} of {layers}", refresh=False)
             bar.refresh()
 
-        result = attribute(
+        return attribute(
             model,
             ids,
             target=target,
             contrast=contrast,
             position=options.position,
             rule=options.rule,
+            graph=graph,
             memory=memory,
             tokenizer=tokenizer,
             progress=progress,
         )
-
-    record = json.dumps(as_json(result), ensure_ascii=False, allow_nan=False)
-    result.save(_beside(options.out, ".safetensors"))
-    write_atomically(_beside(options.out, ".json"), (record + "\n").encode("utf-8", "backslashreplace"))
-    write_html(result, _beside(options.out, ".html"))
-    if options.json:
-        print(record)
-    else:
-        if options.target is None:
-            print(best_table(result.explained), end="\n\n")
-        print(table(result, options.top))
-    written = ", ".join(str(_beside(options.out, suffix)) for suffix in (".html", ".json", ".safetensors"))
-    print(f"wrote {written}", file=sys.stderr)
-    return 0
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -248,6 +383,34 @@ def _bytes(text: str) -> int:
     return int(float(number) * (1024 if binary else 1000) ** power)
 
 
+def _layers(text: str) -> list[int]:
+    """Layers as people write them: 0-3,7."""
+    found = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if match is None:
+            raise argparse.ArgumentTypeError(f"{text!r} names no layers: write 0-3,7")
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return found
+
+
+def _pruning(text: str) -> tuple[str, dict]:
+    """What was asked for, and the arguments of `Graph.prune`; none of them for "none"."""
+    if text == "none":
+        return "not pruned", {}
+    name, _, numbers = text.partition(":")
+    try:
+        values = tuple(map(float, numbers.split(",")))
+    except ValueError:
+        values = ()
+    if len(values) != {"influence": 2, "mass": 1, "threshold": 1}.get(name):
+        raise argparse.ArgumentTypeError(f"{text!r} is no pruning: write influence:0.8,0.98, mass:0.85, threshold:0.01")
+    return f"{name} {numbers.replace(',', ', ')}", {name: values if len(values) > 1 else values[0]}
+
+
+_SUFFIXES = (".html", ".json", ".safetensors")  # of what attribute writes
+
+
 def _beside(out: Path, suffix: str) -> Path:
     return out.with_name(out.name + suffix)
 
@@ -280,16 +443,16 @@ def _read_contrast(text: str):
     return ("top", int(match[1])) if match else _read_token(text)
 
 
-def _check_out(out: Path) -> None:
-    """Before anything is computed for it: --out must name files that can be written."""
-    mend = "name files with --out in a folder that exists and can be written"
-    if out.name in ("", "..") or any(_beside(out, suffix).is_dir() for suffix in (".html", ".json", ".safetensors")):
-        raise ValueError(f"--out {out} names no file: {mend}")
+def _check_files(option: str, out: Path, suffixes: tuple[str, ...] = ("",)) -> None:
+    """Before anything is computed for it: an option must name files that can be written."""
+    mend = f"name {'files' if len(suffixes) > 1 else 'a file'} with {option} in a folder that exists and can be written"
+    if out.name in ("", "..") or any(_beside(out, suffix).is_dir() for suffix in suffixes):
+        raise ValueError(f"{option} {out} names no file: {mend}")
     try:
-        with tempfile.NamedTemporaryFile(dir=out.parent, prefix=out.name, suffix=".safetensors"):
+        with tempfile.NamedTemporaryFile(dir=out.parent, prefix=out.name, suffix=suffixes[-1]):
             pass
     except OSError as error:
-        raise ValueError(f"cannot write {_beside(out, '.safetensors')} ({error.strerror}): {mend}") from error
+        raise ValueError(f"cannot write {_beside(out, suffixes[-1])} ({error.strerror}): {mend}") from error
 
 
 def _load(transformers, options: argparse.Namespace):

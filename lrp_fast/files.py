@@ -1,8 +1,9 @@
-"""Writing results so that they appear whole or not at all."""
+"""Writing results: whole or not at all, and as plain data."""
 
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 import secrets
@@ -36,3 +37,14 @@ def aside(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def without_infinity(value):
+    """``value``, of dicts, lists and scalars, with None for every float that JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: without_infinity(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_infinity(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -27,3 +27,12 @@ def test_the_demo_runs(smollm2, root, tmp_path):
     assert done.stdout.startswith("Why ' blue' rather than ' red' after position 28?")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["demo.html", "demo.json", "demo.safetensors"]
     assert str(tmp_path) not in (tmp_path / "demo.html").read_text("utf-8") and "Traceback" not in done.stderr
+
+
+def test_the_graph_is_that_of_the_readme(smollm2, root, tmp_path):
+    command = [sys.executable, root / "demo" / "graph.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["demo-graph.html"]
+    _, counts, paths = done.stdout.split("\n\n")
+    assert paths.rstrip() in (root / "README.md").read_text("utf-8")
+    assert "\nedges " in counts and str(tmp_path) not in (tmp_path / "demo-graph.html").read_text("utf-8")

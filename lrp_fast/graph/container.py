@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import _native
-from . import combine, file, flow, measures, paths, prune
+from . import combine, export, file, flow, measures, paths, prune, viewer
 from .native import arrays
 
 
@@ -287,6 +287,64 @@ class Graph:
             names: G strings, the tokens of the new graph.
         """
         return combine.group_by(self, groups, names)
+
+    def to_networkx(self):
+        """The graph as a networkx.DiGraph, for small and pruned graphs.
+
+        Nodes are (layer, position), with ``layer``, ``position``, ``relevance`` and, where there are tokens, ``token``;
+        those without edges are left out. Edges lead up one layer, with ``weight`` and ``self_edge``, which marks those
+        from a position to itself: residual, MLP and attention in one. ``graph`` holds the sizes, the dropped mass,
+        positive and negative, and the manifest.
+
+        Raises:
+            ImportError: without networkx, the extra ``networkx``.
+            ValueError: for more than two million edges.
+        """
+        return export.to_networkx(self)
+
+    def to_pandas(self):
+        """(edges, nodes), two pandas.DataFrames of any size, by layer.
+
+        Edges have the columns ``layer`` (the source's; the target's is one more), ``source`` and ``target`` (positions,
+        both), ``weight`` and ``self_edge``, nodes ``layer``, ``position``, ``relevance`` and, where there are tokens,
+        ``token``; as in `to_networkx`.
+
+        Raises:
+            ImportError: without pandas, the extra ``pandas``.
+        """
+        return export.to_pandas(self)
+
+    def to_node_link(self) -> dict:
+        """The graph of `to_networkx` as plain data for JSON, in the node-link form of d3 and networkx.
+
+        Nodes have an ``id`` "layer:position", ``links`` a source and a target of these ids. A number that is not finite
+        in the manifest (the logit of a masked token) becomes None. ``networkx.node_link_graph(data, edges="links")``
+        reads it.
+
+        Raises:
+            ValueError: for more than two million edges, about 200 MB of JSON.
+        """
+        return export.to_node_link(self)
+
+    def to_attribution_graph(self, slug: str, scan: str | None = None) -> dict:
+        """The graph as plain data for the JSON that the viewers of circuit-tracer and Neuronpedia open.
+
+        Their columns are the tokens that still have nodes, renumbered; ``generation_settings`` has the original
+        positions. Layer 0 are embeddings, the nodes above have the feature type "residual stream", drawn as features
+        without a dictionary. Above the last layer there is a logit each for the target and, if there is one, for the
+        contrast; the links to them are what they add to the explained value, so that of the contrast is minus its
+        logit. Probabilities are not known here, and are given as "?".
+
+        Args:
+            slug: the name of the graph. circuit-tracer's server reads a file ``<slug>.json``, and lists it if the
+                ``graphs`` in the graph-metadata.json beside it hold its ``metadata``.
+            scan: the model's id on Neuronpedia; by default the name of the model.
+
+        Raises:
+            ValueError: for more than two million edges (Neuronpedia takes 100 MiB), and for a graph that does not say
+                what was explained or whose nodes are no longer tokens: a difference, groups.
+        """
+        return viewer.to_attribution_graph(self, slug, scan)
 
     def save(self, path: str | os.PathLike, half: bool = False) -> None:
         """Write one safetensors file; it appears whole or not at all.

@@ -47,7 +47,8 @@ from .. import _native
 _NOTHING = (np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0))
 
 
-def table(graph):
+def columns(graph) -> dict[str, list]:
+    """The table as a list for each name."""
     rows = []
     incoming = _NOTHING
     for layer in range(graph.num_layers + 1):
@@ -55,12 +56,16 @@ def table(graph):
         dropped = _dropped(graph, layer - 1) if layer else (0.0, 0.0)
         rows.append({"layer": layer, **_figures(graph.nodes[layer].double().numpy(), incoming, outgoing, dropped)})
         incoming = outgoing
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def table(graph):
+    found = columns(graph)
     if importlib.util.find_spec("pandas") is None:
-        return columns
+        return found
     import pandas
 
-    return pandas.DataFrame(columns)
+    return pandas.DataFrame(found)
 
 
 def _dropped(graph, layer: int) -> tuple[float, float]:

@@ -8,6 +8,9 @@ from .. import _native
 from . import flow, nodes
 from .native import arrays
 
+# Influences that are equal but for rounding count as equal: on a chain all are 1, and a threshold among them cuts it.
+_TIES = 1 - 1e-12
+
 
 def prune(graph, threshold, mass, influence, target):
     measures = {"threshold": threshold, "mass": mass, "influence": influence}
@@ -33,11 +36,11 @@ def _by_influence(graph, node_share: float, edge_share: float, found: list[tuple
     target among those nodes, normalised anew, then everything that lost its incoming or outgoing edges."""
     start = nodes.start(graph, found)
     of_nodes, _ = _native.influence(arrays(graph), start, None, None, False)
-    mask = of_nodes >= _native.mass_threshold(of_nodes.reshape(-1), node_share)
+    mask = of_nodes >= _TIES * _native.mass_threshold(of_nodes.reshape(-1), node_share)
     mask[0] = True
     mask |= nodes.mask(graph, found)
     _, factors = _native.influence(arrays(graph), start, None, mask, False)
-    threshold = _native.edge_threshold(arrays(graph), factors, mask, edge_share)
+    threshold = _TIES * _native.edge_threshold(arrays(graph), factors, mask, edge_share)
     return flow.trim(flow.keep(graph, threshold, above=False, factors=factors, mask=mask), found)
 
 

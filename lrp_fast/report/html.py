@@ -10,11 +10,12 @@ import re
 from dataclasses import asdict
 from importlib.resources import files
 
+import numpy as np
 import torch
 
 from ..attribution import Attribution
-from ..files import write_atomically
-from .record import contrast_words, finite, rule_words, without_infinity
+from ..files import without_infinity, write_atomically
+from .record import contrast_words, finite, rule_words
 
 
 def write_html(result: Attribution, path: str | os.PathLike) -> None:
@@ -23,15 +24,23 @@ def write_html(result: Attribution, path: str | os.PathLike) -> None:
     Raises:
         ValueError: if a relevance is NaN or infinite.
     """
-    parts = {name: files(__package__).joinpath(f"page.{name}").read_text("utf-8") for name in ("css", "js")}
+    write_page("page", _page_data(result), path)
+
+
+def write_page(name: str, data: dict, path: str | os.PathLike) -> None:
+    """Write the page of ``name``.html, .css and .js, with what they share, around ``data``."""
+    parts = {kind: _source(f"common.{kind}") + _source(f"{name}.{kind}") for kind in ("css", "js")}
     # The policy names the only style and the only script that may act, by hash, and forbids every request. Should a
     # token ever find a way out of the data block, the browser would still neither run nor fetch what it brought.
     parts["policy"] = f"default-src 'none'; style-src {_hash(parts['css'])}; script-src {_hash(parts['js'])}"
-    parts["data"] = _embeddable(_page_data(result))
-    template = files(__package__).joinpath("page.html").read_text("utf-8")
+    parts["data"] = _embeddable(data)
     # In one pass, so that a token that reads {{js}} stays a token.
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _source(f"{name}.html"))
     write_atomically(path, page.encode("utf-8"))
+
+
+def _source(name: str) -> str:
+    return files(__package__).joinpath(name).read_text("utf-8")
 
 
 def _page_data(result: Attribution) -> dict:
@@ -47,8 +56,13 @@ def _page_data(result: Attribution) -> dict:
         "tokens": result.tokens,
         "special": [i for i, flag in enumerate(result.special or []) if flag],
         "num_layers": layers.shape[0] - 1,
-        "layers": base64.b64encode(layers.numpy().astype("<f4").tobytes()).decode("ascii"),
+        "layers": embedded(layers.numpy(), "<f4"),
     }
+
+
+def embedded(values: np.ndarray, dtype: str) -> str:
+    """An array as base64; ``dtype`` with its byte order, which the page's script takes to be little-endian."""
+    return base64.b64encode(values.astype(dtype).tobytes()).decode("ascii")
 
 
 def _embeddable(data: dict) -> str:

@@ -1,8 +1,5 @@
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const at = (id) => document.getElementById(id);
-const N = data.ids.length, L = data.num_layers, terms = data.explained.terms;
-const relevance = new Float32Array(Uint8Array.from(atob(data.layers), (c) => c.charCodeAt(0)).buffer);  // (L + 1, N)
+const N = data.ids.length, L = data.num_layers;
+const relevance = decoded(data.layers, Float32Array);  // (L + 1, N)
 const special = new Uint8Array(N);
 for (const i of data.special) special[i] = 1;
 const explained = new Set(terms.map((term) => term.position));
@@ -24,64 +21,7 @@ for (let l = 0; l <= L; l++) {
 }
 const peakOfAll = peak.reduce((a, b) => Math.max(a, b), 0);
 
-// ---- numbers
-
-const count = (n) => n.toLocaleString("en");
-const signed = (text, value) => (Number(text) === 0 ? "" : value < 0 ? "\u2212" : "+") + text;
-
-function number(value, digits = 4) {
-  if (value === null) return "\u2013";  // was not finite
-  const size = Math.abs(value);
-  if (size === 0) return "0";
-  return signed(size < 1e-4 || size >= 1e5 ? size.toExponential(digits - 2) : size.toPrecision(digits), value);
-}
-const logit = (value) => (value === null ? "\u2013" : value.toFixed(3).replace("-", "\u2212"));
-
-function percent(part, whole) {
-  if (!(whole > 0)) return "\u2013";
-  const share = 100 * part / whole;
-  return share > 0 && share < 0.01 ? "< 0.01 %" : share.toFixed(share < 9.95 ? 2 : share < 99.95 ? 1 : 0) + " %";
-}
-
-// ---- tokens as text; only text nodes are ever made of them
-
-const HIDDEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}]/u;
-
-function sign(char) {
-  const code = char.codePointAt(0);
-  if (char === "\n") return "\u21b5";
-  if (char === "\t") return "\u21e5";
-  return "U+" + code.toString(16).toUpperCase().padStart(4, "0");
-}
-
-/** Append `text` to `node`, with a muted sign for each character that could not be seen or would reorder the page.
- *  how: "text" keeps line breaks and tabs after their sign, "line" does not, "quote" also marks outer spaces. */
-function write(node, text, how) {
-  const chars = [...text];
-  let plain = "";
-  const flush = () => { if (plain) node.append(plain); plain = ""; };
-  chars.forEach((char, k) => {
-    const joiner = (char === "\u200c" || char === "\u200d") && chars.length > 1;
-    const outer = how === "quote" && char === " " && (k === 0 || k === chars.length - 1);
-    if (!outer && (joiner || !HIDDEN.test(char))) { plain += char; return; }
-    flush();
-    node.append(make("i", "", outer ? "\u2423" : sign(char)));
-    if (how === "text" && (char === "\t" || char === "\n")) plain = char;
-  });
-  flush();
-  if (!chars.length) node.append(make("i", "", "\u2205"));
-  return node;
-}
-
-function make(name, className = "", ...children) {
-  const node = document.createElement(name);
-  if (className) node.className = className;
-  node.append(...children);
-  return node;
-}
 const label = (i) => (data.tokens ? data.tokens[i] : String(data.ids[i]));
-const quote = (text, role = "") => write(make("span", "quote " + role), text, "quote");
-const candidate = (token, role) => quote(token.text ?? "#" + token.id, role);
 
 // ---- colours: blue negative, orange positive, which all common kinds of colour blindness tell apart
 
@@ -128,39 +68,15 @@ function level(value, scale) {
 
 // ---- the head of the page
 
-function joined(tokens, role) {
-  const shown = tokens.slice(0, 8).map((token) => candidate(token, role));
-  const parts = shown.flatMap((node) => [node, " "]).slice(0, -1);
-  return tokens.length > 8 ? [...parts, ` and ${tokens.length - 8} more`] : parts;
-}
-
 function drawHead() {
-  const [first] = terms, kind = data.explained.kind, last = terms[terms.length - 1];
-  const question = at("question");
-  question.append("Why ", ...joined(terms.map((term) => term.target), "target"));
-  if (data.contrast_words) question.append(" rather than " + data.contrast_words);
-  else if (first.contrast) question.append(" rather than ", ...joined(terms.map((term) => term.contrast), "contrast"));
-  question.append("?");
-
-  const what = kind === "logit" ? "Logit" : "Logit difference";
-  at("answer").append(terms.length > 1 ? `Sum of ${terms.length} ${what.toLowerCase()}s ` : what + " ", make("b", "", number(data.value)));
-  if (terms.length === 1) {
-    if (kind !== "logit") at("answer").append(` = ${logit(first.target.logit)} \u2212 ${logit(first.contrast_logit).replace(/^\u2212.*/, "($&)")}`);
-    at("answer").append(`, for the token after position ${count(first.position)}`, first.position === N - 1 ? ", the last." : ".");
-  } else {
-    at("answer").append(`, for the tokens after positions ${count(first.position)} to ${count(last.position)}.`);
-  }
-  document.title = question.textContent + (data.model ? " \u00b7 " + data.model : "");
-  at("note").textContent = data.explained.note;
-  at("note").hidden = !data.explained.note;
-
+  drawQuestion(N);
   let sum = 0, sinks = 0;
   for (let i = 0; i < N; i++) { sum += relevance[i]; if (special[i]) sinks += relevance[i]; }
   const facts = [["Model", data.model], ["Rule", data.rule], ["Tokens", count(N)], ["Layers", count(L)]];
   const ofIt = data.special.length ? `, of it ${number(sinks)} in ${count(data.special.length)} special` : "";
   const kept = data.rule.startsWith("cp") ? "" : "; this rule does not conserve it";
   facts.push(["Sum over input tokens", number(sum) + ofIt + kept]);
-  for (const [term, value] of facts) if (value) at("facts").append(make("div", "", make("dt", "", term), make("dd", "", value)));
+  drawFacts(facts);
 }
 
 /** Fill a table; a heading that starts with # is of numbers. */

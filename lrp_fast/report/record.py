@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 
 import torch
 
 from ..attribution import Attribution
+from ..files import without_infinity
 from ..rules import Rules
 from ..targets import Explained
 
@@ -67,14 +67,3 @@ def rule_words(rules: Rules) -> str:
     """The rule's name and the stabilisers that are switched on, e.g. ``attnlrp, epsilon 1e-06``."""
     stabilisers = {name.replace("_", " "): value for name, value in asdict(rules).items() if name != "name"}
     return ", ".join([rules.name, *(f"{name} {value:g}" for name, value in stabilisers.items() if value)])
-
-
-def without_infinity(value):
-    """``value``, of dicts, lists and scalars, with None for every float that JSON cannot say."""
-    if isinstance(value, dict):
-        return {key: without_infinity(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [without_infinity(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

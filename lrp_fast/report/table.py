@@ -8,6 +8,7 @@ import numpy as np
 
 from .._native import topk_magnitude
 from ..attribution import Attribution
+from ..rules import Rules
 from ..targets import Explained, Term, Token
 from .record import contrast_words, finite, rule_words
 
@@ -28,7 +29,8 @@ def table(result: Attribution, top: int = 10) -> str:
         raise ValueError(f"top must be >= 0, not {top}")
     relevance = finite(result.layers)[0].double().numpy()  # (N,)
     special = np.zeros(len(relevance), bool) if result.special is None else np.array(result.special, bool)
-    lines = [*_headline(result), ""]
+    num_nodes, num_tokens = result.layers.shape
+    lines = [*headline(result.explained, result.value, result.rules, result.model, num_nodes - 1, num_tokens), ""]
 
     ordinary = _strongest(relevance, np.flatnonzero(~special), top)
     total = float(np.abs(relevance[~special]).sum())
@@ -54,26 +56,29 @@ def best_table(explained: Explained) -> str:
     return "\n".join(lines)
 
 
-def _headline(result: Attribution) -> list[str]:
-    explained, terms = result.explained, result.explained.terms
+def headline(explained: Explained, value: float, rules: Rules, model: str, layers: int, tokens: int) -> list[str]:
+    """What was explained, of which model, by which rule."""
+    terms = explained.terms
     what = "logit" if explained.kind == "logit" else "logit difference"
     if len(terms) == 1:
         lines = [f"Why {_against(explained, terms[0])} after position {terms[0].position}?"]
-        lines.append(f"{what} {_sum(result.value, terms[0])}")
+        lines.append(f"{what} {_sum(value, terms[0])}")
     else:
-        lines = [f"Why these {len(terms)} next tokens? The sum of their {what}s is {result.value:+#.4g}:"]
+        lines = [f"Why these {len(terms)} next tokens? The sum of their {what}s is {value:+#.4g}:"]
         for term in terms[:_TERMS]:
-            value = term.target.logit - (term.contrast_logit or 0.0)
-            lines.append(f"  after {term.position}: {_against(explained, term)}  {_sum(value, term)}")
+            own = term.target.logit - (term.contrast_logit or 0.0)
+            lines.append(f"  after {term.position}: {_against(explained, term)}  {_sum(own, term)}")
         if len(terms) > _TERMS:
             lines.append(f"  and {len(terms) - _TERMS} more")
-    num_nodes, num_tokens = result.layers.shape
-    size = f"{_count(num_tokens, 'token')}, {_count(num_nodes - 1, 'layer')}"
-    about = [_printable(result.model), f"rule {rule_words(result.rules)}", size]
+    about = [_printable(model), f"rule {rule_words(rules)}", size(layers, tokens)]
     lines.append(", ".join(part for part in about if part))
     if explained.note:
         lines.append(f"note: {_printable(explained.note)}")
     return lines
+
+
+def size(layers: int, tokens: int) -> str:
+    return f"{_count(tokens, 'token')}, {_count(layers, 'layer')}"
 
 
 def _against(explained: Explained, term: Term) -> str:
@@ -131,12 +136,18 @@ def _printable(text: str) -> str:
 
 def _pad(text: str, width: int) -> str:
     """``text`` filled or cut to ``width`` terminal columns."""
-    if sum(map(_columns, text)) > width:
-        kept = 0
-        while sum(map(_columns, text[: kept + 1])) <= width - 3:
-            kept += 1
-        text = text[:kept] + "..."
+    text = cut(text, width)
     return text + " " * (width - sum(map(_columns, text)))
+
+
+def cut(text: str, width: int) -> str:
+    """``text``, or its beginning and three dots, in at most ``width`` terminal columns."""
+    if sum(map(_columns, text)) <= width:
+        return text
+    kept = 0
+    while sum(map(_columns, text[: kept + 1])) <= width - 3:
+        kept += 1
+    return text[:kept] + "..."
 
 
 def _columns(char: str) -> int:

@@ -1,5 +1,7 @@
 """Pruning against sorting, and against circuit-tracer's formulas on the whole adjacency matrix."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -115,6 +117,15 @@ def test_prune_by_influence(graph, matrices, is_graph_with, shares):
     targets = [(graph.num_layers, graph.num_tokens - 1)]
     kept = influence_twin(graph, matrices(graph), targets, *shares)
     is_graph_with(graph, graph.prune(influence=shares), lambda layer, j, i, w: (layer, j, i) in kept)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_prune_by_influence_cuts_no_chain(random_graph, seed):
+    """Of one token, all influences are 1 but for rounding: none of them is stronger than another."""
+    graph = random_graph(seed, layers=30, tokens=1, exact=False)
+    graph = replace(graph, self_edges=torch.rand_like(graph.self_edges) + 4)
+    kept = graph.prune(influence=(0.8, 0.98))
+    assert all(torch.equal(kept.dense(layer), graph.dense(layer)) for layer in range(30))
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -2,41 +2,21 @@
 
 import html
 import re
-import shutil
-import subprocess
 
 import pytest
 
 from lrp_fast.report.html import write_html
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-
 
 @pytest.fixture
-def drawn(tmp_path):
+def drawn(tmp_path, body_of):
     """``drawn(result, link="")``: the body after the page's script has run, its own data and script taken out."""
 
     def draw(result, link=""):
         write_html(result, tmp_path / "page.html")
-        done = subprocess.run(
-            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
-             "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
-             f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "page.html").as_uri() + link],
-            capture_output=True, encoding="utf-8", errors="replace", timeout=120, check=True,
-        )  # fmt: skip
-        assert "CONSOLE" not in done.stderr, done.stderr  # an exception, or something that the policy forbade
-        body = re.sub(r"<(script|style)\b.*?</\1>", "", done.stdout, flags=re.S)
-        assert not re.search(r"NaN|undefined|Infinity|\[object", body)
-        return body
+        return body_of(tmp_path / "page.html", link)
 
     return draw
-
-
-def text(body, name):
-    """The text of the element with this id, which must hold no element of its own kind."""
-    tag, content = re.search(rf'<(\w+)[^>]* id="{name}"[^>]*>(.*)', body, re.S).groups()
-    return html.unescape(re.sub("<[^>]*>", "", content.split(f"</{tag}>")[0]))
 
 
 def classes(body):
@@ -44,7 +24,7 @@ def classes(body):
     return re.findall(r'<span class="(token[^"]*)" data-i=', body)
 
 
-def test_relevance_sets_the_colour_and_special_tokens_do_not_count(drawn, attribution):
+def test_relevance_sets_the_colour_and_special_tokens_do_not_count(drawn, text, attribution):
     special = [True] + [False] * 4
     body = drawn(attribution(["<s>", "a", "b", "c", "d"], relevance=[50.0, 2.0, -1.0, 0.0, -2.0], special=special))
     assert classes(body) == ["token special", "token p24", "token n12", "token p0", "token n24 explained"]
@@ -63,21 +43,21 @@ def test_relevance_sets_the_colour_and_special_tokens_do_not_count(drawn, attrib
         ("top", "Why ␣Paris rather than the mean of the 2 best other tokens?", "Logit difference +4.500 = 18.250 − 13"),
     ],
 )
-def test_every_kind_says_what_is_explained(drawn, attribution, kind, question, answer):
+def test_every_kind_says_what_is_explained(drawn, text, attribution, kind, question, answer):
     body = drawn(attribution(["a", "b", "c"], kind=kind, note="a <b>note</b>"))
     assert text(body, "question") == question
     assert text(body, "answer").startswith(answer)
     assert text(body, "note") == "a <b>note</b>"
 
 
-def test_a_span_lists_its_positions(drawn, attribution):
+def test_a_span_lists_its_positions(drawn, text, attribution):
     body = drawn(attribution(["a", "b", "c", "d"], positions=(1, 2, 3)))
     assert text(body, "answer") == "Sum of 3 logit differences +9.000, for the tokens after positions 1 to 3."
     assert text(body, "terms").count("+3.000") == 3
     assert [name.endswith("explained") for name in classes(body)] == [False, True, True, True]
 
 
-def test_the_readout_tells_of_one_token(drawn, attribution):
+def test_the_readout_tells_of_one_token(drawn, text, attribution):
     result = attribution(["<s>", "a", "b"], relevance=[50.0, 3.0, -1.0], special=[True, False, False])
     body = drawn(result, "#2")
     assert text(body, "readout") == "position 2bid 9−1.00025.0 % of all |relevance|"
@@ -85,13 +65,13 @@ def test_the_readout_tells_of_one_token(drawn, attribution):
     assert text(drawn(result, "#0"), "readout") == "position 0<s>id 7+50.00special, outside the scale"
 
 
-def test_newlines_are_seen_and_end_their_line(drawn, attribution):
+def test_newlines_are_seen_and_end_their_line(drawn, text, attribution):
     body = drawn(attribution(["a", "\n", "b", ".\n\n", "c"]))
     assert re.findall(r'<div class="line" data-at="(\d)">', body) == ["0", "2", "4"]
     assert body.split('id="text"')[1].split('id="text-help"')[0].count("↵") == 3
 
 
-def test_hostile_tokens_are_text(drawn, attribution, hostile):
+def test_hostile_tokens_are_text(drawn, text, attribution, hostile):
     body = drawn(attribution(hostile, note=hostile[0]))
     assert len(classes(body)) == len(hostile)
     assert "<img" not in body and hostile[0] in html.unescape(body)
@@ -101,7 +81,7 @@ def test_hostile_tokens_are_text(drawn, attribution, hostile):
 
 
 @pytest.mark.parametrize("case", ["ids", "one token", "all special", "all zero"])
-def test_degenerate_results_are_drawn(drawn, attribution, case):
+def test_degenerate_results_are_drawn(drawn, text, attribution, case):
     if case == "ids":
         body = drawn(attribution(3))
         assert text(body, "text").split() == ["7", "8", "9"]
