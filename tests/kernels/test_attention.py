@@ -195,6 +195,26 @@ def test_lse_is_the_logarithm_of_the_denominator(softcap, sinks, within_rounding
     within_rounding(lse, plain(torch.float32), plain(torch.float64), 111)
 
 
+@pytest.mark.parametrize("rules", [Rules(), Rules("cp", attention_gamma=0.25)], ids=["attnlrp", "cp"])
+def test_a_sink_of_minus_infinity_is_none(rules, within_rounding, same, monkeypatch):
+    monkeypatch.setattr(kernels, "config", lambda *_: SMALL)
+    case = Case(rules, 63, 63, batch=2, window=17, bounds=((0, 40), (30, 63)))
+    query, key, value, g, _, bounds = case.tensors()
+    plain = run(case, query, key, value, g, None, bounds)
+    sinks = torch.tensor([-torch.inf, 0.5], device=DEVICE)
+    (out, lse), grads = run(case, query, key, value, g, sinks, bounds)
+    same(out[:, 0], plain[0][0][:, 0], 63)
+    for b, (start, end) in enumerate(case.bounds):
+        same(lse[b, 0, start:end], plain[0][1][b, 0, start:end], 63)
+        assert (lse[b, 0, :start] == -torch.inf).all() and (lse[b, 0, end:] == -torch.inf).all()
+    own, own_grads = define(case, query, key, value, g, sinks, bounds, torch.float32)
+    truth, true_grads = define(case, query, key, value, g, sinks, bounds, torch.float64)
+    within_rounding(out, own, truth, 64 + 63)
+    for found, own, true in zip(grads, own_grads, true_grads, strict=True):
+        if found is not None:
+            within_rounding(found, own, true, 64 + 2 * 63)
+
+
 @pytest.mark.parametrize("sinks", [False, True])
 @pytest.mark.parametrize("rules", [Rules("attnlrp", attention_gamma=0.25), Rules("cp")])
 def test_rows_that_read_nothing(rules, sinks):
@@ -210,9 +230,11 @@ def test_rows_that_read_nothing(rules, sinks):
             assert grad.isfinite().all() and not grad[0].any() and not grad[1, :, :40].any() and grad[1, :, 40:].any()
 
 
-def test_queries_before_the_first_key_read_nothing():
+@pytest.mark.parametrize("sink", [None, -torch.inf])
+def test_queries_before_the_first_key_read_nothing(sink):
     case = Case(Rules(), 63, 30)
-    (out, lse), grads = run(case, *case.tensors())
+    sinks = None if sink is None else torch.full((2,), sink, device=DEVICE)
+    (out, lse), grads = run(case, *case.tensors()[:4], sinks, None)
     assert not out[:, :, :33].any() and out[:, :, 33:].all()
     assert (lse[:, :, :33] == -torch.inf).all()
     assert all(grad.isfinite().all() for grad in grads) and not grads[0][:, :, :33].any()
