@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lrp_fast import ops, reference
-from lrp_fast.kernels import norm, relevance
+from lrp_fast.kernels import relevance
 
 HEADS, KV_HEADS = 32, 8
 HIDDEN, INTERMEDIATE = 4096, 14336
@@ -169,7 +169,10 @@ def linear_problem(epsilon: float, gamma: float):
             return lambda: lambda: torch.autograd.grad(forward(), x, g)
 
         def zennit():
-            return zennit_cases(weight, weight.new_zeros(outs), x, g)["zennit_gamma" if gamma else "zennit_epsilon"]
+            found = zennit_cases(weight, weight.new_zeros(outs), x, g)
+            if not found:
+                raise ImportError("Zennit is not installed")
+            return found["zennit_gamma" if gamma else "zennit_epsilon"]
 
         def truth():  # in closed form: the definition makes rows x in x out numbers
             wide = x.detach().double().requires_grad_()
@@ -256,19 +259,12 @@ def norm_forward_residual(machine: Machine, rows: int) -> Problem:
     x, residual = hidden_matrices(machine, rows, 2)
     weight = machine.draw(x.shape[1])
 
-    def fused():
-        y, _, total = norm.rms_norm_forward(x, weight, EPS, residual)
-        return y, total
-
-    def plain():
-        total = x + residual
-        return ops.rms_norm(total, weight, EPS, impl="torch"), total
-
     def truth():
         total = x + residual  # in the working dtype, as the next layer sees it
         return reference.rms_norm(total.double(), weight.double(), EPS), total.double()
 
-    return Problem({"ours": lambda: fused, "torch": lambda: plain}, truth, 4 * x.nbytes, "GB/s")
+    call = lambda impl: ops.rms_norm(x, weight, EPS, residual=residual, impl=impl)  # noqa: E731
+    return Problem(both(call), truth, 4 * x.nbytes, "GB/s")
 
 
 def norm_backward(machine: Machine, rows: int) -> Problem:
