@@ -714,6 +714,7 @@ def backward(
         queries, keys, heads, listed_count, size, float(epsilon), float(gamma),
         STABILISED=bool(epsilon or gammaed), GAMMA=gammaed, SCORES=scored, WRITE_U=u is not None,
         BOUNDS=flags["BOUNDS"], BLOCK_M=by_key.queries, **shape,
+        num_warps=min(max(by_key.queries * block_d(head_dim) // 512, 4), 16),  # 16 elements a thread
     )  # fmt: skip
     launch(compact_kernel, batch * heads, active, listed, rank, listed_count, BLOCK=_COMPACT)
 
