@@ -1,14 +1,14 @@
 """What the kernel benchmark times: an operation at a size, who takes part, the work, and what the result has to be.
 
-Everything is bfloat16 and random. ``work`` is what the operation needs, whoever computes it: multiplications and
-additions of the matrix products, the hidden half of a causal square left out, or bytes, every input read and every
-output written once.
+Everything is random, and bfloat16 where nothing else is said. ``work`` is what the operation needs, whoever computes
+it: multiplications and additions of the matrix products, the hidden half of a causal square left out, or bytes, every
+input read and every output written once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from linear import zennit_cases
@@ -31,9 +31,9 @@ Call = Callable[[], object]
 class Machine:
     """Where tensors live: a CUDA device, or the CPU for a dry run, whose sizes are tiny."""
 
-    def __init__(self, dry: bool):
+    def __init__(self, dry: bool, dtype: torch.dtype = torch.bfloat16):
         self.dry = dry
-        self.device, self.dtype = ("cpu", torch.float32) if dry else ("cuda", torch.bfloat16)
+        self.device, self.dtype = ("cpu", torch.float32) if dry else ("cuda", dtype)
         self.generator = torch.Generator(self.device).manual_seed(0)
 
     def draw(self, *shape: int, dtype: torch.dtype | None = None, scale: float = 1.0) -> Tensor:
@@ -53,6 +53,7 @@ class Problem:
     truth: Callable[[], tuple[Tensor, ...]]
     work: float
     unit: str  # "TFLOP/s" or "GB/s"
+    dtype: torch.dtype | None = None  # where it is not the machine's
 
 
 def cases(dry: bool) -> Iterator[tuple[str, int, Callable[[Machine, int], Problem]]]:
@@ -73,6 +74,10 @@ def cases(dry: bool) -> Iterator[tuple[str, int, Callable[[Machine, int], Proble
         yield f"linear {what}", 16 if dry else 4096, build
     for what, build in POINTWISE.items():
         yield what, rows[0], build
+    for what, n, build in attention_at(attention[-1] if dry else DENSE, dims[0]):
+        yield f"{what}, float32", n, in_float32(build)
+    for what, build in LINEAR.items():
+        yield f"linear {what}, float32", 16 if dry else 4096, in_float32(build)
     for n in attention[1:2]:
         yield from attention_at(n, dims[0])
     for dim in dims[1:]:
@@ -85,6 +90,13 @@ def cases(dry: bool) -> Iterator[tuple[str, int, Callable[[Machine, int], Proble
     for n in attention[1:]:
         for dim in dims[1:]:
             yield from attention_at(n, dim)
+
+
+def in_float32(build):
+    def built(machine: Machine, n: int) -> Problem:
+        return replace(build(Machine(machine.dry, torch.float32), n), dtype=torch.float32)
+
+    return built
 
 
 def attention_tensors(machine: Machine, n: int, dim: int):

@@ -388,20 +388,30 @@ def test_a_gradient_in_another_dtype(same):
         same(one, other, 64 + 63)
 
 
-def test_rows_beyond_2_to_the_31_elements(same):
-    """Strides as of one head in a very long context: the memory between the rows is never touched."""
+def test_rows_beyond_2_to_the_31_elements(same, monkeypatch):
+    """Strides as of one head in a very long context, of all that is read and all that is written; they share a storage,
+    row beside row, and the memory between the rows is never touched."""
     if not INTERPRETED and torch.cuda.mem_get_info()[0] < 10e9:
         pytest.skip("takes 5 GB, and the device has less than 10 free")
     case = Case(Rules(), 70, 70, 1, 1, dtype=HALF)
-    query, key, value, g, _, _ = case.tensors()
-    expected = run(case, query, key, value, g, None, None)
-    stride = 1 << 25
-    far = torch.UntypedStorage(2 * (70 * stride + 64), device=DEVICE)
-    spread = torch.tensor([], dtype=HALF, device=DEVICE).set_(far, 0, (1, 1, 70, 64), (1, 1, stride, 1))
-    spread.copy_(key)
-    found = run(case, query, spread, value, g, None, None)
-    same(found[0][0], expected[0][0], 64 + 70)
-    same(found[1][0], expected[1][0], 64 + 70)
+    tensors = case.tensors()[:4]
+    expected = run(case, *tensors, None, None)
+    stride, columns, empty, empty_like = 1 << 25, itertools.count(0, 64), torch.empty, torch.empty_like
+    storage = torch.UntypedStorage(2 * 70 * stride, device=DEVICE)
+
+    def spread(values):
+        x = torch.tensor([], dtype=HALF, device=DEVICE)
+        return x.set_(storage, next(columns), (1, 1, 70, 64), (1, 1, stride, 1)).copy_(values)
+
+    blank = torch.tensor(torch.nan)
+    far = [spread(t) for t in tensors]
+    monkeypatch.setattr(torch, "empty_like", lambda x: spread(blank) if x.shape == (1, 1, 70, 64) else empty_like(x))
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: (
+        spread(blank).transpose(1, 2) if shape == ((1, 70, 1, 64),) else empty(*shape, **options)))  # fmt: skip
+    (out, lse), grads = run(case, *far, None, None)
+    assert all(t.stride(2) == stride for t in (out, *grads))
+    for found, truth in zip((out, lse, *grads), (*expected[0], *expected[1]), strict=True):
+        same(found, truth, 64 + 70)
 
 
 @triton.jit
