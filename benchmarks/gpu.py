@@ -3,12 +3,14 @@
 The package is built into build/gpu, which is then the first entry of PYTHONPATH: nothing is installed. The tests marked
 ``gpu`` run in several processes at once, because nearly all of their time is Triton's compiler's; then the kernels
 and a whole model are timed, with red tests too, but the report says so and the exit status is 1. It is 2 where nothing
-can run at all. --parts selects some of this; the time that the tests leave is shared evenly.
+can run at all. --parts selects some of this; the time that the tests leave is shared evenly. Nothing of it goes on
+when the time is over: what a part has started is ended with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import re
@@ -26,10 +28,11 @@ NEEDED = ("torch", "triton", "transformers", "pytest", "setuptools", "pybind11")
 PARTS = ("tests", "kernels", "model")
 SECONDS = 465  # in all
 TEST_SECONDS = 210
+STOP_SECONDS = 10  # of them, for what was interrupted to report
 LAST_CASE_SECONDS = 40  # before its time is over a benchmark begins no more cases
 MOST_WORKERS = 14
 NO_TESTS = 5  # pytest's exit status where a process had none to run
-WORKER_BYTES = 5 * 2**30  # of the device's memory: a context, and the largest test's dense float64 truth
+WORKER_BYTES = 5 * 2**30  # of the device's free memory: a context, and the largest test's dense float64 truth
 # -P: the folder kernels/ must not answer to `import kernels`. No plugins but pytest's own, see `main`.
 PYTEST = [sys.executable, "-P", "-m", "pytest", "-q", "--tb=short", "--durations=5", "--disable-warnings",
           "-p", "no:cacheprovider", "-o", "faulthandler_timeout=60"]  # fmt: skip
@@ -62,13 +65,13 @@ def main() -> int:
     environment.pop("TRITON_INTERPRET", None)
     if options.dry_run:
         environment["TRITON_INTERPRET"] = "1"
-    if not build(environment):
+    if not build(environment, end):
         return 1
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(BUILD / "lib"), os.environ.get("PYTHONPATH"))))
     tests = "not run"
     if "tests" in options.parts:
-        memory = None if options.dry_run else torch.cuda.get_device_properties(0).total_memory
-        tests = run_tests(environment, memory)
+        memory = None if options.dry_run else torch.cuda.mem_get_info()[0]
+        tests = run_tests(environment, memory, min(time.monotonic() + TEST_SECONDS, end))
     benchmarks = [part for part in PARTS[1:] if part in options.parts]
     green = not tests.startswith("FAILED")
     for left, part in zip(range(len(benchmarks), 0, -1), benchmarks, strict=True):
@@ -77,32 +80,60 @@ def main() -> int:
     return 0 if green else 1
 
 
-def build(environment: dict[str, str]) -> bool:
+def build(environment: dict[str, str], end: float) -> bool:
     """lrp_fast, lrp_fast.kernels and the C++ extension, into an empty folder, by setup.py alone."""
     start = time.monotonic()
     shutil.rmtree(BUILD, ignore_errors=True)
     command = [sys.executable, "-P", "setup.py", "-q", "build", "--build-base", BUILD / "work", "--build-lib",
                BUILD / "lib"]  # fmt: skip
-    built = subprocess.run(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
-                           stderr=subprocess.STDOUT)  # fmt: skip
-    print(built.stdout if built.returncode else f"built in {time.monotonic() - start:.0f} s", flush=True)
-    return built.returncode == 0
+    log = BUILD.with_suffix(".log")
+    log.parent.mkdir(exist_ok=True)
+    with log.open("w") as file:
+        status = run(command, end, cwd=ROOT, env=environment, stdout=file, stderr=file)
+    took = f"in {time.monotonic() - start:.0f} s"
+    print(log.read_text() if status else f"built {took}", flush=True)
+    if status is None:
+        print(f"the build was stopped: it was not done {took}")
+    return status == 0
 
 
-def run_tests(environment: dict[str, str], device_bytes: int | None) -> str:
-    """How the tests came out, in a few words; what failed is printed, and all of it is in build/gpu/tests.log."""
+def run(command: list, end: float, **options) -> int | None:
+    """The exit status; None where it and all that it started had to be killed, because ``end`` had come."""
+    process = subprocess.Popen(command, start_new_session=True, **options)
+    try:
+        return process.wait(max(end - time.monotonic(), 0))
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        kill(process)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """A process that leads a session of its own, and what is left of that."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run_tests(environment: dict[str, str], free_bytes: int | None, end: float) -> str:
+    """How the tests came out, in a few words; what failed is printed, and all of it is in build/gpu/tests.log.
+
+    Args:
+        free_bytes: of the device's memory; None: a few tests without a device.
+    """
     start = time.monotonic()
     workers = len(os.sched_getaffinity(0))
-    if device_bytes is None:
+    if free_bytes is None:
         workers, selected = 2, ["tests/kernels/test_relevance.py"]
     else:
-        workers, selected = max(1, min(workers, MOST_WORKERS, device_bytes // WORKER_BYTES)), ["-m", "gpu", "tests"]
+        workers, selected = fitting(workers, free_bytes), ["-m", "gpu", "tests"]
     running, logs = [], [BUILD / f"tests-{i}.log" for i in range(workers)]
     for i, log in enumerate(logs):
         with log.open("w") as file:
             command = [*PYTEST, f"--shard={i}/{workers}", *selected]
-            running.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file))
-    stopped = finish(running, start + TEST_SECONDS)
+            options = {"cwd": ROOT, "env": environment, "stdout": file, "stderr": file, "start_new_session": True}
+            running.append(subprocess.Popen(command, **options))
+    stopped = finish(running, end - STOP_SECONDS)
 
     counts, green = Counter(), not stopped
     for worker, log in zip(running, logs, strict=True):
@@ -118,23 +149,29 @@ def run_tests(environment: dict[str, str], device_bytes: int | None) -> str:
     found = ", ".join(f"{number} {what}" for what, number in counts.items()) or "nothing ran"
     found += f" in {time.monotonic() - start:.0f} s, {workers} processes"
     if stopped:
-        found += f", {stopped} of them stopped after {TEST_SECONDS} s"
+        found += f", {stopped} of them stopped when their time was over"
     verdict = f"{'passed' if green and counts['passed'] else 'FAILED'}: {found}"
     print(f"tests {verdict}", flush=True)
     return verdict
 
 
+def fitting(cores: int, free_bytes: int) -> int:
+    """How many processes may test at once."""
+    return max(1, min(cores, MOST_WORKERS, free_bytes // WORKER_BYTES))
+
+
 def finish(running: list[subprocess.Popen], end: float) -> int:
     """How many had to be stopped: as Ctrl-C does, upon which pytest reports what failed so far, then by force."""
-    wait(running, end)
-    late = [worker for worker in running if worker.poll() is None]
-    for worker in late:
-        worker.send_signal(signal.SIGINT)
-    wait(late, time.monotonic() + 10)
-    for worker in late:
-        worker.kill()
-        worker.wait()
-    return len(late)
+    try:
+        wait(running, end)
+        late = [worker for worker in running if worker.poll() is None]
+        for worker in late:
+            worker.send_signal(signal.SIGINT)
+        wait(late, time.monotonic() + STOP_SECONDS)
+        return len(late)
+    finally:
+        for worker in running:
+            kill(worker)
 
 
 def wait(running: list[subprocess.Popen], end: float) -> None:
@@ -154,11 +191,10 @@ def run_benchmark(
         command += ["--out", options.results / f"{part}.json"]
     if options.commit:
         command += ["--commit", options.commit]
-    try:
-        return subprocess.run(command, env=environment, timeout=limit).returncode == 0
-    except subprocess.TimeoutExpired:
-        print(f"{part}: stopped after {limit:.0f} s; what is written is of the cases told above")
-        return False
+    status = run(command, time.monotonic() + limit, env=environment)
+    if status is None:
+        print(f"{part}: stopped after {max(limit, 0):.0f} s; what is written is of the cases told above")
+    return status == 0
 
 
 if __name__ == "__main__":

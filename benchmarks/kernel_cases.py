@@ -1,14 +1,14 @@
 """What the kernel benchmark times: an operation at a size, who takes part, the work, and what the result has to be.
 
-Everything is bfloat16 and random. ``work`` is what the operation needs, whoever computes it: multiplications and
-additions of the matrix products, the hidden half of a causal square left out, or bytes, every input read and every
-output written once.
+Everything is random, and bfloat16 where nothing else is said. ``work`` is what the operation needs, whoever computes
+it: multiplications and additions of the matrix products, the hidden half of a causal square left out, or bytes, every
+input read and every output written once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from linear import zennit_cases
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lrp_fast import ops, reference
-from lrp_fast.kernels import norm, relevance
+from lrp_fast.kernels import relevance
 
 HEADS, KV_HEADS = 32, 8
 HIDDEN, INTERMEDIATE = 4096, 14336
@@ -31,9 +31,9 @@ Call = Callable[[], object]
 class Machine:
     """Where tensors live: a CUDA device, or the CPU for a dry run, whose sizes are tiny."""
 
-    def __init__(self, dry: bool):
+    def __init__(self, dry: bool, dtype: torch.dtype = torch.bfloat16):
         self.dry = dry
-        self.device, self.dtype = ("cpu", torch.float32) if dry else ("cuda", torch.bfloat16)
+        self.device, self.dtype = ("cpu", torch.float32) if dry else ("cuda", dtype)
         self.generator = torch.Generator(self.device).manual_seed(0)
 
     def draw(self, *shape: int, dtype: torch.dtype | None = None, scale: float = 1.0) -> Tensor:
@@ -53,6 +53,7 @@ class Problem:
     truth: Callable[[], tuple[Tensor, ...]]
     work: float
     unit: str  # "TFLOP/s" or "GB/s"
+    dtype: torch.dtype | None = None  # where it is not the machine's
 
 
 def cases(dry: bool) -> Iterator[tuple[str, int, Callable[[Machine, int], Problem]]]:
@@ -73,6 +74,10 @@ def cases(dry: bool) -> Iterator[tuple[str, int, Callable[[Machine, int], Proble
         yield f"linear {what}", 16 if dry else 4096, build
     for what, build in POINTWISE.items():
         yield what, rows[0], build
+    for what, n, build in attention_at(attention[-1] if dry else DENSE, dims[0]):
+        yield f"{what}, float32", n, in_float32(build)
+    for what, build in LINEAR.items():
+        yield f"linear {what}, float32", 16 if dry else 4096, in_float32(build)
     for n in attention[1:2]:
         yield from attention_at(n, dims[0])
     for dim in dims[1:]:
@@ -85,6 +90,13 @@ def cases(dry: bool) -> Iterator[tuple[str, int, Callable[[Machine, int], Proble
     for n in attention[1:]:
         for dim in dims[1:]:
             yield from attention_at(n, dim)
+
+
+def in_float32(build):
+    def built(machine: Machine, n: int) -> Problem:
+        return replace(build(Machine(machine.dry, torch.float32), n), dtype=torch.float32)
+
+    return built
 
 
 def attention_tensors(machine: Machine, n: int, dim: int):
@@ -169,7 +181,10 @@ def linear_problem(epsilon: float, gamma: float):
             return lambda: lambda: torch.autograd.grad(forward(), x, g)
 
         def zennit():
-            return zennit_cases(weight, weight.new_zeros(outs), x, g)["zennit_gamma" if gamma else "zennit_epsilon"]
+            found = zennit_cases(weight, weight.new_zeros(outs), x, g)
+            if not found:
+                raise ImportError("Zennit is not installed")
+            return found["zennit_gamma" if gamma else "zennit_epsilon"]
 
         def truth():  # in closed form: the definition makes rows x in x out numbers
             wide = x.detach().double().requires_grad_()
@@ -256,19 +271,12 @@ def norm_forward_residual(machine: Machine, rows: int) -> Problem:
     x, residual = hidden_matrices(machine, rows, 2)
     weight = machine.draw(x.shape[1])
 
-    def fused():
-        y, _, total = norm.rms_norm_forward(x, weight, EPS, residual)
-        return y, total
-
-    def plain():
-        total = x + residual
-        return ops.rms_norm(total, weight, EPS, impl="torch"), total
-
     def truth():
         total = x + residual  # in the working dtype, as the next layer sees it
         return reference.rms_norm(total.double(), weight.double(), EPS), total.double()
 
-    return Problem({"ours": lambda: fused, "torch": lambda: plain}, truth, 4 * x.nbytes, "GB/s")
+    call = lambda impl: ops.rms_norm(x, weight, EPS, residual=residual, impl=impl)  # noqa: E731
+    return Problem(both(call), truth, 4 * x.nbytes, "GB/s")
 
 
 def norm_backward(machine: Machine, rows: int) -> Problem:

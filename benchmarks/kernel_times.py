@@ -1,28 +1,41 @@
 """The kernels on a CUDA device, timed: what is timed, and against whom, is kernel_cases.py's.
 
 A case is checked at 1,024 rows against a float64 truth before it is timed; a wrong one is not timed. Contenders take
-turns, between CUDA events, with the L2 cache overwritten before each call. Shares are of a large matrix product's rate
-or of a large copy's, measured first. Cases come in order of interest, and the clock decides where the list ends.
+turns, in an order that is turned round from round to round, between CUDA events. Before each call the L2 cache is
+overwritten, and the GPU sleeps until the call is queued, so that launching it takes none of its time. Shares are of
+a large matrix product's rate in the case's dtype, or of a large copy's, measured first. Cases come in order of
+interest, and the clock decides where the list ends.
 """
 
 from __future__ import annotations
 
+import signal
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from kernel_cases import Call, Machine, Problem, cases
 
 CHECKED = 1024  # rows of the size at which results are compared
 CACHE_BYTES = 2**28  # more than any L2
+CASE_SECONDS = 40
+SLEEP_CYCLES = 2_000_000  # about a millisecond of a GPU
 
 
-def measure(seconds: float, dry: bool) -> dict:
-    """Ceilings, a row a case, what the clock left out, and what went wrong; every row is also told on stderr."""
+def measure(seconds: float, dry: bool, keep: Callable[[dict], object]) -> dict:
+    """Ceilings, a row a case, what the clock left out, and what went wrong; every row is also told on stderr.
+
+    ``keep`` is given all of that anew after every case.
+    """
     end = time.monotonic() + seconds
     machine = Machine(dry)
     found = {"ceilings": ceilings(machine), "rows": [], "left_out": [], "wrong": []}
+    if not dry:
+        product = ceilings(Machine(dry, torch.float32))["TFLOP/s"]
+        found["ceilings"]["TFLOP/s, float32"] = product
     at_fault: dict[str, str | None] = {}
     for what, size, build in cases(dry):
         if time.monotonic() > end:
@@ -30,24 +43,45 @@ def measure(seconds: float, dry: bool) -> dict:
             continue
         # One kernel that fails must not cost the others' figures.
         try:
-            if what not in at_fault:
-                at_fault[what] = fault(machine, build)
+            with deadline(CASE_SECONDS):
+                if what not in at_fault:
+                    at_fault[what] = fault(machine, build)
+                    if at_fault[what]:
+                        found["wrong"].append(f"{what}: {at_fault[what]}")
                 if at_fault[what]:
-                    found["wrong"].append(f"{what}: {at_fault[what]}")
-            if at_fault[what]:
-                continue
-            row = time_problem(machine, build(machine, size))
+                    continue
+                row = time_problem(machine, build(machine, size))
         except torch.OutOfMemoryError:
             found["left_out"].append(f"{what}, {size} (out of memory)")
+        except TimeoutError:
+            found["left_out"].append(f"{what}, {size} (stopped after {CASE_SECONDS} s)")
         except Exception as error:
             at_fault[what] = f"{type(error).__name__}: {error}"[:500]
             found["wrong"].append(f"{what}, {size}: {at_fault[what]}")
         else:
-            ceiling = found["ceilings"][row["unit"]]["rate"]
-            row["share_of_ceiling"] = row["contenders"]["ours"]["rate"] / ceiling
+            ceilings_of = found["ceilings"]
+            ceiling = ceilings_of.get(f"{row['unit']}, {row['dtype']}", ceilings_of[row["unit"]])
+            row["share_of_ceiling"] = row["contenders"]["ours"]["rate"] / ceiling["rate"]
             found["rows"].append({"what": what, "size": size} | row)
             print(table_line(found["rows"][-1]), file=sys.stderr, flush=True)
+        keep(found)
     return found
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """TimeoutError in what takes longer: as soon as Python runs again, so not within one call of the driver."""
+
+    def stop(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def fault(machine: Machine, build) -> str | None:
@@ -56,7 +90,7 @@ def fault(machine: Machine, build) -> str | None:
     results = problem.prepare["ours"]()()
     results = results if isinstance(results, tuple) else (results,)
     # A few roundings lie between operands and result; the tests hold kernels to a narrower bound.
-    bound = max(2 * torch.finfo(machine.dtype).eps, 1e-5)
+    bound = max(2 * torch.finfo(problem.dtype or machine.dtype).eps, 1e-5)
     for found, truth in zip((t for t in results if t is not None), problem.truth(), strict=True):
         error = ((found.double() - truth).norm() / truth.norm()).item()
         if not error <= bound:
@@ -88,7 +122,13 @@ def time_problem(machine: Machine, problem: Problem) -> dict:
             "rate": problem.work / (median * 1e-3) / (1e12 if problem.unit == "TFLOP/s" else 1e9),
             "peak_mb": peaks[name],
         }
-    return {"unit": problem.unit, "work": problem.work, "contenders": contenders, "failed_contenders": errors}
+    return {
+        "unit": problem.unit,
+        "dtype": str(problem.dtype or machine.dtype).removeprefix("torch."),
+        "work": problem.work,
+        "contenders": contenders,
+        "failed_contenders": errors,
+    }
 
 
 def ceilings(machine: Machine) -> dict:
@@ -113,15 +153,18 @@ def milliseconds(calls: dict[str, Call], seconds: float, dry: bool) -> dict[str,
     if dry:
         return {name: [on_the_wall(call)] for name, call in calls.items()}
     cache = torch.empty(CACHE_BYTES, dtype=torch.int8, device="cuda")
-    once = one_round(calls, cache)
-    rounds = [one_round(calls, cache) for _ in range(int(min(30, max(3, 1000 * seconds / sum(once.values())))))]
+    orders = [list(calls.items()), list(calls.items())[::-1]]
+    once = one_round(orders[0], cache)
+    count = int(min(30, max(3, 1000 * seconds / sum(once.values()))))
+    rounds = [one_round(orders[i % 2], cache) for i in range(count)]
     return {name: [times[name] for times in rounds] for name in calls}
 
 
-def one_round(calls: dict[str, Call], cache: torch.Tensor) -> dict[str, float]:
-    events = {name: (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for name in calls}
-    for name, call in calls.items():
+def one_round(calls: list[tuple[str, Call]], cache: torch.Tensor) -> dict[str, float]:
+    events = {name: (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for name, _ in calls}
+    for name, call in calls:
         cache.zero_()
+        torch.cuda._sleep(SLEEP_CYCLES)
         events[name][0].record()
         call()
         events[name][1].record()
@@ -145,7 +188,7 @@ def peak_mb(call: Call) -> float:
 
 
 def table(results: dict) -> str:
-    head = f"{'':40} {'size':>7} {'ours, ms':>9} {'rate':>13} {'ceiling':>8} {'peak':>8}  time of others over ours"
+    head = f"{'':50} {'size':>7} {'ours, ms':>9} {'rate':>13} {'ceiling':>8} {'peak':>8}  time of others over ours"
     lines = [head, *(table_line(row) for row in results["rows"])]
     lines += [f"{unit}: {one['rate']:.0f} is the ceiling, {one['what']}" for unit, one in results["ceilings"].items()]
     lines += [f"WRONG: {what}" for what in results["wrong"]]
@@ -163,6 +206,6 @@ def table_line(row: dict) -> str:
     others = [f"{name} {median / ours['median_ms']:.2f}" for name, median in medians.items()]
     others += [f"{name} failed" for name in row["failed_contenders"]]
     return (
-        f"{row['what']:40} {row['size']:>7} {ours['median_ms']:>9.3f} {rate:>13} {row['share_of_ceiling']:>8.0%} "
+        f"{row['what']:50} {row['size']:>7} {ours['median_ms']:>9.3f} {rate:>13} {row['share_of_ceiling']:>8.0%} "
         f"{peak:>8}  {', '.join(others)}"
     )

@@ -15,6 +15,7 @@ environment of --lxt-python is made. "tune" writes kernels/tiles.json instead: t
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -86,8 +87,11 @@ def kernels(options: argparse.Namespace) -> int:
         return 2
     import kernel_times
 
-    results = kernel_times.measure(options.seconds, options.dry_run)
-    path = None if options.dry_run else write(options, {"tests": options.tests, **gpu(), **results})
+    def keep(results: dict) -> str | None:
+        return None if options.dry_run else write(options, {"tests": options.tests, **gpu(), **results})
+
+    results = kernel_times.measure(options.seconds, options.dry_run, keep)
+    path = keep(results)
     print(kernel_times.table(results))
     print(f"\nwrote {path}" if path else "\na dry run: the times mean nothing, and nothing was written")
     return 1 if results["wrong"] else 0
@@ -122,6 +126,7 @@ def capability(text: str) -> tuple[int, int]:
     return major, minor
 
 
+@functools.cache
 def gpu() -> dict:
     """The device and what drives it; the driver's version is None where nvidia-smi is not there to tell."""
     device = torch.cuda.get_device_properties(0)
@@ -140,6 +145,7 @@ def gpu() -> dict:
     }
 
 
+@functools.cache
 def provenance(commit: str | None = None) -> dict:
     """Where and with what this was measured. ``commit``: what to say where git knows nothing of this folder."""
     versions = {}
@@ -150,6 +156,8 @@ def provenance(commit: str | None = None) -> dict:
             versions[name] = None
     git = ["git", "-C", HERE, "describe", "--always", "--dirty", "--abbrev=12"]
     described = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+    if not (described or commit):
+        print(f"no commit goes with these figures: git knows none in {HERE}; name it with --commit", file=sys.stderr)
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "commit": described or commit,

@@ -22,7 +22,7 @@ import triton
 from torch import Tensor
 
 from lrp_fast.kernels import attention, common, linear, tiles
-from lrp_fast.kernels.resources import SHARED, Resources, resources
+from lrp_fast.kernels.resources import SHARED, TENSOR_MEMORY, Resources, resources
 
 TOKENS = 4096
 FEWER = 0.98  # of the time, at most: a smaller gain is noise
@@ -107,7 +107,9 @@ def compiled(row: str, table: tiles.Table, on: tuple[int, int]) -> Resources | N
 
 
 def fits(found: Resources | None, most: Resources, on: tuple[int, int]) -> bool:
-    return found is not None and found.shared <= SHARED[on[0] * 10 + on[1]] and found.stack <= max(most.stack, SPILLED)
+    if found is None or found.shared > SHARED[on[0] * 10 + on[1]] or found.tensor_memory > TENSOR_MEMORY:
+        return False
+    return found.stack <= max(most.stack, SPILLED)
 
 
 def timer(row: str, table: tiles.Table) -> Callable[[tiles.Table], float | None]:

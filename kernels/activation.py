@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import DTYPES, Case, as_rows, as_rows_to_write, pointwise, record, tile
+from .common import DTYPES, Case, as_rows, pointwise, record, tile
 
 KINDS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
 
@@ -74,27 +74,26 @@ def activation_backward_kernel(
 def activation_forward(z: Tensor, kind: str) -> Tensor:
     """f(z), (..., D) of any strides; ``kind`` is one of `KINDS`."""
     y = z.new_empty(z.shape)
-    pointwise(activation_forward_kernel, [as_rows(z), as_rows_to_write(y)], KIND=kind)
+    pointwise(activation_forward_kernel, [as_rows(z), as_rows(y)], KIND=kind)
     return y
 
 
-def activation_backward(g: Tensor, z: Tensor, kind: str, *, ratio: bool, out: Tensor | None = None) -> Tensor:
-    """g f(z)/z, or g f'(z) where not ``ratio``; of z's dtype. ``out`` may be ``g`` or ``z`` itself."""
-    g_in = z.new_empty(z.shape) if out is None else out
-    matrices = [as_rows(g), as_rows(z), as_rows_to_write(g_in)]
-    pointwise(activation_backward_kernel, matrices, KIND=kind, RATIO=ratio)
+def activation_backward(g: Tensor, z: Tensor, kind: str, *, ratio: bool) -> Tensor:
+    """g f(z)/z, or g f'(z) where not ``ratio``; (..., D) of any strides, of z's dtype."""
+    g_in = z.new_empty(z.shape)
+    pointwise(activation_backward_kernel, [as_rows(t) for t in (g, z, g_in)], KIND=kind, RATIO=ratio)
     return g_in
 
 
 def compile_cases(on: tuple[int, int] = (9, 0)) -> list[Case]:
     calls = {}
-    for kind in KINDS:
-        for dtype in DTYPES if kind == "silu" else DTYPES[1:2]:
-            z = torch.empty(4097, 4096, dtype=dtype, device="meta")
-            name = f"{kind}-{dtype}".replace("torch.", "")
-            calls[f"activation_forward-{name}"] = lambda z=z, kind=kind: activation_forward(z, kind)
-            for by_ratio in (True, False):
-                calls[f"activation_backward-{name}-{'ratio' if by_ratio else 'derivative'}"] = (
-                    lambda z=z, kind=kind, by_ratio=by_ratio: activation_backward(z, z, kind, ratio=by_ratio)
-                )
+    sizes = [(kind, dtype, 4096) for kind in KINDS for dtype in (DTYPES if kind == "silu" else DTYPES[1:2])]
+    for kind, dtype, features in [*sizes, ("silu", DTYPES[1], 4095)]:
+        z = torch.empty(4097, features, dtype=dtype, device="meta")
+        name = f"{kind}-{dtype}{'-odd' * (features % 2)}".replace("torch.", "")
+        calls[f"activation_forward-{name}"] = lambda z=z, kind=kind: activation_forward(z, kind)
+        for by_ratio in (True, False):
+            calls[f"activation_backward-{name}-{'ratio' if by_ratio else 'derivative'}"] = (
+                lambda z=z, kind=kind, by_ratio=by_ratio: activation_backward(z, z, kind, ratio=by_ratio)
+            )
     return record(calls, on)

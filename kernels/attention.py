@@ -252,12 +252,13 @@ def forward_kernel(
     b_q = load_tile(q, o_t, stride_qt, stride_qd, t_first, t_end, HEAD_DIM, BLOCK_D, True)
     b_acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     b_abs = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+    # Finite: -inf would make NaN of a row's first tiles where all of their keys are hidden.
+    b_max = tl.full([BLOCK_M], -1.0e30, dtype=tl.float32)
+    b_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
     if SINKS:  # a logit that no value belongs to
-        b_max = tl.zeros([BLOCK_M], dtype=tl.float32) + tl.load(sinks + i_h).to(tl.float32) * 1.4426950408889634
-        b_sum = tl.full([BLOCK_M], 1.0, dtype=tl.float32)
-    else:  # finite: -inf would make NaN of a row's first tiles where all of their keys are hidden
-        b_max = tl.full([BLOCK_M], -1.0e30, dtype=tl.float32)
-        b_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
+        b_sink = tl.load(sinks + i_h).to(tl.float32) * 1.4426950408889634
+        b_max = tl.maximum(b_max, b_sink)
+        b_sum = tl.exp2(b_sink - b_max)
     b_acc, b_abs, b_max, b_sum = attend(
         b_acc, b_abs, b_max, b_sum, b_q, k, v, o_i, full_lo, full_hi - full_lo, 0, 0, first, end, window,
         stride_ks, stride_kd, stride_vs, stride_vd, qk_scale, cap_scale,
@@ -713,6 +714,7 @@ def backward(
         queries, keys, heads, listed_count, size, float(epsilon), float(gamma),
         STABILISED=bool(epsilon or gammaed), GAMMA=gammaed, SCORES=scored, WRITE_U=u is not None,
         BOUNDS=flags["BOUNDS"], BLOCK_M=by_key.queries, **shape,
+        num_warps=min(max(by_key.queries * block_d(head_dim) // 512, 4), 16),  # 16 elements a thread
     )  # fmt: skip
     launch(compact_kernel, batch * heads, active, listed, rank, listed_count, BLOCK=_COMPACT)
 
@@ -773,13 +775,15 @@ def compile_cases(on: tuple[int, int] = (9, 0)) -> list[Case]:
     """Every row of tiles.json, in the forms that need most: all flags, none, and dV alone."""
     half, full = DTYPES[1:]
     calls = {}
-    for dim in (64, 80, 128, 256):
-        for dtype in (half, full) if dim != 80 else (half,):
+    for dim in (64, 80, 96, 128, 256):
+        narrow = dim in (80, 96)  # features beside a wider tile
+        for dtype in (half,) if narrow else (half, full):
             forms = ("plain", "all flags", "cp", *(["capped"] if dtype == half else []))
-            for form in forms if dim != 80 else ("plain",):
+            for form in ("plain",) if narrow else forms:
                 name = f"{dim}-{str(dtype)[6:]}-{form}".replace(" ", "-")
                 calls[name] = lambda dim=dim, dtype=dtype, form=form: _both(dim, dtype, form)
     calls["128-float16-gradient"] = lambda: _both(128, torch.float16, "gradient")
+    calls["128-bfloat16-far-features"] = lambda: _both(128, half, "plain", far=True)
     cases, seen = [], []
     for case in record(calls, on):
         if case[1:] not in seen:
@@ -788,10 +792,12 @@ def compile_cases(on: tuple[int, int] = (9, 0)) -> list[Case]:
     return cases
 
 
-def _both(dim, dtype, form):
-    """A forward and a backward pass over tensors that have no memory."""
+def _both(dim, dtype, form, far=False):
+    """A forward and a backward pass over tensors that have no memory; ``far``: a token's features lie 4097 apart."""
     meta = {"dtype": dtype, "device": "meta"}
-    query, key, value, g = (torch.empty(2, 4096, h, dim, **meta).transpose(1, 2) for h in (32, 8, 8, 32))
+    query, key, value, g = (torch.empty(2, 4097, h, dim, **meta).transpose(1, 2) for h in (32, 8, 8, 32))
+    if far:
+        query, key, value, g = (t.mT.contiguous().mT for t in (query, key, value, g))
     flags = {"scale": 0.1, "causal": True, "window": None, "softcap": None}
     rest = {"value_share": 0.5, "score_share": 0.0 if form == "cp" else 0.25, "ratio": form != "gradient"}
     extra = {}

@@ -1,6 +1,6 @@
 """How the kernels of this folder see tensors, are launched, and are listed for the compile gate."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -12,21 +12,13 @@ from torch import Tensor
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 # (name, jit_fn, signature, constexprs, num_warps, num_stages), as `triton.compiler.ASTSource` takes them. In the
-# signature, ":16" after a type says what Triton finds out at launch: that the value is divisible by 16.
+# signature, what follows a type and ":" is what Triton finds out at launch, "D" that the value is divisible by 16.
 Case = tuple[str, object, dict[str, str], dict[str, object], int, int]
-
-_POINTERS = {
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.float32: "*fp32",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-}
 
 # Elements of a pointwise program of 4 warps: 8 a thread, one 16-byte load of each 2-byte operand.
 _ELEMENTS = 1024
 
-# What `record` fills, and the capability that it asks for: of the caller's context alone, other threads launch.
+# What `taken_down` fills, and the capability that it asks for: of the caller's context alone, other threads launch.
 _recording: ContextVar[tuple[list, tuple[int, int]] | None] = ContextVar("recording", default=None)
 
 
@@ -58,7 +50,7 @@ def pointwise(kernel, matrices: list[Tensor | None], *scalars: float, **constexp
 
 
 def launch(kernel, programs: int, *arguments, num_warps: int = 4, num_stages: int = 1, **constexprs) -> None:
-    """Runs ``kernel`` on the device of its first argument; inside `record` it only takes down what would run."""
+    """Runs ``kernel`` on the device of its first argument; inside `taken_down` it only tells what would run."""
     if (recording := _recording.get()) is not None:
         recording[0].append((kernel, arguments, constexprs, num_warps, num_stages))
     elif programs:
@@ -79,15 +71,18 @@ def record(calls: dict[str, Callable[[], object]], on: tuple[int, int]) -> list[
     """The kernels that ``calls``, by name, launch on a device of capability ``on``. Their tensors are on "meta"."""
     cases = []
     for name, call in calls.items():
-        with _taken_down(on) as launches:
+        with taken_down(on) as launches:
             call()
         for kernel, arguments, constexprs, num_warps, num_stages in launches:
-            cases.append((name, kernel, *_specialised(kernel, arguments, constexprs), num_warps, num_stages))
+            cases.append((name, kernel, *_specialised(kernel, arguments, constexprs, on), num_warps, num_stages))
     return cases
 
 
 @contextmanager
-def _taken_down(on):
+def taken_down(on: tuple[int, int]) -> Iterator[list]:
+    """Launches in this context go into the list that it gives, (kernel, arguments, constexprs, num_warps, num_stages),
+    as on a device of capability ``on``, and do not happen.
+    """
     launches: list = []
     token = _recording.set((launches, on))
     try:
@@ -96,19 +91,22 @@ def _taken_down(on):
         _recording.reset(token)
 
 
-def _specialised(kernel, arguments, constexprs):
-    """The signature and the constants that Triton makes of a launch."""
-    signature, constants = {}, dict(constexprs)
-    for name, value in zip(kernel.arg_names, arguments, strict=False):
-        if isinstance(value, Tensor):
-            signature[name] = _POINTERS[value.dtype] + ":16"
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        elif value is None or value == 1:
-            signature[name], constants[name] = "constexpr", value
-        else:
-            signature[name] = ("i32" if value < 2**31 else "i64") + (":16" if value % 16 == 0 else "")
-    return signature | dict.fromkeys(constexprs, "constexpr"), constants
+def _specialised(kernel, arguments, constexprs, on):
+    """The signature and the constants that Triton's own launcher makes of a launch."""
+    # Imported here, because no launch may depend on Triton's insides.
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    backend = make_backend(GPUTarget("cuda", 10 * on[0] + on[1], 32))
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    values, kinds, _ = bind(*arguments, **constexprs)
+    signature, constants = {}, {}
+    for (name, value), (kind, found) in zip(values.items(), kinds, strict=True):
+        signature[name] = kind if kind == "constexpr" or not found else f"{kind}:{found}"
+        if kind == "constexpr":
+            constants[name] = value
+    return signature, constants
 
 
 def strides(*matrices: Tensor | None) -> list[int]:
@@ -118,8 +116,3 @@ def strides(*matrices: Tensor | None) -> list[int]:
 def as_rows(x: Tensor) -> Tensor:
     """(..., D) as (rows, D): a view wherever one row stride can express it, otherwise a copy."""
     return x.reshape(x.shape[:-1].numel(), x.shape[-1])
-
-
-def as_rows_to_write(x: Tensor) -> Tensor:
-    """As `as_rows`, but never a copy: RuntimeError where the strides do not allow a view."""
-    return x.view(x.shape[:-1].numel(), x.shape[-1])

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import KINDS, derivative, ratio
-from .common import DTYPES, Case, as_rows, as_rows_to_write, pointwise, record, tile
+from .common import DTYPES, Case, as_rows, pointwise, record, tile
 
 
 @triton.jit
@@ -33,7 +33,6 @@ def gated_mlp_backward_kernel(
     b_g = tl.load(g + o_r * stride_gr + o_f * stride_gf, mask=mask, other=0).to(tl.float32)
     b_a = tl.load(gate + o_r * stride_ar + o_f * stride_af, mask=mask, other=0).to(tl.float32)
     b_r = ratio(b_a, KIND)
-    # Every load comes before the first store: the outputs may be the inputs' own buffers.
     if GATE_SHARE != 0:
         b_u = tl.load(up + o_r * stride_ur + o_f * stride_uf, mask=mask, other=0).to(tl.float32)
         b_s = b_r
@@ -48,7 +47,7 @@ def gated_mlp_backward_kernel(
 def gated_mlp_forward(gate: Tensor, up: Tensor, kind: str) -> Tensor:
     """act(gate) * up, (..., D) of any strides (two halves of one projection, say); ``kind`` is one of `KINDS`."""
     y = gate.new_empty(gate.shape)
-    pointwise(gated_mlp_forward_kernel, [as_rows(gate), as_rows(up), as_rows_to_write(y)], KIND=kind)
+    pointwise(gated_mlp_forward_kernel, [as_rows(gate), as_rows(up), as_rows(y)], KIND=kind)
     return y
 
 
@@ -61,7 +60,6 @@ def gated_mlp_backward(
     ratio: bool,
     gate_share: float,
     up_share: float,
-    out: tuple[Tensor | None, Tensor] | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Relevance gradients of (gate, up) from that of the product, ``g``; all (..., D), of any strides.
 
@@ -69,36 +67,28 @@ def gated_mlp_backward(
         up: may be None where ``gate_share`` is 0: it is not read then.
         ratio: the gate's activation passes g f(z)/z, otherwise g f'(z).
         gate_share, up_share: what each factor gets; half each is attnlrp, (0, 1) is cp, (1, 1) the plain gradient.
-        out: where the two gradients go. An output may be ``g``, ``gate`` or ``up`` itself, whose contents are lost
-            then; it must not overlap them otherwise.
 
     Returns:
         (g_gate, g_up), of gate's dtype; g_gate is None where ``gate_share`` is 0.
     """
-    g_gate, g_up = (None, None) if out is None else out
-    if not gate_share:
-        g_gate = up = None
-    elif g_gate is None:
-        g_gate = gate.new_empty(gate.shape)
-    if g_up is None:
-        g_up = gate.new_empty(gate.shape)
-    inputs = [None if x is None else as_rows(x) for x in (g, gate, up)]
-    outputs = [None if x is None else as_rows_to_write(x) for x in (g_gate, g_up)]
+    g_up = gate.new_empty(gate.shape)
+    g_gate = gate.new_empty(gate.shape) if gate_share else None
+    matrices = [None if x is None else as_rows(x) for x in (g, gate, up if gate_share else None, g_gate, g_up)]
     shares = {"GATE_SHARE": float(gate_share), "UP_SHARE": float(up_share)}
-    pointwise(gated_mlp_backward_kernel, inputs + outputs, KIND=kind, RATIO=ratio, **shares)
+    pointwise(gated_mlp_backward_kernel, matrices, KIND=kind, RATIO=ratio, **shares)
     return g_gate, g_up
 
 
 def compile_cases(on: tuple[int, int] = (9, 0)) -> list[Case]:
     calls = {}
     rules = {"attnlrp": (True, 0.5, 0.5), "cp": (True, 0.0, 1.0), "gradient": (False, 1.0, 1.0)}
-    for kind in KINDS:
-        for dtype in DTYPES if kind == "silu" else DTYPES[1:2]:
-            x = torch.empty(4097, 14336, dtype=dtype, device="meta")
-            name = f"{kind}-{dtype}".replace("torch.", "")
-            calls[f"gated_mlp_forward-{name}"] = lambda x=x, kind=kind: gated_mlp_forward(x, x, kind)
-            for rule, (by_ratio, gate, up) in rules.items():
-                calls[f"gated_mlp_backward-{name}-{rule}"] = lambda x=x, kind=kind, r=by_ratio, a=gate, u=up: (
-                    gated_mlp_backward(x, x, x, kind, ratio=r, gate_share=a, up_share=u)
-                )
+    sizes = [(kind, dtype, 14336) for kind in KINDS for dtype in (DTYPES if kind == "silu" else DTYPES[1:2])]
+    for kind, dtype, features in [*sizes, ("silu", DTYPES[1], 14335)]:
+        x = torch.empty(4097, features, dtype=dtype, device="meta")
+        name = f"{kind}-{dtype}{'-odd' * (features % 2)}".replace("torch.", "")
+        calls[f"gated_mlp_forward-{name}"] = lambda x=x, kind=kind: gated_mlp_forward(x, x, kind)
+        for rule, (by_ratio, gate, up) in rules.items():
+            calls[f"gated_mlp_backward-{name}-{rule}"] = lambda x=x, kind=kind, r=by_ratio, a=gate, u=up: (
+                gated_mlp_backward(x, x, x, kind, ratio=r, gate_share=a, up_share=u)
+            )
     return record(calls, on)

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import DTYPES, Case, as_rows, as_rows_to_write, capability, launch, pointwise, record, strides, tile
+from .common import DTYPES, Case, as_rows, capability, launch, pointwise, record, strides, tile
 from .tiles import TABLE, Table, find
 
 
@@ -183,13 +183,10 @@ def gamma_backward(g: Tensor, x: Tensor, t: Tensor, weight: Tensor, gamma: float
     return g_in
 
 
-def epsilon_factor(g: Tensor, z: Tensor, epsilon: float, out: Tensor | None = None) -> Tensor:
-    """``g |z| / (|z| + epsilon)``, (..., D) of any strides, of g's dtype; 0 where z and epsilon are 0.
-
-    ``out`` may be ``g`` itself, or ``z`` where it has g's dtype.
-    """
-    out = g.new_empty(g.shape) if out is None else out
-    pointwise(epsilon_factor_kernel, [as_rows(g), as_rows(z), as_rows_to_write(out)], float(epsilon))
+def epsilon_factor(g: Tensor, z: Tensor, epsilon: float) -> Tensor:
+    """``g |z| / (|z| + epsilon)``, (..., D) of any strides, of g's dtype; 0 where z and epsilon are 0."""
+    out = g.new_empty(g.shape)
+    pointwise(epsilon_factor_kernel, [as_rows(t) for t in (g, z, out)], float(epsilon))
     return out
 
 
@@ -213,4 +210,12 @@ def compile_cases(on: tuple[int, int] = (9, 0)) -> list[Case]:
             }
         calls[f"gamma_forward-{name}-transposed"] = lambda x=z, w=weight.T: gamma_forward(x, w, None, 0.1, 0.1)
         calls[f"epsilon_factor-{name}"] = lambda z=z: epsilon_factor(z, z, 0.1)
+    # A vocabulary that 16 does not divide.
+    x, weight = (torch.empty(n, 4096, dtype=DTYPES[1], device="meta") for n in (4097, 50257))
+    z = x.new_empty(4097, 50257)
+    calls |= {
+        "gamma_forward-bfloat16-odd": lambda: gamma_forward(x, weight, None, 0.1, 0.1),
+        "gamma_backward-bfloat16-odd": lambda: gamma_backward(z, x, z, weight, 0.1),
+        "epsilon_factor-bfloat16-odd": lambda: epsilon_factor(z, z, 0.1),
+    }
     return record(calls, on)

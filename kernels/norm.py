@@ -1,4 +1,4 @@
-"""RMSNorm and LayerNorm: forward, fused with the residual add, and backward with frozen statistics or plainly.
+"""RMSNorm and LayerNorm, each fused with the residual add: forward, and backward with frozen statistics or plainly.
 
 A program holds whole rows in registers, so a row is read once whatever is made of it.
 """
@@ -54,7 +54,7 @@ def norm_forward_kernel(
 
 @triton.jit
 def norm_backward_kernel(
-    g, x, weight, mean, rstd, g_residual, g_in, relevance, rows, features,
+    g, x, weight, mean, rstd, g_residual, g_in, rows, features,
     stride_gr, stride_gf, stride_xr, stride_xf, stride_sr, stride_sf, stride_or, stride_of,
     FROZEN: tl.constexpr, CENTRED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
@@ -63,12 +63,10 @@ def norm_backward_kernel(
     b_rstd = tl.load(rstd + o_r, mask=o_r < rows, other=0)
     if weight is not None:
         b_g *= tl.load(weight + o_f, mask=o_f < features, other=0).to(tl.float32)
-    if x is not None:
-        b_x = tl.load(x + o_r * stride_xr + o_f * stride_xf, mask=mask, other=0).to(tl.float32)
     if not FROZEN:
-        b_normed = b_x
+        b_normed = tl.load(x + o_r * stride_xr + o_f * stride_xf, mask=mask, other=0).to(tl.float32)
         if CENTRED:
-            b_normed = tl.where(mask, b_x - tl.load(mean + o_r, mask=o_r < rows, other=0), 0.0)
+            b_normed = tl.where(mask, b_normed - tl.load(mean + o_r, mask=o_r < rows, other=0), 0.0)
         b_normed *= b_rstd
         # What rstd's own derivative takes away: the component along the normalised vector.
         b_g -= b_normed * (tl.sum(b_g * b_normed, axis=1, keep_dims=True) / features)
@@ -77,11 +75,7 @@ def norm_backward_kernel(
     b_g *= b_rstd
     if g_residual is not None:
         b_g += tl.load(g_residual + o_r * stride_sr + o_f * stride_sf, mask=mask, other=0).to(tl.float32)
-    b_o = b_g.to(g_in.dtype.element_ty)
-    tl.store(g_in + o_r * stride_or + o_f * stride_of, b_o, mask=mask)
-    if relevance is not None:
-        # Of the gradient as it is stored; masked features have x = 0.
-        tl.store(relevance + o_r, tl.sum(b_x * b_o.to(tl.float32), axis=1, keep_dims=True), mask=o_r < rows)
+    tl.store(g_in + o_r * stride_or + o_f * stride_of, b_g.to(g_in.dtype.element_ty), mask=mask)
 
 
 def rms_norm_forward(
@@ -126,23 +120,20 @@ def rms_norm_backward(
     *,
     frozen: bool = True,
     g_residual: Tensor | None = None,
-    relevance: bool = False,
     dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> Tensor:
     """Relevance gradient of the norm's input, with ``rstd`` held constant or, where not ``frozen``, plainly.
 
     Args:
         g: (..., D), any strides. weight, rstd: as the forward had and gave them.
-        x: the norm's input, the sum if a residual was added; needed where not ``frozen`` and for ``relevance``.
-        g_residual: (..., D), what reaches the norm's input by the residual branch; it is added, and gives the dtype.
-        relevance: return the input's node relevance too.
-        dtype: of the result, by default that of ``g_residual`` or else of ``g``.
+        x: the norm's input, the sum if a residual was added; needed where not ``frozen``.
+        g_residual: (..., D), what reaches that sum by the residual branch: it is added.
+        dtype: of the result, by default that of ``g``.
 
     Returns:
-        (g_in, relevance): g_in (..., D); relevance (...) float32, the
-        sum over D of ``x * g_in``, or None.
+        (..., D).
     """
-    return _backward(g, weight, None, rstd, x, frozen, False, g_residual, relevance, dtype)
+    return _backward(g, weight, None, rstd, x, frozen, False, g_residual, dtype)
 
 
 def layer_norm_backward(
@@ -154,10 +145,9 @@ def layer_norm_backward(
     *,
     frozen: bool = True,
     g_residual: Tensor | None = None,
-    relevance: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+) -> Tensor:
     """As `rms_norm_backward`; ``mean``, which the forward gave, is needed where not ``frozen``."""
-    return _backward(g, weight, mean, rstd, x, frozen, True, g_residual, relevance, None)
+    return _backward(g, weight, mean, rstd, x, frozen, True, g_residual, None)
 
 
 def _forward(x, weight, bias, eps, residual, dtype, *, centred):
@@ -178,21 +168,18 @@ def _forward(x, weight, bias, eps, residual, dtype, *, centred):
     return y, mean, rstd, total
 
 
-def _backward(g, weight, mean, rstd, x, frozen, centred, g_residual, relevance, dtype):
-    if x is None and (relevance or not frozen):
-        raise ValueError("x is needed where the statistics are not frozen, and for the relevance")
-    if centred and mean is None and not frozen:
-        raise ValueError("mean is needed where the statistics are not frozen")
-    g_in = g.new_empty(g.shape, dtype=dtype or (g if g_residual is None else g_residual).dtype)
-    x = x if relevance or not frozen else None  # otherwise it would be read for nothing
-    total = g.new_empty(g.shape[:-1], dtype=torch.float32) if relevance else None
+def _backward(g, weight, mean, rstd, x, frozen, centred, g_residual, dtype):
+    if not frozen and (x is None or (centred and mean is None)):
+        raise ValueError(f"{'x' if x is None else 'mean'} is needed where the statistics are not frozen")
+    g_in = g.new_empty(g.shape, dtype=dtype or g.dtype)
+    x, mean = (None, None) if frozen else (x, mean)  # they would be read for nothing
     matrices = [None if m is None else as_rows(m) for m in (g, x, g_residual, g_in)]
     rows_g, rows_x, rows_residual, rows_in = matrices
-    weight, mean, rstd = (None if v is None else v.contiguous() for v in (weight, None if frozen else mean, rstd))
-    arguments = (rows_g, rows_x, weight, mean, rstd, rows_residual, rows_in, total)
+    weight, mean, rstd = (None if v is None else v.contiguous() for v in (weight, mean, rstd))
+    arguments = (rows_g, rows_x, weight, mean, rstd, rows_residual, rows_in)
     flags = {"FROZEN": frozen, "CENTRED": centred}
     _launch(norm_backward_kernel, rows_g.shape, *arguments, *rows_g.shape, *strides(*matrices), **flags)
-    return g_in, total
+    return g_in
 
 
 def _launch(kernel, shape, *arguments, **flags):
@@ -210,22 +197,22 @@ def _launch(kernel, shape, *arguments, **flags):
 def compile_cases(on: tuple[int, int] = (9, 0)) -> list[Case]:
     calls = {}
     # Every tile and every dtype with the most that a norm is asked for, and one tile with everything less.
-    sizes = [(torch.bfloat16, d) for d in (64, 128, 1024, 2048, 4096, 8192, 16384, MAX_FEATURES)]
+    sizes = [(torch.bfloat16, d) for d in (64, 128, 1024, 2048, 4095, 4096, 8192, 16384, MAX_FEATURES)]
     for dtype, features in [*sizes, *((d, 4096) for d in DTYPES if d != torch.bfloat16)]:
         x = torch.empty(4097, features, dtype=dtype, device="meta")
         w, r = x[0], torch.empty(4097, dtype=torch.float32, device="meta")
         h = torch.empty_like(x, dtype=torch.float32)
-        most = {"frozen": False, "g_residual": h, "relevance": True}
-        stream = most | {"frozen": True}
+        most = {"frozen": False, "g_residual": x}
         name = f"{dtype}-{features}".replace("torch.", "")
         calls |= {
             f"layer_norm_forward-{name}-most": lambda x=x, w=w: layer_norm_forward(x, w, w, 1e-6, x),
             f"layer_norm_backward-{name}-most": lambda x=x, w=w, r=r, o=most: layer_norm_backward(x, w, r, r, x, **o),
-            f"layer_norm_backward-{name}-stream": (
-                lambda x=x, w=w, r=r, o=stream: layer_norm_backward(x, w, None, r, x, **o)
+            f"layer_norm_backward-{name}-residual": (
+                lambda x=x, w=w, r=r: layer_norm_backward(x, w, None, r, g_residual=x)
             ),
         }
         if dtype == torch.bfloat16 and features == 4096:
+            wide = {"g_residual": h, "dtype": torch.float32}
             calls |= {
                 f"rms_norm_forward-{name}": lambda x=x, w=w: rms_norm_forward(x, w, 1e-6),
                 f"rms_norm_forward-{name}-narrowed": lambda h=h, w=w: rms_norm_forward(h, w, 1e-6, dtype=w.dtype),
@@ -235,7 +222,7 @@ def compile_cases(on: tuple[int, int] = (9, 0)) -> list[Case]:
                 f"rms_norm_forward-{name}-residual": lambda x=x, w=w: rms_norm_forward(x, w, 1e-6, x),
                 f"layer_norm_forward-{name}": lambda x=x: layer_norm_forward(x, None, None, 1e-6),
                 f"rms_norm_backward-{name}": lambda x=x, w=w, r=r: rms_norm_backward(x, w, r),
-                f"rms_norm_backward-{name}-stream": lambda x=x, w=w, r=r, o=stream: rms_norm_backward(x, w, r, x, **o),
+                f"rms_norm_backward-{name}-residual": lambda x=x, w=w, r=r, o=wide: rms_norm_backward(x, w, r, **o),
                 f"rms_norm_backward-{name}-float32": lambda h=h, w=w, r=r: rms_norm_backward(h, w, r),
                 f"rms_norm_backward-{name}-most": lambda x=x, w=w, r=r, o=most: rms_norm_backward(x, w, r, x, **o),
                 f"layer_norm_backward-{name}": lambda x=x, w=w, r=r: layer_norm_backward(x, w, None, r),

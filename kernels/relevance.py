@@ -40,9 +40,9 @@ def node_relevance(x: Tensor, g: Tensor) -> Tensor:
 
 def compile_cases(on: tuple[int, int] = (9, 0)) -> list[Case]:
     calls = {}
-    for dtype in DTYPES:
-        x = torch.empty(4097, 4096, dtype=dtype, device="meta")
+    for dtype, features in [*((d, 4096) for d in DTYPES), (DTYPES[1], 4095)]:
+        x = torch.empty(4097, features, dtype=dtype, device="meta")
         for g in (x, torch.empty_like(x, dtype=torch.float32)):
-            name = f"node_relevance-{dtype}-{g.dtype}".replace("torch.", "")
+            name = f"node_relevance-{dtype}-{g.dtype}{'-odd' * (features % 2)}".replace("torch.", "")
             calls[name] = lambda x=x, g=g: node_relevance(x, g)
     return record(calls, on)

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,8 @@ TIMED = [
     *("linear gamma", "linear epsilon", "gated MLP forward", "gated MLP backward attnlrp", "gated MLP backward cp"),
     *("RMSNorm forward", "RMSNorm forward + residual", "RMSNorm backward", "node relevance"),
     *("activation forward", "activation backward"),
+    *(f"attention {part}, head_dim 128, float32" for part in ("forward", "backward attnlrp", "backward cp")),
+    *("linear gamma, float32", "linear epsilon, float32"),
 ]
 
 
@@ -65,11 +69,80 @@ def test_a_wrong_kernel_is_not_timed(root, monkeypatch):
         raise RuntimeError("no such kernel")
 
     monkeypatch.setattr(times, "cases", lambda dry: [("doubled", 8, doubled), ("absent", 8, absent)])
-    found = times.measure(60, dry=True)
+    found = times.measure(60, True, lambda found: None)
     assert found["rows"] == [] and found["wrong"] == [
         "doubled: relative error 1, more than 1e-05",
         "absent, 8: RuntimeError: no such kernel",
     ]
+
+
+def test_every_case_is_kept_as_it_ends_and_has_a_deadline(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    times = importlib.import_module("kernel_times")
+
+    def quick(machine, n):
+        x = machine.draw(n, 4)
+        return times.Problem({"ours": lambda: lambda: x.clone()}, lambda: (x.double(),), 1.0, "GB/s")
+
+    def endless(machine, n):
+        while n == 8:
+            time.sleep(0.01)
+        return quick(machine, n)
+
+    listed = [("quick", 8, quick), ("endless", 8, endless), ("endless", 9, endless), ("quick", 9, quick)]
+    monkeypatch.setattr(times, "cases", lambda dry: listed)
+    monkeypatch.setattr(times, "CASE_SECONDS", 0.2)
+    kept = []
+    found = times.measure(60, True, lambda found: kept.append(len(found["rows"])))
+    assert kept == [1, 1, 2, 3] and found["left_out"] == ["endless, 8 (stopped after 0.2 s)"] and found["wrong"] == []
+    assert times.signal.getitimer(times.signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_the_order_of_contenders_alternates(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    times = importlib.import_module("kernel_times")
+    orders = []
+
+    def one_round(calls, cache):
+        orders.append("".join(name for name, _ in calls))
+        return {name: 100.0 + len(orders) for name, _ in calls}
+
+    monkeypatch.setattr(times, "one_round", one_round)
+    monkeypatch.setattr(times.torch, "empty", lambda *_, **__: None)
+    found = times.milliseconds({"a": None, "b": None}, 0.8, dry=False)
+    assert orders == ["ab", "ab", "ba", "ab"] and found == {"a": [102, 103, 104], "b": [102, 103, 104]}
+
+
+def test_figures_without_a_commit_say_so_once(root, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    runner = importlib.import_module("run")
+    monkeypatch.setattr(runner.shutil, "which", lambda name: None)
+    runner.provenance.cache_clear()
+    assert [runner.provenance()["commit"] for _ in range(2)] == [None, None]
+    assert runner.provenance("abc")["commit"] == "abc"
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert "no commit goes with these figures" in sentence and "--commit" in sentence
+    runner.provenance.cache_clear()
+
+
+def test_make_gpu_ends_all_that_a_part_started(root, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    gpu = importlib.import_module("gpu")
+    script = "sleep 60 & echo $! > child; wait"
+    assert gpu.run(["bash", "-c", script], time.monotonic() + 2, cwd=tmp_path) is None
+    child = Path("/proc") / (tmp_path / "child").read_text().strip() / "stat"
+    deadline = time.monotonic() + 10
+    while child.exists() and " Z " not in child.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not child.exists() or " Z " in child.read_text()
+    assert gpu.run(["bash", "-c", "exit 3"], time.monotonic() + 10) == 3
+
+
+def test_make_gpu_takes_as_many_processes_as_fit_into_the_device(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    gpu = importlib.import_module("gpu")
+    free = {80: 14, 24: 4, 8: 1, 1: 1}
+    assert {size: gpu.fitting(16, size * 2**30) for size in free} == free and gpu.fitting(3, 2**40) == 3
 
 
 @pytest.fixture

@@ -49,6 +49,11 @@ def climb(monkeypatch):
     return lambda time: tune.tuned("row", table, ON, lambda trial: time(*tiles.find(trial, "row", ON)))
 
 
+def test_what_takes_more_tensor_memory_than_there_is_does_not_fit():
+    fits = [tune.fits(Resources(10**5, 255, 0, columns), Resources(10**5, 255, 0), (10, 0)) for columns in (512, 513)]
+    assert fits == [True, False]
+
+
 def test_it_goes_on_while_a_neighbour_is_faster(climb):
     entry, before, after = climb(lambda m, n, warps, stages: 1000 / m + n + 100 / stages)
     assert entry == [128, 16, 8, 5] and before == 1000 / 64 + 64 + 50 and after == 1000 / 128 + 16 + 20

@@ -91,6 +91,7 @@ def strict_interpreter():
     from triton.runtime import interpreter
 
     def on_launch(executor, arguments, keywords):
+        prepared.clear()
         memory.spans = []
         for x in _tensors([*arguments, *keywords.values()]):
             if x.dtype == torch.bfloat16:
@@ -100,9 +101,19 @@ def strict_interpreter():
                 memory.spans.append((x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()))
         return arguments, keywords  # as they are: everything is on the CPU already
 
+    # Triton prepares its language anew at each call of a helper, which takes as long as many a helper does: once a
+    # launch and module is enough.
+    prepare, prepared = interpreter._patch_lang, set()
+
+    def prepare_once(function):
+        if function.__module__ not in prepared:
+            prepared.add(function.__module__)
+            return prepare(function)
+
     memory = _CheckedMemory(interpreter._interpreter)
     patch = pytest.MonkeyPatch()
     patch.setattr(interpreter, "_interpreter", memory)
+    patch.setattr(interpreter, "_patch_lang", prepare_once)
     # Triton guards integer arithmetic with device_assert, which does nothing unless debug is on.
     options = dataclasses.replace(interpreter.interpreter_builder.options, debug=True)
     patch.setattr(interpreter.interpreter_builder, "options", options)

@@ -1,5 +1,7 @@
 """The attention kernels against the dense definition."""
 
+import functools
+import itertools
 from dataclasses import dataclass, fields, replace
 
 import pytest
@@ -61,12 +63,15 @@ class Case:
         return query, key, value, g, sinks, None if self.bounds is None else torch.tensor(self.bounds, device=DEVICE)
 
 
-def run(case, query, key, value, g, sinks, bounds, spoil=None):
+def forward(case, query, key, value, sinks, bounds):
+    given = {"sinks": sinks, "bounds": bounds, "absolute": case.rules.attention_gamma > 0}
+    return kernels.forward(query, key, value, **case.flags, **given)
+
+
+def run(case, query, key, value, g, sinks, bounds, forward=forward, spoil=None):
     """(out, lse), (dq, dk, dv) by the kernels; ``spoil`` changes query and lse in between."""
     rules, treatment = case.rules, case.rules.treatment
-    out, lse, size = kernels.forward(
-        query, key, value, **case.flags, sinks=sinks, bounds=bounds, absolute=rules.attention_gamma > 0
-    )
+    out, lse, size = forward(case, query, key, value, sinks, bounds)
     if spoil is not None:
         query, lse = spoil(query, lse)
     grads = kernels.backward(
@@ -111,30 +116,40 @@ CASES = [
     Case(Rules("gradient"), 63, 257, 2, 1, dtype=HALF, window=40, softcap=5.0),
     # head_dim, with and without a wider tile than it
     Case(Rules("attnlrp"), 63, 63, 2, 2, dim=80, dtype=HALF),
-    Case(Rules("cp", attention_epsilon=0.01), 63, 63, 2, 1, dim=96),
+    Case(Rules("cp", attention_epsilon=0.5), 63, 63, 2, 1, dim=96),
     Case(Rules("attnlrp", attention_gamma=0.25), 63, 63, 2, 1, dim=80),
     Case(Rules("gradient"), 111, 111, 2, 1, dim=128, dtype=HALF),
-    Case(Rules("attnlrp", attention_epsilon=0.01, attention_gamma=0.25), 33, 63, 1, 1, dim=128, dtype=HALF),
+    Case(Rules("attnlrp", attention_epsilon=0.5, attention_gamma=0.25), 33, 63, 1, 1, dim=128, dtype=HALF),
     Case(Rules("attnlrp"), 63, 63, 1, 1, dim=256, dtype=HALF, softcap=30.0),
     Case(Rules("cp", attention_gamma=0.25), 33, 33, 1, 1, dim=256),
-    # Stabilisers
-    Case(Rules("attnlrp", attention_epsilon=0.01), 111, 111, 2, 1, softcap=5.0),
-    Case(Rules("attnlrp", attention_epsilon=0.01, attention_gamma=0.25), 63, 111, 2, 1, sinks=True, window=17),
-    Case(Rules("gradient", attention_gamma=0.25), 63, 63, 2, 2, softcap=2.0, causal=False),
-    Case(Rules("gradient", attention_epsilon=0.01), 63, 63, 2, 2, dtype=HALF),
-    Case(Rules("cp", attention_epsilon=0.01, attention_gamma=0.25), 111, 111, 2, 1, dtype=HALF, sinks=True),
     # Masks, with open, border and closed tiles of either shape
     Case(Rules("attnlrp"), 111, 111, tiles=SMALL),
     Case(Rules("attnlrp"), 111, 111, tiles=WIDE),
     Case(Rules("attnlrp"), 63, 111, tiles=SMALL, window=50, sinks=True),
-    Case(Rules("cp"), 111, 111, tiles=WIDE, window=17, softcap=5.0),
     Case(Rules("gradient"), 47, 111, 1, 1, tiles=SMALL, causal=False, window=30),
     Case(Rules("attnlrp"), 111, 111, tiles=SMALL, window=2),
-    Case(Rules("gradient", attention_epsilon=0.01), 63, 111, 3, 1, tiles=WIDE, causal=False, softcap=5.0),
     Case(Rules("attnlrp"), 111, 111, batch=2, bounds=((0, 80), (37, 111)), tiles=SMALL, sinks=True),
     Case(Rules("attnlrp", attention_gamma=0.25), 63, 63, batch=2, bounds=((0, 16), (48, 63)), tiles=WIDE, window=40),
     Case(Rules("cp"), 63, 63, batch=2, bounds=((1, 62), (20, 21)), causal=False, tiles=SMALL),
 ]
+# Every value of a flag with every value of every other, 33 tokens being tiles of every kind. What the forward pass does
+# not depend on comes last.
+FLAGS = {
+    "causal": (True, False), "window": (None, 17), "softcap": (None, 5.0), "sinks": (False, True),
+    "bounds": (None, ((2, 31),)), "heads": (1, 2), "gamma": (0.0, 0.25), "epsilon": (0.0, 0.5),
+    "rule": ("attnlrp", "cp", "gradient"),
+}  # fmt: skip
+
+
+def combined(places):
+    """The case with value ``places[i]`` of flag i. No flag, and no pair of them, decides on the dtype."""
+    chosen = {name: values[place] for (name, values), place in zip(FLAGS.items(), places, strict=True)}
+    stabilisers = {f"attention_{name}": chosen.pop(name) for name in ("epsilon", "gamma")}
+    rules = Rules(chosen.pop("rule"), **stabilisers)
+    return Case(rules, 33, 33, dim=16, dtype=(torch.float32, HALF)[sum(places) % 2], tiles=SMALL, **chosen)
+
+
+PRODUCT = [combined(places) for places in itertools.product(*(range(len(values)) for values in FLAGS.values()))]
 BRAIN = torch.bfloat16
 if not INTERPRETED:
     CASES += [replace(case, dtype=BRAIN) for case in CASES if case.dtype is HALF]
@@ -144,7 +159,7 @@ if not INTERPRETED:
         *(Case(Rules("gradient"), 2049, 2049, 2, 1, dim=dim, dtype=BRAIN, softcap=30.0) for dim in (64, 128, 256)),
         *(Case(Rules("attnlrp"), 1500, 1500, 2, 1, dim=dim) for dim in (64, 128, 256)),
         *(
-            Case(Rules("attnlrp", attention_epsilon=0.01, attention_gamma=0.25), 2000, 2000, 2, 1, dim=dim, dtype=BRAIN)
+            Case(Rules("attnlrp", attention_epsilon=0.5, attention_gamma=0.25), 2000, 2000, 2, 1, dim=dim, dtype=BRAIN)
             for dim in (64, 128, 256)
         ),
         Case(Rules("attnlrp"), 1024, 4096, 4, 2, dim=128, dtype=HALF, softcap=5.0),
@@ -156,18 +171,46 @@ if not INTERPRETED:
     ]
 
 
+@functools.lru_cache(maxsize=2)
+def forward_once(case):
+    query, key, value, _, sinks, bounds = case.tensors()
+    return forward(case, query, key, value, sinks, bounds)
+
+
+@pytest.fixture
+def without_overflow_checks(monkeypatch):
+    """They are a third of the interpreter's time, and see numbers that no flag has to do with."""
+    if INTERPRETED:
+        builder = triton.runtime.interpreter.interpreter_builder
+        monkeypatch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
+
+
+@pytest.mark.parametrize("case", PRODUCT if INTERPRETED else PRODUCT[::37], ids=str)  # a GPU has to compile each
+def test_every_combination_of_flags(case, within_rounding, monkeypatch, without_overflow_checks):
+    of_no_rule = replace(case, rules=Rules(attention_gamma=case.rules.attention_gamma))
+    compare(case, within_rounding, monkeypatch, forward=lambda *_: forward_once(of_no_rule))
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_rounds_no_worse_than_the_dense_form(case, within_rounding, monkeypatch):
+    compare(case, within_rounding, monkeypatch)
+
+
+def compare(case, within_rounding, monkeypatch, forward=forward):
     if case.tiles is not None:
         monkeypatch.setattr(kernels, "config", lambda *_: case.tiles)
     tensors = case.tensors()
-    (out, _), grads = run(case, *tensors)
+    (out, _), grads = run(case, *tensors, forward=forward)
     plain, plain_grads = define(case, *tensors, case.dtype)
     truth, true_grads = define(case, *tensors, torch.float64)
     # Two sums lie behind a number: of head_dim products in a score, then over the keys or the queries that meet it.
     # They are summed in float32: in 16 bits only the weights, their gradient, u and the result itself are rounded.
     narrow = case.dtype != torch.float32
     within_rounding(out, plain, truth, 4 if narrow else case.dim + case.keys)
+    # The factor of the epsilon rule, |o| / (|o| + epsilon), has a slope of up to 1 / epsilon: so many of o's roundings
+    # come to those of u, which is as large as |o|_max / (|o|_max + epsilon).
+    epsilon = case.rules.attention_epsilon
+    slope = 1 + truth.abs().max().item() / epsilon if epsilon else 1
     seen = case.queries * case.heads // case.kv_heads
     for name, found, own, true, terms in zip(
         ("query", "key", "value"), grads, plain_grads, true_grads, (case.keys, seen, seen), strict=True
@@ -175,7 +218,7 @@ def test_rounds_no_worse_than_the_dense_form(case, within_rounding, monkeypatch)
         if case.rules.name == "cp" and name != "value":
             assert found is None
             continue
-        within_rounding(found, own, true, 4 if narrow else case.dim + terms)
+        within_rounding(found, own, true, slope**2 * (4 if narrow else case.dim + terms))
 
 
 @pytest.mark.parametrize("softcap, sinks", [(None, False), (5.0, True)])
@@ -195,6 +238,26 @@ def test_lse_is_the_logarithm_of_the_denominator(softcap, sinks, within_rounding
     within_rounding(lse, plain(torch.float32), plain(torch.float64), 111)
 
 
+@pytest.mark.parametrize("rules", [Rules(), Rules("cp", attention_gamma=0.25)], ids=["attnlrp", "cp"])
+def test_a_sink_of_minus_infinity_is_none(rules, within_rounding, same, monkeypatch):
+    monkeypatch.setattr(kernels, "config", lambda *_: SMALL)
+    case = Case(rules, 63, 63, batch=2, window=17, bounds=((0, 40), (30, 63)))
+    query, key, value, g, _, bounds = case.tensors()
+    plain = run(case, query, key, value, g, None, bounds)
+    sinks = torch.tensor([-torch.inf, 0.5], device=DEVICE)
+    (out, lse), grads = run(case, query, key, value, g, sinks, bounds)
+    same(out[:, 0], plain[0][0][:, 0], 63)
+    for b, (start, end) in enumerate(case.bounds):
+        same(lse[b, 0, start:end], plain[0][1][b, 0, start:end], 63)
+        assert (lse[b, 0, :start] == -torch.inf).all() and (lse[b, 0, end:] == -torch.inf).all()
+    own, own_grads = define(case, query, key, value, g, sinks, bounds, torch.float32)
+    truth, true_grads = define(case, query, key, value, g, sinks, bounds, torch.float64)
+    within_rounding(out, own, truth, 64 + 63)
+    for found, own, true in zip(grads, own_grads, true_grads, strict=True):
+        if found is not None:
+            within_rounding(found, own, true, 64 + 2 * 63)
+
+
 @pytest.mark.parametrize("sinks", [False, True])
 @pytest.mark.parametrize("rules", [Rules("attnlrp", attention_gamma=0.25), Rules("cp")])
 def test_rows_that_read_nothing(rules, sinks):
@@ -210,9 +273,11 @@ def test_rows_that_read_nothing(rules, sinks):
             assert grad.isfinite().all() and not grad[0].any() and not grad[1, :, :40].any() and grad[1, :, 40:].any()
 
 
-def test_queries_before_the_first_key_read_nothing():
+@pytest.mark.parametrize("sink", [None, -torch.inf])
+def test_queries_before_the_first_key_read_nothing(sink):
     case = Case(Rules(), 63, 30)
-    (out, lse), grads = run(case, *case.tensors())
+    sinks = None if sink is None else torch.full((2,), sink, device=DEVICE)
+    (out, lse), grads = run(case, *case.tensors()[:4], sinks, None)
     assert not out[:, :, :33].any() and out[:, :, 33:].all()
     assert (lse[:, :, :33] == -torch.inf).all()
     assert all(grad.isfinite().all() for grad in grads) and not grads[0][:, :, :33].any()
@@ -323,20 +388,30 @@ def test_a_gradient_in_another_dtype(same):
         same(one, other, 64 + 63)
 
 
-def test_rows_beyond_2_to_the_31_elements(same):
-    """Strides as of one head in a very long context: the memory between the rows is never touched."""
+def test_rows_beyond_2_to_the_31_elements(same, monkeypatch):
+    """Strides as of one head in a very long context, of all that is read and all that is written; they share a storage,
+    row beside row, and the memory between the rows is never touched."""
     if not INTERPRETED and torch.cuda.mem_get_info()[0] < 10e9:
         pytest.skip("takes 5 GB, and the device has less than 10 free")
     case = Case(Rules(), 70, 70, 1, 1, dtype=HALF)
-    query, key, value, g, _, _ = case.tensors()
-    expected = run(case, query, key, value, g, None, None)
-    stride = 1 << 25
-    far = torch.UntypedStorage(2 * (70 * stride + 64), device=DEVICE)
-    spread = torch.tensor([], dtype=HALF, device=DEVICE).set_(far, 0, (1, 1, 70, 64), (1, 1, stride, 1))
-    spread.copy_(key)
-    found = run(case, query, spread, value, g, None, None)
-    same(found[0][0], expected[0][0], 64 + 70)
-    same(found[1][0], expected[1][0], 64 + 70)
+    tensors = case.tensors()[:4]
+    expected = run(case, *tensors, None, None)
+    stride, columns, empty, empty_like = 1 << 25, itertools.count(0, 64), torch.empty, torch.empty_like
+    storage = torch.UntypedStorage(2 * 70 * stride, device=DEVICE)
+
+    def spread(values):
+        x = torch.tensor([], dtype=HALF, device=DEVICE)
+        return x.set_(storage, next(columns), (1, 1, 70, 64), (1, 1, stride, 1)).copy_(values)
+
+    blank = torch.tensor(torch.nan)
+    far = [spread(t) for t in tensors]
+    monkeypatch.setattr(torch, "empty_like", lambda x: spread(blank) if x.shape == (1, 1, 70, 64) else empty_like(x))
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: (
+        spread(blank).transpose(1, 2) if shape == ((1, 70, 1, 64),) else empty(*shape, **options)))  # fmt: skip
+    (out, lse), grads = run(case, *far, None, None)
+    assert all(t.stride(2) == stride for t in (out, *grads))
+    for found, truth in zip((out, lse, *grads), (*expected[0], *expected[1]), strict=True):
+        same(found, truth, 64 + 70)
 
 
 @triton.jit

@@ -33,12 +33,7 @@ def test_activation_with_any_strides(layout, dtype, draw, same):
     g, z = draw(35, 33, dtype=dtype, layout=layout), draw(35, 33, dtype=dtype, layout=layout)
     same(activation.activation_forward(z, "silu"), activation.activation_forward(z.contiguous(), "silu"), 4)
     expected = activation.activation_backward(g.contiguous(), z.contiguous(), "silu", ratio=True)
-    assert torch.equal(activation.activation_backward(g, z, "silu", ratio=True), expected)
-    for i in range(2):
-        arguments = [g.clone(), z.clone()]
-        found = activation.activation_backward(*arguments, "silu", ratio=True, out=arguments[i])
-        assert found is arguments[i]
-        same(found, expected, 4)
+    same(activation.activation_backward(g, z, "silu", ratio=True), expected, 4)
 
 
 def test_silu_at_zero_passes_one_half(device, dtype):
@@ -66,40 +61,27 @@ def test_gated_mlp(rule, kind, shape, dtype, draw, judge):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_gated_mlp_with_any_strides_and_into_its_inputs(rule, layout, dtype, draw, same):
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+def test_gated_mlp_with_any_strides(rule, layout, dtype, draw, same):
     kind = "gelu_tanh"
     g, gate, up = (draw(35, 33, dtype=dtype, layout=layout) for _ in range(3))
     plain = [x.contiguous() for x in (g, gate, up)]
     expected = gated_mlp.gated_mlp_forward(*plain[1:], kind)
     same(gated_mlp.gated_mlp_forward(gate, up, kind), expected, 4)
     expected = gated_mlp.gated_mlp_backward(*plain, kind, **RULES[rule])
-    for first, second in ((1, 2), (2, 1), (0, 2), (None, None)):
-        inputs = [x.clone() for x in (g, gate, up)]
-        out = None if first is None else (inputs[first], inputs[second])
-        found = gated_mlp.gated_mlp_backward(*inputs, kind, **RULES[rule], out=out)
-        for i in (0, 1):
-            assert (found[i] is None) == (expected[i] is None) == (rule == "cp" and i == 0)
-            if found[i] is not None:
-                same(found[i], expected[i], 4)
-                assert out is None or found[i] is out[i]
+    found = gated_mlp.gated_mlp_backward(g, gate, up, kind, **RULES[rule])
+    for i in (0, 1):
+        assert (found[i] is None) == (expected[i] is None) == (rule == "cp" and i == 0)
+        if found[i] is not None:
+            same(found[i], expected[i], 4)
 
 
 def test_halves_of_one_projection(dtype, draw, same):
     gate, up = draw(5, 7, 66, dtype=dtype).chunk(2, -1)
     g = draw(5, 7, 33, dtype=dtype)
     expected = gated_mlp.gated_mlp_backward(g, gate.clone(), up.clone(), "silu", **RULES["attnlrp"])
-    found = gated_mlp.gated_mlp_backward(g, gate, up, "silu", **RULES["attnlrp"], out=(gate, up))
-    assert found[0] is gate
-    same(gate, expected[0], 4)
-    same(up, expected[1], 4)
-
-
-def test_an_output_that_has_no_rows_is_refused(draw):
-    g, gate, up = (draw(5, 7, 33, dtype=torch.float32) for _ in range(3))
-    out = torch.ones(7, 5, 33, device=g.device).transpose(0, 1)
-    with pytest.raises(RuntimeError, match="view"):
-        gated_mlp.gated_mlp_backward(g, gate, up, "silu", **RULES["attnlrp"], out=(out, up))
+    for found, one in zip(gated_mlp.gated_mlp_backward(g, gate, up, "silu", **RULES["attnlrp"]), expected, strict=True):
+        same(found, one, 4)
 
 
 def test_empty(draw):
@@ -113,8 +95,7 @@ def test_beyond_int32(draw, far_apart, same):
     far = [far_apart(x) for x in (g, gate, up)]
     same(gated_mlp.gated_mlp_forward(*far[1:], "silu"), gated_mlp.gated_mlp_forward(gate, up, "silu"), 4)
     expected = gated_mlp.gated_mlp_backward(g, gate, up, "silu", **RULES["attnlrp"])
-    found = gated_mlp.gated_mlp_backward(*far, "silu", **RULES["attnlrp"], out=(far[1], far[2]))
-    same(found[0], expected[0], 4)
-    same(found[1], expected[1], 4)
+    for found, one in zip(gated_mlp.gated_mlp_backward(*far, "silu", **RULES["attnlrp"]), expected, strict=True):
+        same(found, one, 4)
     by_ratio = activation.activation_backward(g, gate, "silu", ratio=True)
-    same(activation.activation_backward(far[0], far_apart(gate), "silu", ratio=True), by_ratio, 4)
+    same(activation.activation_backward(far[0], far[1], "silu", ratio=True), by_ratio, 4)

@@ -110,15 +110,9 @@ def test_epsilon(shape, layout, epsilon, dtype, draw, judge):
     judge(linear.epsilon_factor(g, z, epsilon), lambda g, z: g * reference.epsilon_factor(z, epsilon), [g, z], terms=4)
 
 
-def test_epsilon_in_place_and_zeros(dtype, draw):
+def test_epsilon_of_zeros(dtype, draw):
     g, z = draw(9, 33, dtype=dtype), draw(9, 33, dtype=dtype)
-    expected = linear.epsilon_factor(g, z, 0.1)
-    for i, out in ((0, g.clone()), (1, z.clone())):
-        arguments = [g, z]
-        arguments[i] = out
-        assert linear.epsilon_factor(*arguments, 0.1, out=out) is out
-        assert torch.equal(out, expected)
-    assert not expected[z == 0].any()
+    assert not linear.epsilon_factor(g, z, 0.1)[z == 0].any()
     assert not linear.epsilon_factor(g, torch.zeros_like(z), 1e-60).any()  # an epsilon that float32 rounds to 0
     assert linear.epsilon_factor(g[:0], z[:0], 0.1).shape == (0, 33)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lrp_fast import reference
-from lrp_fast.kernels import norm, relevance
+from lrp_fast.kernels import norm
 
 SHAPES = [(1, 1), (63, 111), (2, 3, 257), (5, 1024), (3, 2, 4, 64), (2, 18432)]
 EPS = 1e-3
@@ -44,7 +44,7 @@ def test_rms_norm(shape, problem, judge):
         y, rounded, rtol=torch.finfo(torch.float32).eps if x.dtype == torch.float32 else 0, atol=0
     )
     for rule, frozen in (("attnlrp", True), ("gradient", False)):
-        found, _ = norm.rms_norm_backward(g, weight, rstd, None if frozen else x, frozen=frozen)
+        found = norm.rms_norm_backward(g, weight, rstd, None if frozen else x, frozen=frozen)
         judge(found, rms_backward(rule), [g, x, weight], terms)
 
 
@@ -57,7 +57,7 @@ def test_a_float32_stream_beside_a_narrower_branch(shape, problem, judge):
     expected, expected_rstd, _ = norm.rms_norm_forward(narrow, weight, EPS)
     assert y.dtype == weight.dtype and torch.equal(y, expected) and torch.equal(rstd, expected_rstd)
     for rule, frozen in (("attnlrp", True), ("gradient", False)):
-        found, _ = norm.rms_norm_backward(g, weight, rstd, None if frozen else x, frozen=frozen, dtype=torch.float32)
+        found = norm.rms_norm_backward(g, weight, rstd, None if frozen else x, frozen=frozen, dtype=torch.float32)
         assert found.dtype == torch.float32
         judge(found, rms_backward(rule), [g.float(), x, weight.float()], terms)
 
@@ -73,7 +73,7 @@ def test_layer_norm(shape, affine, problem, judge):
     judge(y, lambda x, w, b: reference.layer_norm(x, w, b, EPS), [x, weight, bias], terms)
     for rule, frozen in (("attnlrp", True), ("gradient", False)):
         statistics = (None, rstd) if frozen else (mean, rstd)
-        found, _ = norm.layer_norm_backward(g, weight, *statistics, None if frozen else x, frozen=frozen)
+        found = norm.layer_norm_backward(g, weight, *statistics, None if frozen else x, frozen=frozen)
         judge(found, layer_backward(rule), [g, x, weight], terms)
 
 
@@ -93,24 +93,20 @@ def test_residual_add(shape, problem, same):
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-@pytest.mark.parametrize("residual_dtype", [None, torch.float32])
-@pytest.mark.parametrize("with_relevance", [True, False])
+@pytest.mark.parametrize("wide", [True, False])
 @pytest.mark.parametrize("shape", [(7, 111), (2, 3, 64)])
-def test_backward_with_residual_and_relevance(shape, with_relevance, residual_dtype, frozen, problem, draw):
+def test_backward_with_residual(shape, wide, frozen, problem, draw):
     x, g, weight, bias = problem(shape)
     _, rstd, _ = norm.rms_norm_forward(x, weight, EPS)
     _, mean, rstd_centred, _ = norm.layer_norm_forward(x, weight, bias, EPS)
+    g = g.float() if wide else g
+    residual = draw(*shape, dtype=g.dtype)
     for backward, statistics in ((norm.rms_norm_backward, (rstd,)), (norm.layer_norm_backward, (mean, rstd_centred))):
-        alone, nothing = backward(g.float(), weight, *statistics, x, frozen=frozen)
-        assert nothing is None and alone.dtype == torch.float32
-        residual = draw(*shape, dtype=residual_dtype) if residual_dtype else None
-        found, score = backward(g, weight, *statistics, x, frozen=frozen, g_residual=residual, relevance=with_relevance)
-        expected = (alone if residual is None else alone + residual).to(residual_dtype or g.dtype)
+        alone = backward(g.float(), weight, *statistics, x, frozen=frozen)
+        found = backward(g, weight, *statistics, x, frozen=frozen, g_residual=residual)
+        assert found.dtype == g.dtype
+        expected = (alone + residual).to(g.dtype)
         torch.testing.assert_close(found, expected, rtol=torch.finfo(found.dtype).eps, atol=1e-6)
-        if with_relevance:
-            torch.testing.assert_close(score, relevance.node_relevance(x, found), rtol=1e-5, atol=1e-5)
-        else:
-            assert score is None
 
 
 @pytest.mark.parametrize("layout", ["gaps", "transposed"])
@@ -126,11 +122,10 @@ def test_any_strides(layout, problem, draw, dtype, same):
         ),
     ]
     *_, mean, rstd, _ = pairs[1][0]
-    options = {"frozen": False, "relevance": True}
     pairs.append(
         (
-            norm.layer_norm_backward(g, wide[:, 0], mean, rstd, x, g_residual=x, **options),
-            norm.layer_norm_backward(dense_g, weight, mean, rstd, dense_x, g_residual=dense_x, **options),
+            [norm.layer_norm_backward(g, wide[:, 0], mean, rstd, x, frozen=False, g_residual=x)],
+            [norm.layer_norm_backward(dense_g, weight, mean, rstd, dense_x, frozen=False, g_residual=dense_x)],
         )
     )
     for found, expected in pairs:
@@ -147,9 +142,8 @@ def test_bad_arguments_and_no_rows(draw):
     with pytest.raises(TypeError, match="one dtype"):
         norm.rms_norm_forward(x, None, EPS, x.half())
     g, rstd = draw(2, 5, dtype=torch.float32), draw(2, dtype=torch.float32)
-    for options in ({"frozen": False}, {"relevance": True}):
-        with pytest.raises(ValueError, match="x is needed"):
-            norm.rms_norm_backward(g, None, rstd, **options)
+    with pytest.raises(ValueError, match="x is needed"):
+        norm.rms_norm_backward(g, None, rstd, frozen=False)
     with pytest.raises(ValueError, match="mean is needed"):
         norm.layer_norm_backward(g, None, None, rstd, g, frozen=False)
     y, rstd, _ = norm.rms_norm_forward(g[:0], g[0], EPS)
@@ -161,10 +155,8 @@ def test_beyond_int32(draw, far_apart, same):
     expected = norm.layer_norm_forward(x, weight, weight, EPS, g)
     found = norm.layer_norm_forward(far_apart(x), weight, weight, EPS, far_apart(g))
     _, mean, rstd, _ = expected
-    options = {"frozen": False, "relevance": True}
-    expected += norm.layer_norm_backward(g, weight, mean, rstd, x, g_residual=g, **options)
-    found += norm.layer_norm_backward(
-        far_apart(g), weight, mean, rstd, far_apart(x), g_residual=far_apart(g), **options
-    )
+    expected += (norm.layer_norm_backward(g, weight, mean, rstd, x, frozen=False, g_residual=g),)
+    far_g, far_x = far_apart(g), far_apart(x)
+    found += (norm.layer_norm_backward(far_g, weight, mean, rstd, far_x, frozen=False, g_residual=far_g),)
     for a, b in zip(found, expected, strict=True):
         same(a, b, 65)

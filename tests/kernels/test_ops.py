@@ -47,6 +47,20 @@ def test_pointwise(rule, random):
 
 
 @rules
+@pytest.mark.parametrize("used", [(0,), (1,), (0, 1)])
+def test_norm_of_a_sum(rule, used, random):
+    def through(norm, *affine):
+        def call(x, residual, impl):
+            results = norm(x, *affine, 1e-3, residual=residual, rule=rule, impl=impl)
+            return torch.cat([results[i] for i in used])
+
+        compare(call, random(2, 5, 17), random(3, 5, 17)[:2])
+
+    through(ops.rms_norm, random(17))
+    through(ops.layer_norm, random(17), None)
+
+
+@rules
 @pytest.mark.parametrize("flags", [{}, {"window": 5, "softcap": 3.0}, {"bounds": torch.tensor([[0, 9], [2, 11]])}])
 def test_attention(rule, flags, random, device):
     flags = {name: value.to(device) if name == "bounds" else value for name, value in flags.items()}

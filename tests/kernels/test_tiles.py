@@ -55,7 +55,9 @@ def test_launches_take_their_tiles_from_the_table_that_they_are_given():
         z, t = linear.gamma_forward(x, x, None, 0.1, 0.1, table=table)
         linear.gamma_backward(z, x, t, x, 0.1, table=table)
 
-    launches = [case[3:] for case in common.record({"": launch_all}, (9, 0)) if "BLOCK_N" in case[3]]
+    with common.taken_down((9, 0)) as launched:
+        launch_all()
+    launches = [one[2:] for one in launched if "BLOCK_N" in one[2]]
     assert len(launches) == 5
     for constants, num_warps, num_stages in launches:
         assert (constants["BLOCK_M"], constants["BLOCK_N"], num_warps, num_stages) == (16, 16, 2, 1)

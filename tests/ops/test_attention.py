@@ -205,6 +205,20 @@ def test_a_soft_cap_passes_scores_of_zero_whole():
     assert max(gap(a, b) for a, b in zip(grads, expected, strict=True)) <= 1e-10
 
 
+@pytest.mark.parametrize("rule", ["attnlrp", "cp"])
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_sink_of_minus_infinity_is_none(rule, window):
+    tensors = make(11, 11, 4, 2, torch.float64)
+    sinks = torch.tensor([-torch.inf, 0.5, -torch.inf, -2], dtype=torch.float64)
+    flags = {"bounds": torch.tensor([[0, 8], [2, 11]]), "window": window, "sinks": sinks}
+    out, grads = run(*tensors, rule=rule, **flags)
+    truth, expected = define(*tensors, Rules(rule), **flags)
+    assert gap(out, truth) <= 1e-10
+    assert max(gap(a, b) for a, b in zip(grads, expected, strict=True)) <= 1e-10
+    plain, _ = run(*tensors, rule=rule, **flags | {"sinks": None})
+    assert gap(out[:, ::2], plain[:, ::2]) <= 1e-14 and gap(out[:, 1::2], plain[:, 1::2]) > 1e-2
+
+
 def test_a_batch_of_nothing_but_padding_gives_zeros():
     tensors = make(11, 11, 4, 2, torch.float32)
     out, grads = run(*tensors, bounds=torch.zeros(2, 2, dtype=torch.long))

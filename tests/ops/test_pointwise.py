@@ -99,9 +99,69 @@ def test_layer_norm(rule, dtype, affine, judge):
     judge(found, definition, [g, x], terms=65)
 
 
+def through_residual(norm, x, residual, g, g_total, rule):
+    """Both results of ``norm(x, residual, rule)``, and the gradients of x and residual."""
+    one, other = leaves(x, residual)
+    y, total = norm(one, other, rule)
+    used = [(t, g) for t, g in ((y, g), (total, g_total)) if g is not None]
+    grads = torch.autograd.grad([t for t, _ in used], (one, other), [g for _, g in used])
+    return y.detach(), total.detach(), *grads
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", ["both", "the norm alone", "the sum alone"])
+@pytest.mark.parametrize("name", ["rms_norm", "layer_norm"])
+def test_norm_of_a_sum(name, which, rule, dtype, judge):
+    x, residual, g, g_total = (torch.randn(2, 5, 65).to(dtype) for _ in range(4))
+    g = None if which == "the sum alone" else g
+    g_total = None if which == "the norm alone" else g_total
+    weight = torch.randn(65).to(dtype)
+    affine = (weight,) if name == "rms_norm" else (weight, weight.flip(0))
+    norm = lambda x, residual, rule: getattr(ops, name)(x, *affine, 1e-3, residual=residual, rule=rule)  # noqa: E731
+    y, total, g_x, g_residual = through_residual(norm, x, residual, g, g_total, rule)
+    assert torch.equal(total, x + residual) and torch.equal(y, getattr(ops, name)(total, *affine, 1e-3))
+    assert torch.equal(g_x, g_residual)
+
+    def definition(total, *g):
+        found = 0
+        w = weight.to(total.dtype)
+        if which != "the sum alone":
+            found = getattr(reference, f"{name}_backward")(g[0], total, w, 1e-3, rule=rule)
+        return found if which == "the norm alone" else found + g[-1]
+
+    judge(g_x, definition, [total, *(t for t in (g, g_total) if t is not None)], terms=65)
+
+
+@pytest.mark.parametrize("rule", ["gradient", "attnlrp"])
+@pytest.mark.parametrize("name", ["rms_norm", "layer_norm"])
+def test_the_plain_gradient_of_a_norm_of_a_sum_is_autograd_s(name, rule):
+    x, residual, g, g_total = torch.randn(4, 2, 5, 65, dtype=torch.float64)
+    weight = torch.randn(65, dtype=torch.float64)
+    affine = (weight,) if name == "rms_norm" else (weight, None)
+
+    def plain(x, residual, rule):
+        """Plain torch; with a rule other than "gradient" rstd is a constant."""
+        total = x + residual
+        centred = total if name == "rms_norm" else total - total.mean(-1, keepdim=True)
+        rstd = torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-3)
+        return centred * (rstd if rule == "gradient" else rstd.detach()) * weight, total
+
+    ours = lambda x, residual, rule: getattr(ops, name)(x, *affine, 1e-3, residual=residual, rule=rule)  # noqa: E731
+    found, expected = (through_residual(f, x, residual, g, g_total, rule) for f in (ours, plain))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 def test_frozen_norms_keep_no_activations():
     x = torch.randn(5, 64, requires_grad=True)
-    for op in (lambda: ops.rms_norm(x, torch.ones(64), 1e-6), lambda: ops.layer_norm(x, None, None, 1e-6)):
+    one = torch.ones(64)
+    for op in (
+        lambda: ops.rms_norm(x, one, 1e-6),
+        lambda: ops.rms_norm(x, one, 1e-6, residual=x),
+        lambda: ops.layer_norm(x, None, None, 1e-6),
+        lambda: ops.layer_norm(x, None, None, 1e-6, residual=x),
+    ):
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
             op()
@@ -113,3 +173,9 @@ def test_bad_arguments():
         ops.activation(torch.ones(1), "swish2")
     with pytest.raises(ValueError, match=r"gate and up must have one shape, not \(2,\) and \(3,\)"):
         ops.gated_mlp(torch.ones(2), torch.ones(3))
+    x = torch.ones(2, 3)
+    for residual in (x[:1], x.double()):
+        with pytest.raises(ValueError, match=r"one shape and dtype, not \(2, 3\) torch.float32 and \((1|2), 3\) torch"):
+            ops.rms_norm(x, x[0], 1e-6, residual=residual)
+        with pytest.raises(ValueError, match="x and residual must have one shape and dtype"):
+            ops.layer_norm(x, None, None, 1e-6, residual=residual)
