@@ -14,7 +14,7 @@ NAME = "lrp_fast"
 # What transformers hands to every attention implementation and none needs for the result.
 _IGNORED = {
     "attention_mask", "cache_position", "num_items_in_batch", "output_attentions", "output_hidden_states",
-    "past_key_values", "position_embeddings", "position_ids", "return_dict", "use_cache",
+    "past_key_values", "position_embeddings", "position_ids", "return_dict", "sliding_window", "use_cache",
 }  # fmt: skip
 
 
@@ -34,7 +34,6 @@ def attention_forward(
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **kwargs,
@@ -61,7 +60,7 @@ def attention_forward(
         rule=getattr(module, "lrp_fast_rules", None) or Rules("gradient"),
         scale=scaling,
         causal=getattr(module, "is_causal", True) if is_causal is None else is_causal,
-        window=sliding_window,
+        window=kwargs.get("sliding_window", getattr(module, "sliding_window", None)),
         bounds=attention_mask,
         softcap=softcap,
         sinks=s_aux,

@@ -7,40 +7,74 @@ from torch import nn
 from . import handlers
 from .handlers import Handler
 
+# What transformers calls the parts of a model, and how most of them are built: pre-norm blocks with RMSNorm, rotary
+# positions and a gated MLP.
+_PARTS = {
+    "ForCausalLM": handlers.leave,
+    "Model": handlers.leave,
+    "DecoderLayer": handlers.pre_norm_decoder_layer,
+    "Attention": handlers.attention,
+    "MLP": handlers.gated_mlp,
+    "RMSNorm": handlers.rms_norm,
+    "RotaryEmbedding": handlers.leave,
+}
+_POST_NORM = {"DecoderLayer": handlers.decoder_layer, "RMSNorm": handlers.wide_rms_norm}
+_GEMMA = {"RMSNorm": handlers.offset_rms_norm, "TextScaledWordEmbedding": handlers.leave}
+_GEMMA_POST_NORM = _GEMMA | {
+    "ForCausalLM": handlers.capped_language_model,
+    "TextModel": handlers.leave,
+    "DecoderLayer": handlers.decoder_layer,
+}
+
+# family: (its module in transformers, what its classes begin with, parts that differ from the above)
+_FAMILIES = {
+    "Llama": ("llama", "Llama", {}),
+    "Mistral": ("mistral", "Mistral", {}),
+    "Qwen2": ("qwen2", "Qwen2", {}),
+    "Qwen3": ("qwen3", "Qwen3", {}),
+    "SmolLM3": ("smollm3", "SmolLM3", {}),
+    "Phi-3": ("phi3", "Phi3", {"MLP": handlers.fused_gated_mlp}),
+    "OLMo 2": ("olmo2", "Olmo2", _POST_NORM),
+    "OLMo 3": ("olmo3", "Olmo3", _POST_NORM),
+    "Granite": ("granite", "Granite", {}),
+    "Gemma": ("gemma", "Gemma", _GEMMA),
+    "Gemma 2": ("gemma2", "Gemma2", _GEMMA_POST_NORM),
+    "Gemma 3": ("gemma3", "Gemma3", _GEMMA_POST_NORM),
+    "StableLM": ("stablelm", "StableLm", {"LayerNormPerHead": handlers.leave}),
+    "Cohere": ("cohere", "Cohere", {"LayerNorm": handlers.centred_rms_norm}),
+    "GPT-NeoX": ("gpt_neox", "GPTNeoX", {"Layer": handlers.pre_norm_decoder_layer, "MLP": handlers.mlp}),
+    "GPT-2": (
+        "gpt2",
+        "GPT2",
+        {"LMHeadModel": handlers.leave, "Block": handlers.pre_norm_decoder_layer, "MLP": handlers.gpt2_mlp},
+    ),
+}
+FAMILIES = tuple(_FAMILIES)
+
 
 def qualified_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _llama_like(family: str, prefix: str) -> dict[str, Handler]:
-    """Pre-norm blocks with RMSNorm, rotary positions and a gated MLP, as transformers writes them."""
-    home = f"transformers.models.{family}.modeling_{family}.{prefix}"
-    return {
-        f"{home}ForCausalLM": handlers.leave,
-        f"{home}Model": handlers.leave,
-        f"{home}DecoderLayer": handlers.pre_norm_decoder_layer,
-        f"{home}Attention": handlers.attention,
-        f"{home}MLP": handlers.gated_mlp,
-        f"{home}RMSNorm": handlers.rms_norm,
-        f"{home}RotaryEmbedding": handlers.leave,
-    }
 
 
 _TABLE: dict[str, Handler] = {
     "torch.nn.modules.container.ModuleList": handlers.leave,
     "torch.nn.modules.sparse.Embedding": handlers.leave,
     "torch.nn.modules.linear.Identity": handlers.leave,
+    "torch.nn.modules.dropout.Dropout": handlers.dropout,
     "torch.nn.modules.linear.Linear": handlers.linear,
+    "transformers.pytorch_utils.Conv1D": handlers.linear,
+    "torch.nn.modules.normalization.LayerNorm": handlers.layer_norm,
     "torch.nn.modules.activation.SiLU": handlers.activation("silu"),
     "torch.nn.modules.activation.ReLU": handlers.activation("relu"),
     "transformers.activations.SiLUActivation": handlers.activation("silu"),
     "transformers.activations.GELUActivation": handlers.activation("gelu"),
     "transformers.activations.GELUTanh": handlers.activation("gelu_tanh"),
+    "transformers.activations.NewGELUActivation": handlers.spelt_out_activation("gelu_tanh"),
     "transformers.activations.ReLUSquaredActivation": handlers.activation("relu2"),
 }
-FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
-for _prefix in FAMILIES:
-    _TABLE |= _llama_like(_prefix.lower(), _prefix)
+for _home, _prefix, _different in _FAMILIES.values():
+    for _part, _handler in (_PARTS | _different).items():
+        _TABLE[f"transformers.models.{_home}.modeling_{_home}.{_prefix}{_part}"] = _handler
 
 
 def handler_of(module: nn.Module) -> Handler | None:

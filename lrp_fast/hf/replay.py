@@ -61,25 +61,26 @@ def replaying(
         return ops.attention(query, key, value, **given, kept=next(remaining), traces=traces)
 
     overlays = _attend(layer, attend)
-    for handler in (handlers.rms_norm, handlers.linear):
-        overlays += [(module, "lrp_fast_dtype", module.weight.dtype) for module in _handled(layer, handler)]
+    for module in _handled(layer, handlers.linear, *handlers.NORMS):
+        overlays.append((module, "lrp_fast_dtype", module.weight.dtype))
     for mlp in _unwatched_mlps(layer):
+        last = getattr(mlp, handlers.MLPS[handler_of(mlp)])
         if unread and not (rules.epsilon or rules.gamma):
-            overlays.append((mlp.down_proj, forward_name(mlp.down_proj), _transposed(mlp.down_proj)))
+            overlays.append((last, forward_name(last), _transposed(last)))
         overlays.append((mlp, forward_name(mlp), _checkpointed(mlp, rows, unread)))
     with laid(overlays):
         yield
 
 
-def _handled(layer: nn.Module, handler: handlers.Handler) -> list[nn.Module]:
-    return [module for module in layer.modules() if handler_of(module) is handler]
+def _handled(layer: nn.Module, *by: handlers.Handler) -> list[nn.Module]:
+    return [module for module in layer.modules() if handler_of(module) in by]
 
 
 def _unwatched_mlps(layer: nn.Module) -> list[nn.Module]:
     """Those without anybody's hooks: a hook may want all tokens, and the output."""
     return [
         mlp
-        for mlp in _handled(layer, handlers.gated_mlp)
+        for mlp in _handled(layer, *handlers.MLPS)
         if not any(module._forward_hooks or module._forward_pre_hooks for module in mlp.modules())
     ]
 
@@ -89,7 +90,7 @@ def _attend(layer: nn.Module, attend: Callable) -> list[tuple[nn.Module, str, ob
 
 
 def _transposed(linear: nn.Module) -> Callable[[Tensor], Tensor]:
-    return lambda x: ops.linear_unread(x, linear.weight)
+    return lambda x: ops.linear_unread(x, handlers.matrix(linear))
 
 
 def _in_parts(mlp: nn.Module, rows: int) -> Callable[[Tensor], Tensor]:

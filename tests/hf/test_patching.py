@@ -10,8 +10,8 @@ from torch import nn
 import lrp_fast
 from lrp_fast import Rules, UnsupportedModuleError, patched
 
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
-families = pytest.mark.parametrize("family", FAMILIES)
+RULES = ["attnlrp", "cp", "gradient", Rules("attnlrp", 0.1, 0.1, 0.1, 0.1)]
+FEW_RULES = ["cp", Rules("attnlrp", 0.1, 0.1, 0.1, 0.1)]
 
 
 def state(model):
@@ -30,19 +30,21 @@ def relevance(model, ids, rule="attnlrp", target=3, contrast=5):
     return (x.detach() * x.grad).sum(-1)
 
 
-@families
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rule", ["attnlrp", "cp", "gradient", Rules("attnlrp", 0.1, 0.1, 0.1, 0.1)])
 def test_logits_keep_their_bits(family, dtype, rule, tiny, ids):
     model = tiny(family, dtype)
     with torch.no_grad():
+        if model.config._attn_implementation == "eager":  # no sdpa: of the same bits is all but the attention
+            eager = model(ids).logits
+            model.set_attn_implementation("lrp_fast")
+            tolerance = 100 * torch.finfo(dtype).eps
+            assert (model(ids).logits - eager).abs().max() <= tolerance * eager.abs().max()
         plain = model(ids).logits
         with patched(model, rule):
             assert torch.equal(model(ids).logits, plain)
         assert torch.equal(model(ids).logits, plain)
 
 
-@families
 def test_float64_logits_differ_by_the_norms_float32_rounding_alone(family, tiny, ids):
     model = tiny(family, torch.float64)
     with torch.no_grad():
@@ -52,7 +54,6 @@ def test_float64_logits_differ_by_the_norms_float32_rounding_alone(family, tiny,
     assert (found - plain).abs().max() <= 1e-5 * plain.abs().max()
 
 
-@families
 def test_gradient_rule_is_the_plain_gradient(family, tiny, ids):
     model = tiny(family, torch.float32)
     found = relevance(model, ids, "gradient")
@@ -63,7 +64,6 @@ def test_gradient_rule_is_the_plain_gradient(family, tiny, ids):
     assert (found - truth).abs().max() <= 1e-4 * truth.abs().max()  # both are float32, through 3 layers
 
 
-@families
 def test_rules_differ(family, tiny, ids):
     model = tiny(family)
     found = [
@@ -75,7 +75,6 @@ def test_rules_differ(family, tiny, ids):
             assert (one - other).abs().max() > 1e-3 * one.abs().max()
 
 
-@families
 def test_nothing_is_left_behind(family, tiny, ids):
     model = tiny(family)
     before = state(model)
@@ -127,7 +126,6 @@ def test_patching_a_patched_model_is_an_error_and_leaves_the_first_patch(tiny, i
     assert torch.equal((x.detach() * x.grad).sum(-1), expected)
 
 
-@families
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_batches_give_each_row_what_it_gives_alone(family, side, tiny):
     model = tiny(family, torch.float64)
@@ -138,9 +136,11 @@ def test_padded_batches_give_each_row_what_it_gives_alone(family, side, tiny):
         real = slice(11 - len(one), 11) if side == "left" else slice(0, len(one))
         ids[row, real], mask[row, real] = one, 1
         places.append(real)
+    # Of those that shift nothing themselves, learned positions have to be told what is padding.
+    learned = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if family == "gpt2" else {}
     x = model.get_input_embeddings()(ids).detach().requires_grad_()
     with patched(model):
-        logits = model(inputs_embeds=x, attention_mask=mask).logits
+        logits = model(inputs_embeds=x, attention_mask=mask, **learned).logits
         sum(logits[row, real.stop - 1, 3] - logits[row, real.stop - 1, 5] for row, real in enumerate(places)).backward()
     for row, real in enumerate(places):
         found = (x * x.grad).detach()[row].sum(-1)
