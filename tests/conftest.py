@@ -13,6 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 SLIDING = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 GEMMA = {"head_dim": 24, "query_pre_attn_scalar": 10, "final_logit_softcapping": 4.0} | SLIDING
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+GPT_OSS = {"num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 24, "swiglu_limit": 1.5} | {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}
+}
 
 # family: (its model class, settings that bring out what is particular about it)
 FAMILIES = {
@@ -35,6 +39,15 @@ FAMILIES = {
     "cohere": ("CohereForCausalLM", {"use_qk_norm": True, "logit_scale": 0.3}),
     "gpt_neox": ("GPTNeoXForCausalLM", {}),
     "gpt2": ("GPT2LMHeadModel", {}),
+    "mixtral": ("MixtralForCausalLM", {"num_local_experts": 5, "sliding_window": 7}),
+    "qwen2_moe": (
+        "Qwen2MoeForCausalLM",
+        EXPERTS
+        | {"shared_expert_intermediate_size": 40, "mlp_only_layers": [2], "norm_topk_prob": True}
+        | {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    ),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", EXPERTS | {"head_dim": 24}),
+    "gpt_oss": ("GptOssForCausalLM", GPT_OSS | SLIDING),
 }
 
 
@@ -99,7 +112,7 @@ def tiny():
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                spread = 0.5 if parameter.ndim == 1 else 1.5 * parameter.shape[1] ** -0.5
+                spread = {1: 0.5, 2: 1.5 * parameter[0].numel() ** -0.5, 3: 0.3}[parameter.ndim]
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread + ("norm" in name))
         return model.to(dtype).eval()
 

@@ -16,7 +16,7 @@ from lrp_fast.memory import Plan
 from lrp_fast.stream import propagate
 
 RULES = ["attnlrp", "cp", "gradient", Rules("attnlrp", 0.01, 0.1, 0.01, 0.1)]
-FEW_RULES = ["attnlrp", RULES[-1]]
+FEW_RULES = ["attnlrp", Rules("cp", 0.01, 0.1, 0.01, 0.1)]
 
 
 def run(model, ids, tiers, rows, rule="attnlrp", progress=None):
@@ -30,7 +30,8 @@ def run(model, ids, tiers, rows, rule="attnlrp", progress=None):
 def test_every_tier_gives_the_numbers_of_a_graph_that_stays(family, rule, tiny, ids):
     model = tiny(family, torch.float64)
     truth = run(model, ids, ["graph"] * 3, 23, rule)
-    for tiers, rows in ((["host"] * 3, 23), (["file"] * 3, 5), (["file", "host", "graph"], 22), (["device"] * 3, 1)):
+    placed = ((["file", "host", "graph"], 5), (["host"] * 3, 23), (["file"] * 3, 22), (["device"] * 3, 1))
+    for tiers, rows in placed if rule in RULES else placed[:1]:
         for found, expected in zip(run(model, ids, tiers, rows, rule), truth, strict=True):
             assert found.dtype == torch.float64 and found.shape == (4, 23)
             assert (found - expected).abs().max() <= 1e-12 * expected.abs().max(), (tiers, rows)

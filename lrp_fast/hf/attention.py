@@ -11,10 +11,11 @@ from ..rules import Rules
 
 NAME = "lrp_fast"
 
-# What transformers hands to every attention implementation and none needs for the result.
+# What transformers hands to every attention implementation, and what is not needed for the result or read elsewhere.
 _IGNORED = {
     "attention_mask", "cache_position", "num_items_in_batch", "output_attentions", "output_hidden_states",
-    "past_key_values", "position_embeddings", "position_ids", "return_dict", "sliding_window", "use_cache",
+    "output_router_logits", "past_key_values", "position_embeddings", "position_ids", "return_dict", "sliding_window",
+    "use_cache",
 }  # fmt: skip
 
 
@@ -53,6 +54,7 @@ def attention_forward(
             "pass the (B, N) padding mask, causality and windows are the model's own"
         )
     # `recording` and `replaying` lay their own attention over the module.
+    # Qwen2-MoE does not say its window to its attention: a dense mask would.
     out = getattr(module, "lrp_fast_attend", ops.attention)(
         query,
         key,

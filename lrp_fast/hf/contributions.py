@@ -10,8 +10,8 @@ from torch.autograd import forward_ad
 
 from .. import ops
 from ..rules import Rules
-from . import handlers
-from .families import handler_of
+from . import experts, handlers
+from .families import handler_of, mlps
 from .overlay import forward_name, laid
 
 _HOMOGENEOUS = (
@@ -48,10 +48,11 @@ def contributions(
             overlays.append((module, forward_name(module), _linear(module, rules)))
         elif handler in _NORMS:
             overlays.append((module, forward_name(module), _norm(module, _NORMS[handler], rules)))
-        elif handler in handlers.MLPS:
-            overlays.append((module, forward_name(module), lambda x: x))
         elif handler is handlers.attention:
             overlays.append((module, "lrp_fast_attend", attend))
+    for mlp in mlps(layer):  # behind the attention
+        paired = handler_of(mlp) is experts.paired_mixture
+        overlays.append((mlp, forward_name(mlp), (lambda x: (x, None)) if paired else lambda x: x))
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     with laid(overlays), torch.no_grad(), forward_ad.dual_level():
         layer(forward_ad.make_dual(x, x), *rest, **named)
@@ -62,7 +63,7 @@ def _is_homogeneous(layer: nn.Module, rules: Rules) -> bool:
     """Whether keys and values are the modified map of the input, with nothing added and nothing scaled."""
     if rules.epsilon or rules.gamma or not rules.treatment.frozen_norm:
         return False
-    inside = {part for module in layer.modules() if handler_of(module) in handlers.MLPS for part in module.modules()}
+    inside = {part for mlp in mlps(layer) for part in mlp.modules()}
     modules = [module for module in layer.modules() if module not in inside]
     return all(handler_of(module) in _HOMOGENEOUS and getattr(module, "bias", None) is None for module in modules)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from . import handlers
+from . import experts, handlers
 from .handlers import Handler
 
 # What transformers calls the parts of a model, and how most of them are built: pre-norm blocks with RMSNorm, rotary
@@ -24,6 +24,12 @@ _GEMMA_POST_NORM = _GEMMA | {
     "ForCausalLM": handlers.capped_language_model,
     "TextModel": handlers.leave,
     "DecoderLayer": handlers.decoder_layer,
+}
+
+_MIXTURE = {
+    "TopKRouter": experts.softmax_router,
+    "Experts": experts.gated_experts,
+    "SparseMoeBlock": experts.mixture,
 }
 
 # family: (its module in transformers, what its classes begin with, parts that differ from the above)
@@ -48,8 +54,32 @@ _FAMILIES = {
         "GPT2",
         {"LMHeadModel": handlers.leave, "Block": handlers.pre_norm_decoder_layer, "MLP": handlers.gpt2_mlp},
     ),
+    "Mixtral": ("mixtral", "Mixtral", _MIXTURE),
+    "Qwen2-MoE": ("qwen2_moe", "Qwen2Moe", _MIXTURE | {"SparseMoeBlock": experts.shared_mixture}),
+    "Qwen3-MoE": ("qwen3_moe", "Qwen3Moe", _MIXTURE),
+    "GPT-OSS": (
+        "gpt_oss",
+        "GptOss",
+        {
+            "RMSNorm": handlers.wide_rms_norm,
+            "TopKRouter": experts.top_k_router,
+            "Experts": experts.clamped_experts,
+            "MLP": experts.paired_mixture,
+        },
+    ),
 }
 FAMILIES = tuple(_FAMILIES)
+
+# Modules that send each token through on its own, and the linear map that makes what they put out, where one does.
+MLPS = {
+    handlers.gated_mlp: "down_proj",
+    handlers.fused_gated_mlp: "down_proj",
+    handlers.mlp: "dense_4h_to_h",
+    handlers.gpt2_mlp: "c_proj",
+    experts.mixture: None,
+    experts.shared_mixture: None,
+    experts.paired_mixture: None,
+}
 
 
 def qualified_name(cls: type) -> str:
@@ -96,6 +126,13 @@ def register(cls: type[nn.Module], handler: Handler) -> None:
     if qualified_name(cls) in _TABLE:
         raise ValueError(f"{qualified_name(cls)} has a handler already")
     _TABLE[qualified_name(cls)] = handler
+
+
+def mlps(layer: nn.Module) -> list[nn.Module]:
+    """The MLPs of a decoder layer, mixtures of experts whole."""
+    found = [module for module in layer.modules() if handler_of(module) in MLPS]
+    inside = {part for module in found for part in module.modules() if part is not module}
+    return [module for module in found if module not in inside]
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

@@ -197,10 +197,6 @@ def gpt2_mlp(module: nn.Module, rules: Rules) -> Overlay:
     return {}
 
 
-# Modules that send each token through on its own, and the linear map that makes what they put out.
-MLPS = {gated_mlp: "down_proj", fused_gated_mlp: "down_proj", mlp: "dense_4h_to_h", gpt2_mlp: "c_proj"}
-
-
 def capped_language_model(module: nn.Module, rules: Rules) -> Overlay:
     """A model with a soft-cap on its logits, c tanh(s / c), which passes relevance by the identity rule, cap(s) / s.
 
