@@ -37,6 +37,8 @@ def test_cp_conserves_relevance_at_every_layer(family, tiny, ids):
     """Identity 3, which biases would break."""
     model = tiny(family, torch.float64)
     without_biases(model)
+    if family == "gpt_oss":
+        pytest.skip("its experts add 1 to a factor, which keeps relevance as a bias does")
     result = attribute(model, ids, target=3, contrast=5, rule="cp")
     assert (result.layers.sum(-1) - result.value).abs().max() <= 1e-12 * result.layers.abs().sum(-1).max()
     attnlrp = attribute(model, ids, target=3, contrast=5).layers.sum(-1)

@@ -77,7 +77,7 @@ def test_edges_out_of_a_node_add_up_to_its_relevance(family, rule, tiny, ids):
         assert not matrix.triu(1).any()  # none from the future
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", *HOMOGENEOUS])
 def test_cp_without_biases_conserves_relevance(family, tiny, ids):
     model = tiny(family, torch.float64, **({"attention_bias": False, "mlp_bias": False} if family == "llama" else {}))
     result = attribute(model, ids, 3, 5, rule="cp", graph=ALL)

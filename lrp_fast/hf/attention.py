@@ -53,8 +53,9 @@ def attention_forward(
             f"a ready attention mask of shape {tuple(attention_mask.shape)} reached {layer}: "
             "pass the (B, N) padding mask, causality and windows are the model's own"
         )
+    # Qwen2-MoE leaves its window to the mask, where lrp_fast has none. A layer with a window keeps it, in all families.
+    window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
     # `recording` and `replaying` lay their own attention over the module.
-    # Qwen2-MoE does not say its window to its attention: a dense mask would.
     out = getattr(module, "lrp_fast_attend", ops.attention)(
         query,
         key,
@@ -62,7 +63,7 @@ def attention_forward(
         rule=getattr(module, "lrp_fast_rules", None) or Rules("gradient"),
         scale=scaling,
         causal=getattr(module, "is_causal", True) if is_causal is None else is_causal,
-        window=kwargs.get("sliding_window", getattr(module, "sliding_window", None)),
+        window=window,
         bounds=attention_mask,
         softcap=softcap,
         sinks=s_aux,
