@@ -15,7 +15,8 @@ SLIDING = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_atten
 GEMMA = {"head_dim": 24, "query_pre_attn_scalar": 10, "final_logit_softcapping": 4.0} | SLIDING
 EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
 GPT_OSS = {"num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 24, "swiglu_limit": 1.5} | {
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}
+    "attn_implementation": "eager",
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
 }
 
 # family: (its model class, settings that bring out what is particular about it)
@@ -24,8 +25,8 @@ FAMILIES = {
     "mistral": ("MistralForCausalLM", {"sliding_window": 7}),
     "qwen2": ("Qwen2ForCausalLM", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 24}),
-    "smollm3": ("SmolLM3ForCausalLM", {"no_rope_layers": [1, 0, 1], "pad_token_id": 0}),
-    "phi3": ("Phi3ForCausalLM", {"sliding_window": 7, "pad_token_id": 0}),
+    "smollm3": ("SmolLM3ForCausalLM", {"no_rope_layers": [1, 0, 1]}),
+    "phi3": ("Phi3ForCausalLM", {"sliding_window": 7}),
     "olmo2": ("Olmo2ForCausalLM", {"attention_bias": True}),
     "olmo3": ("Olmo3ForCausalLM", SLIDING),
     "granite": (
@@ -33,7 +34,7 @@ FAMILIES = {
         {"embedding_multiplier": 3, "residual_multiplier": 0.4, "attention_multiplier": 0.2, "logits_scaling": 2.5},
     ),
     "gemma": ("GemmaForCausalLM", {"head_dim": 24}),
-    "gemma2": ("Gemma2ForCausalLM", GEMMA | {"attn_logit_softcapping": 3.0}),
+    "gemma2": ("Gemma2ForCausalLM", GEMMA | {"attn_logit_softcapping": 3.0, "attn_implementation": "eager"}),
     "gemma3": ("Gemma3ForCausalLM", GEMMA),
     "stablelm": ("StableLmForCausalLM", {"qk_layernorm": True, "use_qkv_bias": True}),
     "cohere": ("CohereForCausalLM", {"use_qk_norm": True, "logit_scale": 0.3}),
@@ -105,9 +106,11 @@ def tiny():
         settings = {
             "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
             "intermediate_size": 96, "vocab_size": 97, "max_position_embeddings": 128, "tie_word_embeddings": False,
-            "bos_token_id": 1, "eos_token_id": 2,
+            "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
         } | special | config  # fmt: skip
         model_class = getattr(transformers, name)
+        if family == "stablelm" and not hasattr(sys.modules[model_class.__module__], "create_causal_mask"):
+            pytest.skip("StableLM makes dense masks in this release of transformers")
         model = model_class(model_class.config_class(**settings))
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():

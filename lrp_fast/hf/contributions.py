@@ -17,7 +17,7 @@ from .overlay import forward_name, laid
 _HOMOGENEOUS = (
     handlers.decoder_layer,
     handlers.pre_norm_decoder_layer,
-    handlers.attention,
+    *handlers.ATTENTIONS,
     handlers.dropout,
     handlers.linear,
     *handlers.NORMS,
@@ -48,7 +48,7 @@ def contributions(
             overlays.append((module, forward_name(module), _linear(module, rules)))
         elif handler in _NORMS:
             overlays.append((module, forward_name(module), _norm(module, _NORMS[handler], rules)))
-        elif handler is handlers.attention:
+        elif handler in handlers.ATTENTIONS:
             overlays.append((module, "lrp_fast_attend", attend))
     for mlp in mlps(layer):  # behind the attention
         paired = handler_of(mlp) is experts.paired_mixture

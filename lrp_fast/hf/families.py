@@ -44,7 +44,7 @@ _FAMILIES = {
     "OLMo 3": ("olmo3", "Olmo3", _POST_NORM),
     "Granite": ("granite", "Granite", {}),
     "Gemma": ("gemma", "Gemma", _GEMMA),
-    "Gemma 2": ("gemma2", "Gemma2", _GEMMA_POST_NORM),
+    "Gemma 2": ("gemma2", "Gemma2", _GEMMA_POST_NORM | {"Attention": handlers.capped_attention}),
     "Gemma 3": ("gemma3", "Gemma3", _GEMMA_POST_NORM),
     "StableLM": ("stablelm", "StableLm", {"LayerNormPerHead": handlers.leave}),
     "Cohere": ("cohere", "Cohere", {"LayerNorm": handlers.centred_rms_norm}),

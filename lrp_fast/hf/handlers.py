@@ -46,6 +46,19 @@ def attention(module: nn.Module, rules: Rules) -> Overlay:
     return {"lrp_fast_rules": rules}
 
 
+def capped_attention(module: nn.Module, rules: Rules) -> Overlay:
+    """As `attention`, with a soft-cap on its scores, which PyTorch's attention would leave out."""
+    if module.attn_logit_softcapping is not None and module.config._attn_implementation == "sdpa":
+        raise ValueError(
+            f"{type(module).__name__} caps its scores, and the attention that the model runs with, sdpa, leaves that "
+            'out: call model.set_attn_implementation("eager") first'
+        )
+    return attention(module, rules)
+
+
+ATTENTIONS = (attention, capped_attention)
+
+
 def dropout(module: nn.Module, rules: Rules) -> Overlay:
     if module.training and module.p:
         raise ValueError("the model applies dropout: call model.eval() first")

@@ -86,7 +86,7 @@ def _unwatched_mlps(layer: nn.Module) -> list[nn.Module]:
 
 
 def _attend(layer: nn.Module, attend: Callable) -> list[tuple[nn.Module, str, object]]:
-    return [(module, "lrp_fast_attend", attend) for module in _handled(layer, handlers.attention)]
+    return [(module, "lrp_fast_attend", attend) for module in _handled(layer, *handlers.ATTENTIONS)]
 
 
 def _transposed(linear: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -53,7 +53,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def _layer_size(layer: nn.Module) -> LayerSize:
-    attention = [module for module in layer.modules() if handler_of(module) is handlers.attention]
+    attention = [module for module in layer.modules() if handler_of(module) in handlers.ATTENTIONS]
     lasts = [getattr(mlp, MLPS[handler_of(mlp)]) for mlp in mlps(layer) if MLPS[handler_of(mlp)]]
     mixtures = [_mixture(mlp) for mlp in mlps(layer) if not MLPS[handler_of(mlp)]]
     projections = {id(linear) for module in attention for linear in module.modules()}

@@ -12,6 +12,7 @@ from lrp_fast import Rules, UnsupportedModuleError, patched
 
 RULES = ["attnlrp", "cp", "gradient", Rules("attnlrp", 0.1, 0.1, 0.1, 0.1)]
 FEW_RULES = ["cp", Rules("attnlrp", 0.1, 0.1, 0.1, 0.1)]
+WITHOUT_SDPA = ("gemma2", "gpt_oss")  # soft-cap, sinks
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss")  # experts sum their rows in an order of their own
 
 
@@ -33,9 +34,11 @@ def relevance(model, ids, rule="attnlrp", target=3, contrast=5):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_keep_their_bits(family, dtype, rule, tiny, ids):
+    if family in MIXTURES and dtype == torch.bfloat16:
+        pytest.skip("rounding may choose another expert")
     model = tiny(family, dtype)
     with torch.no_grad():
-        if model.config._attn_implementation == "eager":  # no sdpa: of the same bits is all but the attention
+        if family in WITHOUT_SDPA:  # what then has the same bits is all but the attention
             eager = model(ids).logits
             model.set_attn_implementation("lrp_fast")
             tolerance = 100 * torch.finfo(dtype).eps
@@ -214,6 +217,31 @@ def test_register(tiny, ids, monkeypatch):
         lrp_fast.hf.register("MySiLU", lrp_fast.hf.handlers.leave)
     with pytest.raises(TypeError, match="must be callable"):
         lrp_fast.hf.register(Strange, None)
+
+
+def test_an_attention_that_leaves_out_the_cap_is_refused(tiny):
+    model = tiny("gemma2")
+    model.config._attn_implementation_internal = "sdpa"  # what older releases do by themselves
+    with pytest.raises(ValueError, match=r"sdpa, leaves that out: call model.set_attn_impl"), patched(model):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("MambaForCausalLM", {"state_size": 4, "num_hidden_layers": 1, "hidden_size": 16}),
+        ("RwkvForCausalLM", {"num_hidden_layers": 2, "hidden_size": 16, "attention_hidden_size": 16}),
+        ("T5ForConditionalGeneration", {"d_model": 16, "num_layers": 1, "num_heads": 2, "d_kv": 8, "d_ff": 16}),
+        ("FalconForCausalLM", {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}),
+    ],
+)
+def test_other_architectures_are_refused(name, config):
+    model_class = getattr(transformers, name)
+    model = model_class(model_class.config_class(vocab_size=9, **config)).eval()
+    with pytest.raises(UnsupportedModuleError, match=r"no propagation rule covers .* \(families covered: Llama, "):
+        lrp_fast.hf.check(model)
+    with pytest.raises((ValueError, UnsupportedModuleError)):
+        lrp_fast.attribute(model, [1, 2, 3])
 
 
 def test_encoders_are_refused():
