@@ -11,11 +11,44 @@ import transformers
 
 ROOT = Path(__file__).resolve().parent.parent
 
+SLIDING = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+GEMMA = {"head_dim": 24, "query_pre_attn_scalar": 10, "final_logit_softcapping": 4.0} | SLIDING
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+GPT_OSS = {"num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 24, "swiglu_limit": 1.5} | {
+    "attn_implementation": "eager",
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+
+# family: (its model class, settings that bring out what is particular about it)
 FAMILIES = {
-    "llama": {"attention_bias": True, "mlp_bias": True},
-    "mistral": {"sliding_window": 7},
-    "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
-    "qwen3": {"head_dim": 24},
+    "llama": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
+    "mistral": ("MistralForCausalLM", {"sliding_window": 7}),
+    "qwen2": ("Qwen2ForCausalLM", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}),
+    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 24}),
+    "smollm3": ("SmolLM3ForCausalLM", {"no_rope_layers": [1, 0, 1]}),
+    "phi3": ("Phi3ForCausalLM", {"sliding_window": 7}),
+    "olmo2": ("Olmo2ForCausalLM", {"attention_bias": True}),
+    "olmo3": ("Olmo3ForCausalLM", SLIDING),
+    "granite": (
+        "GraniteForCausalLM",
+        {"embedding_multiplier": 3, "residual_multiplier": 0.4, "attention_multiplier": 0.2, "logits_scaling": 2.5},
+    ),
+    "gemma": ("GemmaForCausalLM", {"head_dim": 24}),
+    "gemma2": ("Gemma2ForCausalLM", GEMMA | {"attn_logit_softcapping": 3.0, "attn_implementation": "eager"}),
+    "gemma3": ("Gemma3ForCausalLM", GEMMA),
+    "stablelm": ("StableLmForCausalLM", {"qk_layernorm": True, "use_qkv_bias": True}),
+    "cohere": ("CohereForCausalLM", {"use_qk_norm": True, "logit_scale": 0.3}),
+    "gpt_neox": ("GPTNeoXForCausalLM", {}),
+    "gpt2": ("GPT2LMHeadModel", {}),
+    "mixtral": ("MixtralForCausalLM", {"num_local_experts": 5, "sliding_window": 7}),
+    "qwen2_moe": (
+        "Qwen2MoeForCausalLM",
+        EXPERTS
+        | {"shared_expert_intermediate_size": 40, "mlp_only_layers": [2], "norm_topk_prob": True}
+        | {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    ),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", EXPERTS | {"head_dim": 24}),
+    "gpt_oss": ("GptOssForCausalLM", GPT_OSS | SLIDING),
 }
 
 
@@ -36,6 +69,26 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
+def pytest_generate_tests(metafunc):
+    """A test of ``family`` runs for all of them, unless it says which.
+
+    One of ``family`` and ``rule`` takes its module's RULES for the first four families, and FEW_RULES for the others.
+    """
+    said = [name for mark in metafunc.definition.iter_markers("parametrize") for name in mark.args[:1]]
+    if "family" not in metafunc.fixturenames or "family" in said:
+        return
+    if "rule" not in metafunc.fixturenames or "rule" in said:
+        metafunc.parametrize("family", FAMILIES)
+        return
+    several, few = metafunc.module.RULES, metafunc.module.FEW_RULES
+    pairs = [(family, rule) for i, family in enumerate(FAMILIES) for rule in (several if i < 4 else few)]
+    names = [
+        f"{family}-{rule if isinstance(rule, str) else '-'.join(map(str, vars(rule).values()))}"
+        for family, rule in pairs
+    ]
+    metafunc.parametrize(("family", "rule"), pairs, ids=names)
+
+
 @pytest.fixture(autouse=True)
 def memory_goes_back(request):
     """Several processes may test on one GPU: none keeps what its last test needed."""
@@ -49,16 +102,20 @@ def tiny():
     """``tiny(family, dtype, seed=0, **config)``: a 3-layer random model whose weights are large enough to matter."""
 
     def build(family, dtype=torch.float32, seed=0, **config):
-        prefix = family.capitalize()
+        name, special = FAMILIES[family]
         settings = {
             "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
             "intermediate_size": 96, "vocab_size": 97, "max_position_embeddings": 128, "tie_word_embeddings": False,
-        } | FAMILIES[family] | config  # fmt: skip
-        model = getattr(transformers, f"{prefix}ForCausalLM")(getattr(transformers, f"{prefix}Config")(**settings))
+            "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        } | special | config  # fmt: skip
+        model_class = getattr(transformers, name)
+        if family == "stablelm" and not hasattr(sys.modules[model_class.__module__], "create_causal_mask"):
+            pytest.skip("StableLM makes dense masks in this release of transformers")
+        model = model_class(model_class.config_class(**settings))
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                spread = 0.5 if parameter.ndim == 1 else 1.5 * parameter.shape[1] ** -0.5
+                spread = {1: 0.5, 2: 1.5 * parameter[0].numel() ** -0.5, 3: 0.3}[parameter.ndim]
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread + ("norm" in name))
         return model.to(dtype).eval()
 

@@ -9,14 +9,20 @@ import lrp_fast
 from lrp_fast import GraphSpec, Memory, Rules, attribute, patched
 from lrp_fast.hf import contributions, decoder_layers
 
-families = pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 RULES = [
     Rules("attnlrp"), Rules("cp"), Rules("gradient"),
     Rules("attnlrp", epsilon=0.01), Rules("attnlrp", gamma=0.2), Rules("cp", epsilon=0.01, gamma=0.1),
     Rules("attnlrp", attention_epsilon=0.01, attention_gamma=0.3), Rules("cp", attention_epsilon=0.01),
     Rules("attnlrp", 0.01, 0.1, 0.01, 0.1), Rules("gradient", 0.01, 0.1, 0.01, 0.1),
 ]  # fmt: skip
-rules = pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(map(str, vars(rule).values())))
+FEW_RULES = [Rules("attnlrp"), Rules("cp", 0.01, 0.1, 0.01, 0.1)]
+# Cohere rotates keys in float32 whatever the model's dtype.
+TOLERANCE = {"cohere": 1e-7}
+# Those of tests/conftest.py without biases in their attention.
+HOMOGENEOUS = (
+    "mistral", "qwen3", "smollm3", "phi3", "olmo3", "granite", "gemma", "gemma2", "gemma3", "cohere",
+    "mixtral", "qwen3_moe",
+)  # fmt: skip
 ALL = GraphSpec(topk=10**6)
 
 
@@ -54,20 +60,17 @@ def batch_packed(model, ids, target, contrast, rule, layers):
     return matrices
 
 
-@families
-@rules
 def test_the_closed_form_is_one_backward_pass_a_target(family, rule, tiny, ids):
     model = tiny(family, torch.float64)
-    truth = batch_packed(model, ids, 3, 5, rule, range(3))
+    truth = batch_packed(model, ids, 3, 5, rule, range(3) if rule in RULES else [1])
     tight = Memory(host_budget=lrp_fast.plan(model, 23, rule=rule, graph=ALL).least["cpu"])
     for memory in (None, tight):
         graph = attribute(model, ids, 3, 5, rule=rule, graph=ALL, memory=memory).graph
         for layer, matrix in truth.items():
-            assert (graph.dense(layer) - matrix).abs().max() <= 1e-12 * matrix.abs().max(), (layer, memory)
+            gap = (graph.dense(layer) - matrix).abs().max() / matrix.abs().max()
+            assert gap <= TOLERANCE.get(family, 1e-12), (layer, memory)
 
 
-@families
-@rules
 def test_edges_out_of_a_node_add_up_to_its_relevance(family, rule, tiny, ids):
     graph = attribute(tiny(family, torch.float64), ids, 3, 5, rule=rule, graph=ALL).graph
     for layer in range(3):
@@ -76,7 +79,7 @@ def test_edges_out_of_a_node_add_up_to_its_relevance(family, rule, tiny, ids):
         assert not matrix.triu(1).any()  # none from the future
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", *HOMOGENEOUS])
 def test_cp_without_biases_conserves_relevance(family, tiny, ids):
     model = tiny(family, torch.float64, **({"attention_bias": False, "mlp_bias": False} if family == "llama" else {}))
     result = attribute(model, ids, 3, 5, rule="cp", graph=ALL)
@@ -97,7 +100,6 @@ def test_float16_gives_the_edges_of_float64(tiny, ids):
         assert (found.graph.self_edges[layer] - truth.graph.self_edges[layer]).abs().max() <= 3 * own
 
 
-@families
 def test_the_attribution_is_the_same_with_a_graph(family, tiny, ids):
     model = tiny(family)
     plain, twice = attribute(model, ids, 3, 5), [attribute(model, ids, 3, 5, graph=ALL) for _ in range(2)]
@@ -174,8 +176,6 @@ def test_the_graph_says_what_it_is_of_and_is_kept(tiny, ids, tmp_path):
     assert torch.equal(again.weights, graph.weights) and again.manifest["value"] == graph.manifest["value"]
 
 
-@families
-@rules
 def test_contributions_are_the_transpose_of_the_backward_pass(family, rule, tiny, ids):
     """<k~_i, c> + <v~_i, d> over all positions is <h, J^T (c, d)>, whatever c and d."""
     model = tiny(family, torch.float64)
@@ -192,18 +192,18 @@ def test_contributions_are_the_transpose_of_the_backward_pass(family, rule, tiny
             reached.extend([key, value])
             return torch.zeros_like(query)
 
-        layer.self_attn.lrp_fast_attend = attend
+        (attention,) = (module for module in layer.modules() if hasattr(module, "lrp_fast_rules"))
+        attention.lrp_fast_attend = attend
         layer(leaf, *rest, **named)
-        del layer.self_attn.lrp_fast_attend
+        del attention.lrp_fast_attend
         cotangents = [torch.randn_like(one) for one in reached]
         terms = torch.autograd.grad(reached, leaf, cotangents)[0] * leaf.detach()
         parts = contributions(layer, rule, h.detach(), rest, named)
-    assert (parts[0] is None) == (
-        family in ("mistral", "qwen3") and rule.name != "gradient" and not rule.epsilon + rule.gamma
-    )
+    assert (parts[0] is None) == (family in HOMOGENEOUS and rule.name != "gradient" and not rule.epsilon + rule.gamma)
     parts = [one.detach() if part is None else part for one, part in zip(reached, parts, strict=True)]
     found = sum((part * g).sum((1, 3)) for part, g in zip(parts, cotangents, strict=True))
-    assert (found - terms.sum(-1)).abs().max() <= 1e-12 * terms.abs().sum(-1).max()  # plain gradients cancel here
+    gap = (found - terms.sum(-1)).abs().max() / terms.abs().sum(-1).max()  # plain gradients cancel here
+    assert gap <= TOLERANCE.get(family, 1e-12)
 
 
 def test_smollm2_in_float32(smollm2):

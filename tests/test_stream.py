@@ -15,9 +15,8 @@ from lrp_fast import Memory, Rules, attribute, patched
 from lrp_fast.memory import Plan
 from lrp_fast.stream import propagate
 
-families = pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 RULES = ["attnlrp", "cp", "gradient", Rules("attnlrp", 0.01, 0.1, 0.01, 0.1)]
-rules = pytest.mark.parametrize("rule", RULES, ids=lambda rule: getattr(rule, "name", rule))
+FEW_RULES = ["attnlrp", Rules("cp", 0.01, 0.1, 0.01, 0.1)]
 
 
 def run(model, ids, tiers, rows, rule="attnlrp", progress=None):
@@ -28,18 +27,16 @@ def run(model, ids, tiers, rows, rule="attnlrp", progress=None):
     return propagate(model, ids, [22, 5], lambda z: [z[0, 3] - z[1, 4], z[0, 7]], rule, plan, progress)
 
 
-@families
-@rules
 def test_every_tier_gives_the_numbers_of_a_graph_that_stays(family, rule, tiny, ids):
     model = tiny(family, torch.float64)
     truth = run(model, ids, ["graph"] * 3, 23, rule)
-    for tiers, rows in ((["host"] * 3, 23), (["file"] * 3, 5), (["file", "host", "graph"], 22), (["device"] * 3, 1)):
+    placed = ((["file", "host", "graph"], 5), (["host"] * 3, 23), (["file"] * 3, 22), (["device"] * 3, 1))
+    for tiers, rows in placed if rule in RULES else placed[:1]:
         for found, expected in zip(run(model, ids, tiers, rows, rule), truth, strict=True):
             assert found.dtype == torch.float64 and found.shape == (4, 23)
             assert (found - expected).abs().max() <= 1e-12 * expected.abs().max(), (tiers, rows)
 
 
-@families
 def test_a_small_budget_changes_nothing_but_rounding(family, tiny, ids):
     model = tiny(family)
     tight = Memory(host_budget=lrp_fast.plan(model, 23).least["cpu"])

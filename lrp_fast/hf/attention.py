@@ -11,10 +11,11 @@ from ..rules import Rules
 
 NAME = "lrp_fast"
 
-# What transformers hands to every attention implementation and none needs for the result.
+# What transformers hands to every attention implementation, and what is not needed for the result or read elsewhere.
 _IGNORED = {
     "attention_mask", "cache_position", "num_items_in_batch", "output_attentions", "output_hidden_states",
-    "past_key_values", "position_embeddings", "position_ids", "return_dict", "use_cache",
+    "output_router_logits", "past_key_values", "position_embeddings", "position_ids", "return_dict", "sliding_window",
+    "use_cache",
 }  # fmt: skip
 
 
@@ -34,7 +35,6 @@ def attention_forward(
     scaling: float | None = None,
     dropout: float = 0.0,
     is_causal: bool | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **kwargs,
@@ -53,6 +53,8 @@ def attention_forward(
             f"a ready attention mask of shape {tuple(attention_mask.shape)} reached {layer}: "
             "pass the (B, N) padding mask, causality and windows are the model's own"
         )
+    # Qwen2-MoE leaves its window to the mask, where lrp_fast has none. A layer with a window keeps it, in all families.
+    window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
     # `recording` and `replaying` lay their own attention over the module.
     out = getattr(module, "lrp_fast_attend", ops.attention)(
         query,
@@ -61,7 +63,7 @@ def attention_forward(
         rule=getattr(module, "lrp_fast_rules", None) or Rules("gradient"),
         scale=scaling,
         causal=getattr(module, "is_causal", True) if is_causal is None else is_causal,
-        window=sliding_window,
+        window=window,
         bounds=attention_mask,
         softcap=softcap,
         sinks=s_aux,

@@ -10,16 +10,17 @@ from torch.autograd import forward_ad
 
 from .. import ops
 from ..rules import Rules
-from . import handlers
-from .families import handler_of
+from . import experts, handlers
+from .families import handler_of, mlps
 from .overlay import forward_name, laid
 
 _HOMOGENEOUS = (
     handlers.decoder_layer,
     handlers.pre_norm_decoder_layer,
-    handlers.attention,
+    *handlers.ATTENTIONS,
+    handlers.dropout,
     handlers.linear,
-    handlers.rms_norm,
+    *handlers.NORMS,
 )
 
 
@@ -45,12 +46,13 @@ def contributions(
         handler = handler_of(module)
         if handler is handlers.linear:
             overlays.append((module, forward_name(module), _linear(module, rules)))
-        elif handler is handlers.rms_norm:
-            overlays.append((module, forward_name(module), _rms_norm(module, rules)))
-        elif handler is handlers.gated_mlp:
-            overlays.append((module, forward_name(module), lambda x: x))
-        elif handler is handlers.attention:
+        elif handler in _NORMS:
+            overlays.append((module, forward_name(module), _norm(module, _NORMS[handler], rules)))
+        elif handler in handlers.ATTENTIONS:
             overlays.append((module, "lrp_fast_attend", attend))
+    for mlp in mlps(layer):  # behind the attention
+        paired = handler_of(mlp) is experts.paired_mixture
+        overlays.append((mlp, forward_name(mlp), (lambda x: (x, None)) if paired else lambda x: x))
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     with laid(overlays), torch.no_grad(), forward_ad.dual_level():
         layer(forward_ad.make_dual(x, x), *rest, **named)
@@ -61,9 +63,7 @@ def _is_homogeneous(layer: nn.Module, rules: Rules) -> bool:
     """Whether keys and values are the modified map of the input, with nothing added and nothing scaled."""
     if rules.epsilon or rules.gamma or not rules.treatment.frozen_norm:
         return False
-    inside = {
-        part for module in layer.modules() if handler_of(module) is handlers.gated_mlp for part in module.modules()
-    }
+    inside = {part for mlp in mlps(layer) for part in mlp.modules()}
     modules = [module for module in layer.modules() if module not in inside]
     return all(handler_of(module) in _HOMOGENEOUS and getattr(module, "bias", None) is None for module in modules)
 
@@ -71,19 +71,54 @@ def _is_homogeneous(layer: nn.Module, rules: Rules) -> bool:
 def _linear(module: nn.Module, rules: Rules) -> Callable[[Tensor], Tensor]:
     def forward(input):
         x, part = forward_ad.unpack_dual(input)
+        weight = handlers.matrix(module)
         if part is None:  # behind the attention
-            return nn.functional.linear(x, module.weight, module.bias)
+            return nn.functional.linear(x, weight, module.bias)
         stabilisers = {"epsilon": rules.epsilon, "gamma": rules.gamma}
-        return forward_ad.make_dual(*ops.linear_jvp(x, part, module.weight, module.bias, **stabilisers))
+        return forward_ad.make_dual(*ops.linear_jvp(x, part, weight, module.bias, **stabilisers))
 
     return forward
 
 
-def _rms_norm(module: nn.Module, rules: Rules) -> Callable[[Tensor], Tensor]:
+def _norm(module: nn.Module, jvp: Callable, rules: Rules) -> Callable[[Tensor], Tensor]:
     def forward(hidden_states):
         x, part = forward_ad.unpack_dual(hidden_states)
-        both = (x, x if part is None else part)
-        y = ops.rms_norm_jvp(*both, module.weight, module.variance_epsilon, rule=rules, dtype=module.weight.dtype)
-        return y[0] if part is None else forward_ad.make_dual(*y)
+        y, through = (t.to(module.weight.dtype) for t in jvp(module, x, x if part is None else part, rules))
+        return y if part is None else forward_ad.make_dual(y, through)
 
     return forward
+
+
+def _rms_norm(module, x, part, rules):
+    scale = (module.weight, module.variance_epsilon)
+    return ops.rms_norm_jvp(x, part, *scale, rule=rules, dtype=module.weight.dtype)
+
+
+def _wide_rms_norm(module, x, part, rules):
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return ops.rms_norm_jvp(x, part, module.weight.to(wide), module.variance_epsilon, rule=rules, dtype=wide)
+
+
+def _offset_rms_norm(module, x, part, rules):
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return ops.rms_norm_jvp(x, part, 1 + module.weight.to(wide), module.eps, rule=rules, dtype=wide)
+
+
+def _centred_rms_norm(module, x, part, rules):
+    wide = torch.promote_types(x.dtype, torch.float32)
+    x, part = (t - t.mean(-1, keepdim=True) for t in (x.to(wide), part.to(wide)))
+    return ops.rms_norm_jvp(x, part, module.weight.to(wide), module.variance_epsilon, rule=rules)
+
+
+def _layer_norm(module, x, part, rules):
+    weight, bias = (None if t is None else t.to(x.dtype) for t in (module.weight, module.bias))
+    return ops.layer_norm_jvp(x, part, weight, bias, module.eps, rule=rules)
+
+
+_NORMS = {
+    handlers.rms_norm: _rms_norm,
+    handlers.wide_rms_norm: _wide_rms_norm,
+    handlers.offset_rms_norm: _offset_rms_norm,
+    handlers.centred_rms_norm: _centred_rms_norm,
+    handlers.layer_norm: _layer_norm,
+}

@@ -4,43 +4,107 @@ from __future__ import annotations
 
 from torch import nn
 
-from . import handlers
+from . import experts, handlers
 from .handlers import Handler
+
+# What transformers calls the parts of a model, and how most of them are built: pre-norm blocks with RMSNorm, rotary
+# positions and a gated MLP.
+_PARTS = {
+    "ForCausalLM": handlers.leave,
+    "Model": handlers.leave,
+    "DecoderLayer": handlers.pre_norm_decoder_layer,
+    "Attention": handlers.attention,
+    "MLP": handlers.gated_mlp,
+    "RMSNorm": handlers.rms_norm,
+    "RotaryEmbedding": handlers.leave,
+}
+_POST_NORM = {"DecoderLayer": handlers.decoder_layer, "RMSNorm": handlers.wide_rms_norm}
+_GEMMA = {"RMSNorm": handlers.offset_rms_norm, "TextScaledWordEmbedding": handlers.leave}
+_GEMMA_POST_NORM = _GEMMA | {
+    "ForCausalLM": handlers.capped_language_model,
+    "TextModel": handlers.leave,
+    "DecoderLayer": handlers.decoder_layer,
+}
+
+_MIXTURE = {
+    "TopKRouter": experts.softmax_router,
+    "Experts": experts.gated_experts,
+    "SparseMoeBlock": experts.mixture,
+}
+
+# family: (its module in transformers, what its classes begin with, parts that differ from the above)
+_FAMILIES = {
+    "Llama": ("llama", "Llama", {}),
+    "Mistral": ("mistral", "Mistral", {}),
+    "Qwen2": ("qwen2", "Qwen2", {}),
+    "Qwen3": ("qwen3", "Qwen3", {}),
+    "SmolLM3": ("smollm3", "SmolLM3", {}),
+    "Phi-3": ("phi3", "Phi3", {"MLP": handlers.fused_gated_mlp}),
+    "OLMo 2": ("olmo2", "Olmo2", _POST_NORM),
+    "OLMo 3": ("olmo3", "Olmo3", _POST_NORM),
+    "Granite": ("granite", "Granite", {}),
+    "Gemma": ("gemma", "Gemma", _GEMMA),
+    "Gemma 2": ("gemma2", "Gemma2", _GEMMA_POST_NORM | {"Attention": handlers.capped_attention}),
+    "Gemma 3": ("gemma3", "Gemma3", _GEMMA_POST_NORM),
+    "StableLM": ("stablelm", "StableLm", {"LayerNormPerHead": handlers.leave}),
+    "Cohere": ("cohere", "Cohere", {"LayerNorm": handlers.centred_rms_norm}),
+    "GPT-NeoX": ("gpt_neox", "GPTNeoX", {"Layer": handlers.pre_norm_decoder_layer, "MLP": handlers.mlp}),
+    "GPT-2": (
+        "gpt2",
+        "GPT2",
+        {"LMHeadModel": handlers.leave, "Block": handlers.pre_norm_decoder_layer, "MLP": handlers.gpt2_mlp},
+    ),
+    "Mixtral": ("mixtral", "Mixtral", _MIXTURE),
+    "Qwen2-MoE": ("qwen2_moe", "Qwen2Moe", _MIXTURE | {"SparseMoeBlock": experts.shared_mixture}),
+    "Qwen3-MoE": ("qwen3_moe", "Qwen3Moe", _MIXTURE),
+    "GPT-OSS": (
+        "gpt_oss",
+        "GptOss",
+        {
+            "RMSNorm": handlers.wide_rms_norm,
+            "TopKRouter": experts.top_k_router,
+            "Experts": experts.clamped_experts,
+            "MLP": experts.paired_mixture,
+        },
+    ),
+}
+FAMILIES = tuple(_FAMILIES)
+
+# Modules that send each token through on its own, and the linear map that makes what they put out, where one does.
+MLPS = {
+    handlers.gated_mlp: "down_proj",
+    handlers.fused_gated_mlp: "down_proj",
+    handlers.mlp: "dense_4h_to_h",
+    handlers.gpt2_mlp: "c_proj",
+    experts.mixture: None,
+    experts.shared_mixture: None,
+    experts.paired_mixture: None,
+}
 
 
 def qualified_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _llama_like(family: str, prefix: str) -> dict[str, Handler]:
-    """Pre-norm blocks with RMSNorm, rotary positions and a gated MLP, as transformers writes them."""
-    home = f"transformers.models.{family}.modeling_{family}.{prefix}"
-    return {
-        f"{home}ForCausalLM": handlers.leave,
-        f"{home}Model": handlers.leave,
-        f"{home}DecoderLayer": handlers.pre_norm_decoder_layer,
-        f"{home}Attention": handlers.attention,
-        f"{home}MLP": handlers.gated_mlp,
-        f"{home}RMSNorm": handlers.rms_norm,
-        f"{home}RotaryEmbedding": handlers.leave,
-    }
-
-
 _TABLE: dict[str, Handler] = {
     "torch.nn.modules.container.ModuleList": handlers.leave,
     "torch.nn.modules.sparse.Embedding": handlers.leave,
     "torch.nn.modules.linear.Identity": handlers.leave,
+    "torch.nn.modules.dropout.Dropout": handlers.dropout,
     "torch.nn.modules.linear.Linear": handlers.linear,
+    "transformers.pytorch_utils.Conv1D": handlers.linear,
+    "torch.nn.modules.normalization.LayerNorm": handlers.layer_norm,
     "torch.nn.modules.activation.SiLU": handlers.activation("silu"),
     "torch.nn.modules.activation.ReLU": handlers.activation("relu"),
     "transformers.activations.SiLUActivation": handlers.activation("silu"),
     "transformers.activations.GELUActivation": handlers.activation("gelu"),
     "transformers.activations.GELUTanh": handlers.activation("gelu_tanh"),
+    "transformers.activations.NewGELUActivation": handlers.spelt_out_activation("gelu_tanh"),
     "transformers.activations.ReLUSquaredActivation": handlers.activation("relu2"),
 }
-FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
-for _prefix in FAMILIES:
-    _TABLE |= _llama_like(_prefix.lower(), _prefix)
+for _home, _prefix, _different in _FAMILIES.values():
+    for _part, _handler in (_PARTS | _different).items():
+        _TABLE[f"transformers.models.{_home}.modeling_{_home}.{_prefix}{_part}"] = _handler
 
 
 def handler_of(module: nn.Module) -> Handler | None:
@@ -62,6 +126,13 @@ def register(cls: type[nn.Module], handler: Handler) -> None:
     if qualified_name(cls) in _TABLE:
         raise ValueError(f"{qualified_name(cls)} has a handler already")
     _TABLE[qualified_name(cls)] = handler
+
+
+def mlps(layer: nn.Module) -> list[nn.Module]:
+    """The MLPs of a decoder layer, mixtures of experts whole."""
+    found = [module for module in layer.modules() if handler_of(module) in MLPS]
+    inside = {part for module in found for part in module.modules() if part is not module}
+    return [module for module in found if module not in inside]
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

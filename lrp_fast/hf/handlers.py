@@ -6,20 +6,27 @@ patched; nothing means that the module's own code is right under every rule.
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from .. import ops
+from ..ops.activation import ratio as ratio_of
 from ..rules import Rules
+from .overlay import forward_name, forward_of, laid
 
 Overlay = dict[str, Any]
 Handler = Callable[[nn.Module, Rules], Overlay]
 
 
 def leave(module: nn.Module, rules: Rules) -> Overlay:
-    """Containers, embeddings, position tables: sums, look-ups, and modules with handlers of their own."""
+    """Containers, embeddings, position tables: sums, look-ups, products with constants, and modules with handlers of
+    their own."""
     return {}
 
 
@@ -29,7 +36,8 @@ def decoder_layer(module: nn.Module, rules: Rules) -> Overlay:
 
 
 def pre_norm_decoder_layer(module: nn.Module, rules: Rules) -> Overlay:
-    """As `decoder_layer`, where what the MLP puts out is added to the residual stream and read by nothing else."""
+    """As `decoder_layer`, where what the MLP puts out, times a constant at most, is added to the residual stream and
+    read by nothing else."""
     return {}
 
 
@@ -38,15 +46,41 @@ def attention(module: nn.Module, rules: Rules) -> Overlay:
     return {"lrp_fast_rules": rules}
 
 
+def capped_attention(module: nn.Module, rules: Rules) -> Overlay:
+    """As `attention`, with a soft-cap on its scores, which PyTorch's attention would leave out."""
+    if module.attn_logit_softcapping is not None and module.config._attn_implementation == "sdpa":
+        raise ValueError(
+            f"{type(module).__name__} caps its scores, and the attention that the model runs with, sdpa, leaves that "
+            'out: call model.set_attn_implementation("eager") first'
+        )
+    return attention(module, rules)
+
+
+ATTENTIONS = (attention, capped_attention)
+
+
+def dropout(module: nn.Module, rules: Rules) -> Overlay:
+    if module.training and module.p:
+        raise ValueError("the model applies dropout: call model.eval() first")
+    return {}
+
+
 def linear(module: nn.Module, rules: Rules) -> Overlay:
     def forward(input):
         input = input.to(getattr(module, "lrp_fast_dtype", input.dtype))  # while a layer is replayed
-        return ops.linear(input, module.weight, module.bias, epsilon=rules.epsilon, gamma=rules.gamma)
+        return ops.linear(input, matrix(module), module.bias, epsilon=rules.epsilon, gamma=rules.gamma)
 
     return {"forward": forward}
 
 
+def matrix(module: nn.Module) -> Tensor:
+    """The weights of a module that `linear` handles, (out, in): GPT-2 keeps them the other way round."""
+    return module.weight.T if isinstance(module, Conv1D) else module.weight
+
+
 def rms_norm(module: nn.Module, rules: Rules) -> Overlay:
+    """Llama's: what is normalised is rounded to the model's dtype, then multiplied with the weight."""
+
     def forward(hidden_states):
         dtype = getattr(module, "lrp_fast_dtype", None)  # while a layer is replayed
         return ops.rms_norm(hidden_states, module.weight, module.variance_epsilon, rule=rules, dtype=dtype)
@@ -54,11 +88,79 @@ def rms_norm(module: nn.Module, rules: Rules) -> Overlay:
     return {"forward": forward}
 
 
+def wide_rms_norm(module: nn.Module, rules: Rules) -> Overlay:
+    """OLMo 2's: as `rms_norm`, rounded behind the weight."""
+
+    def forward(x):
+        wide = torch.promote_types(x.dtype, torch.float32)
+        y = ops.rms_norm(x, module.weight.to(wide), module.variance_epsilon, rule=rules, dtype=wide)
+        return y.to(getattr(module, "lrp_fast_dtype", x.dtype))
+
+    return {"forward": forward}
+
+
+def offset_rms_norm(module: nn.Module, rules: Rules) -> Overlay:
+    """Gemma's: as `wide_rms_norm`, of a weight that is kept less 1."""
+
+    def forward(x):
+        wide = torch.promote_types(x.dtype, torch.float32)
+        y = ops.rms_norm(x, 1 + module.weight.to(wide), module.eps, rule=rules, dtype=wide)
+        return y.to(getattr(module, "lrp_fast_dtype", x.dtype))
+
+    return {"forward": forward}
+
+
+def centred_rms_norm(module: nn.Module, rules: Rules) -> Overlay:
+    """Cohere's: a LayerNorm without bias, with a weight of its own for each head where it normalises heads."""
+
+    def forward(x):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = wide - wide.mean(-1, keepdim=True)
+        ones = wide.new_ones(wide.shape[-1])
+        y = ops.rms_norm(wide, ones, module.variance_epsilon, rule=rules) * module.weight.detach().to(wide.dtype)
+        return y.to(getattr(module, "lrp_fast_dtype", x.dtype))
+
+    return {"forward": forward}
+
+
+def layer_norm(module: nn.Module, rules: Rules) -> Overlay:
+    if len(module.normalized_shape) > 1:
+        raise ValueError(f"lrp_fast normalises the last dimension alone, not {tuple(module.normalized_shape)}")
+
+    def forward(input):
+        weight, bias = (None if t is None else t.to(input.dtype) for t in (module.weight, module.bias))
+        y = ops.layer_norm(input, weight, bias, module.eps, rule=rules)
+        return y.to(getattr(module, "lrp_fast_dtype", input.dtype))
+
+    return {"forward": forward}
+
+
+NORMS = (rms_norm, wide_rms_norm, offset_rms_norm, centred_rms_norm, layer_norm)
+
+
 def activation(kind: str) -> Handler:
     """The handler of an activation module that computes ``kind`` (a name of `lrp_fast.ops.activation`)."""
 
     def handler(module: nn.Module, rules: Rules) -> Overlay:
         return {"forward": lambda input: ops.activation(input, kind, rule=rules), "lrp_fast_kind": kind}
+
+    return handler
+
+
+def spelt_out_activation(kind: str) -> Handler:
+    """As `activation`, where the module's own formula rounds otherwise than PyTorch's one operation."""
+
+    def handler(module: nn.Module, rules: Rules) -> Overlay:
+        own = forward_of(module)
+
+        def forward(input):
+            if not rules.treatment.ratio:
+                return own(input)
+            with torch.no_grad():
+                y, ratio = own(input), ratio_of(input, kind)
+            return ops.identity(input, y, ratio)
+
+        return {"forward": forward, "lrp_fast_kind": kind}
 
     return handler
 
@@ -86,3 +188,55 @@ def gated_mlp(module: nn.Module, rules: Rules) -> Overlay:
         return module.down_proj(hidden)
 
     return {"forward": forward}
+
+
+def fused_gated_mlp(module: nn.Module, rules: Rules) -> Overlay:
+    """As `gated_mlp`, with one projection whose first half is the gate."""
+
+    def forward(hidden_states):
+        gate, up = module.gate_up_proj(hidden_states).chunk(2, -1)
+        return module.down_proj(ops.gated_mlp(gate, up, kind_of(module.activation_fn), rule=rules))
+
+    return {"forward": forward}
+
+
+def mlp(module: nn.Module, rules: Rules) -> Overlay:
+    """GPT-NeoX's: dense_4h_to_h(act(dense_h_to_4h(x)))."""
+    return {}
+
+
+def gpt2_mlp(module: nn.Module, rules: Rules) -> Overlay:
+    """c_proj(act(c_fc(x)))."""
+    return {}
+
+
+def capped_language_model(module: nn.Module, rules: Rules) -> Overlay:
+    """A model with a soft-cap on its logits, c tanh(s / c), which passes relevance by the identity rule, cap(s) / s.
+
+    It caps within its forward pass, behind the head. Here the head caps, and the model is told that nothing is left.
+    """
+    cap = module.config.final_logit_softcapping
+    if cap is None:
+        return {}
+    own = forward_of(module)
+
+    @functools.wraps(own)
+    def forward(*args, **named):
+        head, uncapped = module.get_output_embeddings(), copy.copy(module.config)
+        uncapped.final_logit_softcapping = None
+        whole = forward_of(head)
+        capped = [(head, forward_name(head), lambda x: soft_capped(whole(x), cap, rules))]
+        with laid([*capped, (module, "config", uncapped)]):
+            return own(*args, **named)
+
+    return {"forward": forward}
+
+
+def soft_capped(scores: Tensor, cap: float, rules: Rules) -> Tensor:
+    if not rules.treatment.ratio:
+        return torch.tanh(scores / cap) * cap
+    with torch.no_grad():
+        y = torch.tanh(scores / cap) * cap
+        wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        ratio = torch.where(wide == 0, 1, torch.tanh(wide / cap) * cap / wide)
+    return ops.identity(scores, y, ratio)

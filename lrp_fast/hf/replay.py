@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops import Kept, Trace
 from ..rules import Rules
-from . import handlers
-from .families import handler_of
+from . import experts, handlers
+from .families import MLPS, handler_of, mlps
 from .overlay import forward_name, forward_of, laid
 
 
@@ -61,53 +61,62 @@ def replaying(
         return ops.attention(query, key, value, **given, kept=next(remaining), traces=traces)
 
     overlays = _attend(layer, attend)
-    for handler in (handlers.rms_norm, handlers.linear):
-        overlays += [(module, "lrp_fast_dtype", module.weight.dtype) for module in _handled(layer, handler)]
+    for module in _handled(layer, handlers.linear, *handlers.NORMS):
+        overlays.append((module, "lrp_fast_dtype", module.weight.dtype))
     for mlp in _unwatched_mlps(layer):
-        if unread and not (rules.epsilon or rules.gamma):
-            overlays.append((mlp.down_proj, forward_name(mlp.down_proj), _transposed(mlp.down_proj)))
+        if unread and MLPS[handler_of(mlp)] and not (rules.epsilon or rules.gamma):
+            last = getattr(mlp, MLPS[handler_of(mlp)])
+            overlays.append((last, forward_name(last), _transposed(last)))
         overlays.append((mlp, forward_name(mlp), _checkpointed(mlp, rows, unread)))
     with laid(overlays):
         yield
 
 
-def _handled(layer: nn.Module, handler: handlers.Handler) -> list[nn.Module]:
-    return [module for module in layer.modules() if handler_of(module) is handler]
+def _handled(layer: nn.Module, *by: handlers.Handler) -> list[nn.Module]:
+    return [module for module in layer.modules() if handler_of(module) in by]
 
 
 def _unwatched_mlps(layer: nn.Module) -> list[nn.Module]:
     """Those without anybody's hooks: a hook may want all tokens, and the output."""
     return [
         mlp
-        for mlp in _handled(layer, handlers.gated_mlp)
+        for mlp in mlps(layer)
         if not any(module._forward_hooks or module._forward_pre_hooks for module in mlp.modules())
     ]
 
 
 def _attend(layer: nn.Module, attend: Callable) -> list[tuple[nn.Module, str, object]]:
-    return [(module, "lrp_fast_attend", attend) for module in _handled(layer, handlers.attention)]
+    return [(module, "lrp_fast_attend", attend) for module in _handled(layer, *handlers.ATTENTIONS)]
 
 
 def _transposed(linear: nn.Module) -> Callable[[Tensor], Tensor]:
-    return lambda x: ops.linear_unread(x, linear.weight)
+    return lambda x: ops.linear_unread(x, handlers.matrix(linear))
 
 
 def _in_parts(mlp: nn.Module, rows: int) -> Callable[[Tensor], Tensor]:
     """The forward pass that computes ``rows`` tokens of (1, N, D) at a time: no other token matters to one."""
-    whole = forward_of(mlp)
+    whole, again = _alone(mlp)
 
     def forward(x):
         out = torch.empty_like(x)
         for part, out_part in zip(x.split(rows, 1), out.split(rows, 1), strict=True):
             out_part.copy_(whole(part))
-        return out
+        return again(out)
 
     return forward
 
 
 def _checkpointed(mlp: nn.Module, rows: int, unread: bool) -> Callable[[Tensor], Tensor]:
+    whole, again = _alone(mlp)
+    return lambda x: again(_Checkpointed.apply(x, whole, rows, unread) if x.shape[1] > rows else whole(x))
+
+
+def _alone(mlp: nn.Module) -> tuple[Callable, Callable]:
+    """The MLP's forward pass without what nobody needs of it, and what makes its layer content with the result."""
     whole = forward_of(mlp)
-    return lambda x: _Checkpointed.apply(x, whole, rows, unread) if x.shape[1] > rows else whole(x)
+    if handler_of(mlp) is experts.paired_mixture:
+        return lambda x: whole(x)[0], lambda out: (out, None)
+    return whole, lambda out: out
 
 
 class _Checkpointed(torch.autograd.Function):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from . import handlers
-from .families import decoder_layers, handler_of
+from . import experts, handlers
+from .families import MLPS, decoder_layers, handler_of, mlps
 
 
 class LayerSize(NamedTuple):
@@ -53,27 +53,50 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def _layer_size(layer: nn.Module) -> LayerSize:
-    attention = [module for module in layer.modules() if handler_of(module) is handlers.attention]
-    mlps = [module for module in layer.modules() if handler_of(module) is handlers.gated_mlp]
+    attention = [module for module in layer.modules() if handler_of(module) in handlers.ATTENTIONS]
+    lasts = [getattr(mlp, MLPS[handler_of(mlp)]) for mlp in mlps(layer) if MLPS[handler_of(mlp)]]
+    mixtures = [_mixture(mlp) for mlp in mlps(layer) if not MLPS[handler_of(mlp)]]
     projections = {id(linear) for module in attention for linear in module.modules()}
-    linears = [module for module in layer.modules() if isinstance(module, nn.Linear)]
+    linears = [module for module in layer.modules() if handler_of(module) is handlers.linear]
     inside = [linear for linear in linears if id(linear) not in projections]
     weights = [linear.weight.numel() for linear in linears]
     skips = handler_of(layer) is handlers.pre_norm_decoder_layer
-    configs = [module.config for module in attention]
+    heads = [_heads(module) for module in attention]
     return LayerSize(
         device=device_of(layer),
-        hidden=configs[0].hidden_size,
-        heads=sum(config.num_attention_heads for config in configs),
-        query=sum(module.config.num_attention_heads * module.head_dim for module in attention),
-        key=sum(module.config.num_key_value_heads * module.head_dim for module in attention),
-        mlp=max((linear.weight.shape[0] for linear in inside), default=0),
+        hidden=attention[0].config.hidden_size,
+        heads=sum(queries for queries, _, _ in heads),
+        query=sum(queries * features for queries, _, features in heads),
+        key=sum(keys * features for _, keys, features in heads),
+        mlp=max([handlers.matrix(last).shape[1] for last in lasts] + [width for width, _ in mixtures], default=0),
         attention_weights=sum(weights) - sum(linear.weight.numel() for linear in inside),
-        mlp_weights=sum(linear.weight.numel() for linear in inside),
-        skipped_weights=sum(mlp.down_proj.weight.numel() for mlp in mlps) if skips else 0,
+        mlp_weights=sum(linear.weight.numel() for linear in inside) + sum(weights for _, weights in mixtures),
+        skipped_weights=sum(last.weight.numel() for last in lasts) if skips else 0,
         window=_window(attention),
         loaded=sum(_loaded_bytes(module) for module in layer.modules()),
     )
+
+
+def _mixture(mlp: nn.Module) -> tuple[int, int]:
+    """Of a mixture of experts, the inner features of a token, over all of its experts, and the weights that they take.
+
+    What an expert reads and puts out exists once for each token that it serves too, and counts as an inner feature.
+    """
+    (router,) = (part for part in mlp.modules() if handler_of(part) in experts.ROUTERS)
+    (mixed,) = (part for part in mlp.modules() if handler_of(part) in experts.EXPERTS)
+    of_each = sum(mixed.get_parameter(name)[0].numel() for name in ("gate_up_proj", "down_proj"))
+    hidden = router.weight.shape[1]
+    inner = mixed.down_proj[0].numel() // hidden
+    shared = [part.down_proj.weight.shape[1] for part in mlp.modules() if handler_of(part) is handlers.gated_mlp]
+    return router.top_k * (inner + hidden) + sum(shared), router.top_k * of_each + router.weight.numel()
+
+
+def _heads(attention: nn.Module) -> tuple[int, int, int]:
+    """Heads, key/value heads, and features of each, as the families write them."""
+    config = attention.config
+    queries = config.num_attention_heads
+    features = getattr(attention, "head_dim", None) or config.hidden_size // queries
+    return queries, getattr(config, "num_key_value_heads", None) or queries, features
 
 
 def _window(attention: list[nn.Module]) -> int | None:

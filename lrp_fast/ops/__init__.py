@@ -9,8 +9,9 @@ from .activation import activation
 from .attention import Kept, Trace, attention, attention_forward
 from .edges import attention_edges, crossing
 from .gated_mlp import gated_mlp
+from .identity import identity, share
 from .linear import linear, linear_jvp, linear_unread
-from .norm import layer_norm, rms_norm, rms_norm_jvp
+from .norm import layer_norm, layer_norm_jvp, rms_norm, rms_norm_jvp
 from .relevance import node_relevance
 
 __all__ = [
@@ -22,11 +23,14 @@ __all__ = [
     "attention_forward",
     "crossing",
     "gated_mlp",
+    "identity",
     "layer_norm",
+    "layer_norm_jvp",
     "linear",
     "linear_jvp",
     "linear_unread",
     "node_relevance",
     "rms_norm",
     "rms_norm_jvp",
+    "share",
 ]

@@ -65,10 +65,16 @@ def find(kind: str) -> Activation:
     return ACTIVATIONS[kind]
 
 
+def ratio(z: Tensor, kind: str) -> Tensor:
+    """f(z)/z with its limit at 0, in float32 at least."""
+    return find(kind).ratio(z.to(torch.promote_types(z.dtype, torch.float32)))
+
+
 def slope(z: Tensor, kind: str, rules: Rules) -> Tensor:
     """What the relevance gradient is multiplied with: f(z)/z or f'(z), in float32 at least."""
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
-    return find(kind).ratio(z) if rules.treatment.ratio else find(kind).derivative(z)
+    if rules.treatment.ratio:
+        return ratio(z, kind)
+    return find(kind).derivative(z.to(torch.promote_types(z.dtype, torch.float32)))
 
 
 def activation(z: Tensor, kind: str, *, rule: str | Rules = "attnlrp", impl: str = "auto") -> Tensor:

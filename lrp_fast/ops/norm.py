@@ -89,6 +89,23 @@ def _check(x, residual):
         raise ValueError(f"x and residual must have one shape and dtype, not {' and '.join(told)}")
 
 
+def layer_norm_jvp(
+    x: Tensor,
+    part: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    rule: str | Rules = "attnlrp",
+) -> tuple[Tensor, Tensor]:
+    """``layer_norm(x, ...)``, and what ``part``, a share of ``x``, adds to it under the rule; as `linear_jvp`."""
+    y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
+    part = (part - part.mean(-1, keepdim=True)) * rstd
+    if not as_rules(rule).treatment.frozen_norm:
+        part = _without_radial_part(part, (x - mean) * rstd)
+    return y, (part if weight is None else part * weight).to(y.dtype)
+
+
 def _fused(x: Tensor, impl: str) -> bool:
     return fused(x, impl, served=x.shape[-1] <= 32768)
 
