@@ -312,7 +312,8 @@ def _explain(options: argparse.Namespace, graph=None):
         ids = tokenizer.encode(prompt)
 
     memory = Memory(options.device_budget, options.host_budget, options.offload_dir)
-    planned = plan(model, max(1, len(ids)), rule=options.rule, memory=memory)  # `attribute` refuses an empty prompt
+    # `attribute` refuses an empty prompt.
+    planned = plan(model, max(1, len(ids)), rule=options.rule, memory=memory, graph=graph)
     forward = planned.forward_flops / (planned.forward_flops + planned.replay_flops + planned.backward_flops)
     shown = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
     # disable=None: off where nobody watches.
