@@ -213,10 +213,12 @@ function drawLabels(context, ink, faint) {
     context.fillText(at, -length - 6, 0);
     context.restore();
   };
+  const lit = new Uint8Array(C);  // columns with something drawn
+  for (let v = 0; v < V; v++) if (isShown(v)) lit[nodeColumn[v]] = 1;
   const placed = [], chosen = (over ?? pinned) === null ? -1 : nodeColumn[over ?? pinned];
   for (const c of [...(chosen < 0 ? [] : [chosen]), ...byStrength]) {
     const cx = xOf(c);
-    if (cx < MARGIN.left - 4 || cx > width) continue;
+    if (!lit[c] || cx < MARGIN.left - 4 || cx > width) continue;
     if (placed.some((other) => Math.abs(other - cx) < 17)) continue;
     placed.push(cx);
     turned(visible(label(c), LETTERS), count(positions[c]), cx + 2, yOf(0) + 12);
