@@ -80,11 +80,11 @@ def add_head(b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse
 
 
 @triton.jit
-def edge_tile(q, u, more, k, v, k_part, v_part, lse, passed, b_t, o_j, end, queries, keys, kv_heads, window,
+def edge_tile(q, u, more, k, v, k_part, v_part, lse, passed, b_t, o_j, end, queries, keys, kv_heads, groups, window,
               stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
               stride_kh, stride_ks, stride_kd, stride_vh, stride_vs, stride_vd,
               stride_kph, stride_kps, stride_kpd, stride_vph, stride_vps, stride_vpd,
-              qk_scale, cap_scale, through_scale, value_share, GROUPS: tl.constexpr,
+              qk_scale, cap_scale, through_scale, value_share, GROUPED: tl.constexpr,
               CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SCORES: tl.constexpr,
               RATIO: tl.constexpr, GAMMA: tl.constexpr, K_PART: tl.constexpr, V_PART: tl.constexpr,
               HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
@@ -111,20 +111,20 @@ def edge_tile(q, u, more, k, v, k_part, v_part, lse, passed, b_t, o_j, end, quer
             b_v_more = b_abs
             if V_PART:
                 b_v_more = tl.where(b_v > 0.0, b_v_part, tl.where(b_v < 0.0, -b_v_part, 0.0)).to(b_v.dtype)
-        if GROUPS == 1:  # without a loop of its own, so that the loads above are pipelined
+        if GROUPED:
+            for i_g in range(0, groups):
+                b_a = add_head(
+                    b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse, passed, i_kv * groups + i_g,
+                    b_t, queries, stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
+                    qk_scale, cap_scale, through_scale,
+                    SOFTCAP, SCORES, RATIO, GAMMA, K_PART, V_PART, HEAD_DIM, BLOCK_D,
+                )  # fmt: skip
+        else:  # without a loop of its own, so that the loads above are pipelined
             b_a = add_head(
                 b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse, passed, i_kv, b_t, queries,
                 stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud, qk_scale, cap_scale, through_scale,
                 SOFTCAP, SCORES, RATIO, GAMMA, K_PART, V_PART, HEAD_DIM, BLOCK_D,
             )  # fmt: skip
-        else:
-            for i_g in range(0, GROUPS):
-                b_a = add_head(
-                    b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse, passed, i_kv * GROUPS + i_g,
-                    b_t, queries, stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
-                    qk_scale, cap_scale, through_scale,
-                    SOFTCAP, SCORES, RATIO, GAMMA, K_PART, V_PART, HEAD_DIM, BLOCK_D,
-                )  # fmt: skip
     o_i = (b_t + (keys - queries))[:, None]
     m = (o_j < end)[None, :] & (o_i >= 0)
     if CAUSAL:
@@ -134,14 +134,14 @@ def edge_tile(q, u, more, k, v, k_part, v_part, lse, passed, b_t, o_j, end, quer
     return tl.where(m, b_a * value_share, 0.0)
 
 
-@triton.jit(do_not_specialize=["count", "queries", "keys", "kv_heads", "blocks", "low", "end", "window"])
+@triton.jit(do_not_specialize=["count", "queries", "keys", "kv_heads", "groups", "blocks", "low", "end", "window"])
 def tile_kernel(
     q, u, more, k, v, k_part, v_part, lse, passed, rows, found,
     stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
     stride_kh, stride_ks, stride_kd, stride_vh, stride_vs, stride_vd,
     stride_kph, stride_kps, stride_kpd, stride_vph, stride_vps, stride_vpd,
-    count, queries, keys, kv_heads, blocks, low, end, window, qk_scale, cap_scale, through_scale, value_share,
-    GROUPS: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SCORES: tl.constexpr,
+    count, queries, keys, kv_heads, groups, blocks, low, end, window, qk_scale, cap_scale, through_scale, value_share,
+    GROUPED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SCORES: tl.constexpr,
     RATIO: tl.constexpr, GAMMA: tl.constexpr, K_PART: tl.constexpr, V_PART: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -151,11 +151,11 @@ def tile_kernel(
     o_j = low + (i_pid // blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
     b_t = tl.load(rows + tl.minimum(o_r, count - 1)).to(tl.int32)
     b_a = edge_tile(
-        q, u, more, k, v, k_part, v_part, lse, passed, b_t, o_j, end, queries, keys, kv_heads, window,
+        q, u, more, k, v, k_part, v_part, lse, passed, b_t, o_j, end, queries, keys, kv_heads, groups, window,
         stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
         stride_kh, stride_ks, stride_kd, stride_vh, stride_vs, stride_vd,
         stride_kph, stride_kps, stride_kpd, stride_vph, stride_vps, stride_vpd,
-        qk_scale, cap_scale, through_scale, value_share, GROUPS, CAUSAL, WINDOW, SOFTCAP, SCORES, RATIO, GAMMA,
+        qk_scale, cap_scale, through_scale, value_share, GROUPED, CAUSAL, WINDOW, SOFTCAP, SCORES, RATIO, GAMMA,
         K_PART, V_PART, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
     )  # fmt: skip
     p_found = found + o_r[:, None].to(tl.int64) * (end - low) + (o_j - low)[None, :]
@@ -177,14 +177,17 @@ def magnitude(b_key):
     return (tl.maximum(b_key, 0) >> 32).to(tl.int32).to(tl.float32, bitcast=True)
 
 
-@triton.jit(do_not_specialize=["count", "queries", "keys", "kv_heads", "segments", "segment", "window", "kept"])
+@triton.jit(
+    do_not_specialize=["count", "queries", "keys", "kv_heads", "groups", "segments", "segment", "kept", "window"]
+)
 def strongest_kernel(
     q, u, more, k, v, k_part, v_part, lse, passed, rows, listed, dropped,
     stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
     stride_kh, stride_ks, stride_kd, stride_vh, stride_vs, stride_vd,
     stride_kph, stride_kps, stride_kpd, stride_vph, stride_vps, stride_vpd,
-    count, queries, keys, kv_heads, segments, segment, window, kept, qk_scale, cap_scale, through_scale, value_share,
-    GROUPS: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SCORES: tl.constexpr,
+    count, queries, keys, kv_heads, groups, segments, segment, kept, window,
+    qk_scale, cap_scale, through_scale, value_share,
+    GROUPED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SCORES: tl.constexpr,
     RATIO: tl.constexpr, GAMMA: tl.constexpr, K_PART: tl.constexpr, V_PART: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -211,11 +214,11 @@ def strongest_kernel(
     for i_n in range(tl.maximum(lo, i_s * segment), tl.minimum(hi, i_s * segment + segment)):
         o_j = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
         b_a = edge_tile(
-            q, u, more, k, v, k_part, v_part, lse, passed, b_t, o_j, keys, queries, keys, kv_heads, window,
+            q, u, more, k, v, k_part, v_part, lse, passed, b_t, o_j, keys, queries, keys, kv_heads, groups, window,
             stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
             stride_kh, stride_ks, stride_kd, stride_vh, stride_vs, stride_vd,
             stride_kph, stride_kps, stride_kpd, stride_vph, stride_vps, stride_vpd,
-            qk_scale, cap_scale, through_scale, value_share, GROUPS, CAUSAL, WINDOW, SOFTCAP, SCORES, RATIO, GAMMA,
+            qk_scale, cap_scale, through_scale, value_share, GROUPED, CAUSAL, WINDOW, SOFTCAP, SCORES, RATIO, GAMMA,
             K_PART, V_PART, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
         )  # fmt: skip
         b_key = candidates(b_a, o_j)
@@ -330,14 +333,12 @@ def tile(given: Pass, rows: Tensor, keys: slice, found: Tensor, table: Table = T
     They lie in ``found``, float32, of R x S elements at least: the next call may write there again.
     """
     found = found[: len(rows) * (keys.stop - keys.start)].view(len(rows), -1)
-    tiles, operands, forms = _arguments(given, table)
-    window, *scales = given.scalars
+    tiles, tensors, steps, sizes, forms = _arguments(given, table)
     blocks = triton.cdiv(len(rows), tiles.queries)
-    queries, key_count = given.query.shape[2], given.key.shape[2]
     launch(
         tile_kernel, blocks * triton.cdiv(found.shape[1], tiles.keys),
-        *operands[0], rows, found, *operands[1], len(rows), queries, key_count, given.key.shape[1], blocks, keys.start,
-        keys.stop, window, *scales, **forms, **_launch(tiles),
+        *tensors, rows, found, *steps, len(rows), *sizes, blocks, keys.start, keys.stop, *given.scalars,
+        **forms, **_launch(tiles),
     )  # fmt: skip
     return found
 
@@ -354,19 +355,17 @@ def strongest(given: Pass, rows: Tensor, k: int, table: Table = TABLE) -> tuple[
         columns (R, k) int32, ascending, the largest int32 where a row has fewer; weights (R, k) float32, there 0; and
         (R, 2), the sums of the positive and of the negative edges that were left out.
     """
-    tiles, operands, forms = _arguments(given, table)
-    window, *scales = given.scalars
-    queries, keys = given.query.shape[2], given.key.shape[2]
+    tiles, tensors, steps, sizes, forms = _arguments(given, table)
     segment = triton.cdiv(_SEGMENT, tiles.keys)
-    segments = triton.cdiv(keys, segment * tiles.keys)
+    segments = triton.cdiv(given.key.shape[2], segment * tiles.keys)
     found = []
     for part in rows.split(max(1, _LISTED // (segments * k * tiles.queries)) * tiles.queries):
         listed = torch.empty(len(part), segments, k, dtype=torch.int64, device=rows.device)
         dropped = torch.empty(len(part), segments, 2, dtype=torch.float32, device=rows.device)
         launch(
             strongest_kernel, triton.cdiv(len(part), tiles.queries) * segments,
-            *operands[0], part, listed, dropped, *operands[1], len(part), queries, keys, given.key.shape[1], segments,
-            segment, window, k, *scales, **forms, BLOCK_K=max(2, triton.next_power_of_2(k)), **_launch(tiles),
+            *tensors, part, listed, dropped, *steps, len(part), *sizes, segments, segment, k, *given.scalars,
+            **forms, BLOCK_K=max(2, triton.next_power_of_2(k)), **_launch(tiles),
         )  # fmt: skip
         found.append(_merged(listed.flatten(1), dropped, k))
     return tuple(map(torch.cat, zip(*found, strict=True)))
@@ -386,7 +385,7 @@ def _merged(listed: Tensor, dropped: Tensor, k: int) -> tuple[Tensor, Tensor, Te
 
 
 def _arguments(given: Pass, table: Table):
-    """Tiles; tensors and their strides, in the kernels' order; compile-time constants."""
+    """Tiles; then in the kernels' order tensors, their strides, queries, keys, kv_heads and groups; and constants."""
     query, key, value, key_part, value_part, u = *given[:3], given.key_part, given.value_part, given.u[:1]
     head_dim, flags = query.shape[-1], given.flags
     step = "edges parts" if flags["K_PART"] or flags["V_PART"] or flags["GAMMA"] else "edges"
@@ -394,10 +393,10 @@ def _arguments(given: Pass, table: Table):
     more = given.u[1] if flags["GAMMA"] else None
     tensors = (query, u, more, key, value, key_part, value_part, given.lse, given.passed)
     steps = [x.stride()[1:] if x is not None else (0, 0, 0) for x in (query, u, key, value, key_part, value_part)]
-    forms = flags | {
-        "GROUPS": query.shape[1] // key.shape[1], "HEAD_DIM": head_dim, "BLOCK_D": block_d(head_dim)
-    }  # fmt: skip
-    return tiles, (tensors, [one for three in steps for one in three]), forms
+    groups = query.shape[1] // key.shape[1]
+    sizes = (query.shape[2], key.shape[2], key.shape[1], groups)
+    forms = flags | {"GROUPED": groups > 1, "HEAD_DIM": head_dim, "BLOCK_D": block_d(head_dim)}
+    return tiles, tensors, [one for three in steps for one in three], sizes, forms
 
 
 # ---- For the compile gate -------------------------------------------------------------------------------------------
