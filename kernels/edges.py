@@ -7,6 +7,9 @@ What query j passes to position i is, summed over heads,
 with u the relevance gradient at the heads' output behind the stabilisers, f the soft-cap's factor, a_v and a_s the
 rule's shares, and k~, v~ what the layer's input contributes to keys and values: these themselves unless given.
 
+Rows of heads may have 512 bytes: float32 at head_dim 256, with all that gamma needs, would take more shared memory
+than sm_89 has.
+
 A program owns a tile of listed queries and keys and adds up the heads in registers. The keys and values of a group of
 heads are loaded once for all of them, and the mask is applied once, to the sum: what a query does not read may come out
 as anything before. Nothing of size T x S exists, and nothing is summed by atomics: the same call gives the same bits.
@@ -406,7 +409,7 @@ def compile_cases(on: tuple[int, int] = (9, 0)) -> list[Case]:
     """Every row of tiles.json that is for edges, in the forms that need most, and as many edges as may be kept."""
     calls = {}
     for dim in (64, 80, 128, 256):
-        for dtype in (torch.bfloat16, torch.float32) if dim != 80 else (torch.bfloat16,):
+        for dtype in (torch.bfloat16, torch.float32) if dim in (64, 128) else (torch.bfloat16,):
             for form in ("plain", "cp", "parts", "all flags") if dim != 80 else ("plain",):
                 name = f"{dim}-{str(dtype)[6:]}-{form}".replace(" ", "-")
                 calls[name] = lambda dim=dim, dtype=dtype, form=form: _both(dim, dtype, form)

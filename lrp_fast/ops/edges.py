@@ -47,14 +47,14 @@ def attention_edges(
         topk: keep as many edges into each query, of largest |A|, of equal ones those with the lower source.
         mass: keep, over all queries, the smallest set of largest |A| that holds this share of their sum, ties kept.
         own: with ``mass``, (S,) what each position passes to itself past the attention. It counts as part of A_jj.
-        impl: as in `attention`.
+        impl: as in `activation`. The kernels take head_dim up to 256, in float32 up to 128.
 
     Raises:
         ValueError: unless just one of ``topk`` and ``mass`` is given.
     """
     if (topk is None) == (mass is None):
         raise ValueError("give one of topk= and mass=")
-    if fused(trace.query, impl, served=trace.query.shape[-1] <= 256):
+    if fused(trace.query, impl, served=trace.query.shape[-1] * trace.query.element_size() <= 512):
         given = _prepared(trace, key_part, value_part)
         if topk is not None and topk <= kernels("edges").MOST:
             return listed(*kernels("edges").strongest(given, rows, topk))
