@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lrp_fast import ops, reference
-from lrp_fast.kernels import relevance
+from lrp_fast.kernels import attention, edges, relevance
+from lrp_fast.ops.edges import edge_tiles
 
 HEADS, KV_HEADS = 32, 8
 HIDDEN, INTERMEDIATE = 4096, 14336
@@ -58,7 +59,7 @@ class Problem:
 
 def cases(dry: bool) -> Iterator[tuple[str, int, Callable[[Machine, int], Problem]]]:
     """(what, size, how to build it), the most interesting first."""
-    attention, rows = ((32,), (8,)) if dry else ((16384, 65536, 4096, 131072, 1024), (16384, 65536))
+    tokens, rows = ((32,), (8,)) if dry else ((16384, 65536, 4096, 131072, 1024), (16384, 65536))
     dims = (16,) if dry else (128, 64)
 
     def attention_at(n, dim):
@@ -66,28 +67,29 @@ def cases(dry: bool) -> Iterator[tuple[str, int, Callable[[Machine, int], Proble
             ("forward", lambda m, n: attention_forward(m, n, dim)),
             ("backward attnlrp", lambda m, n: attention_backward(m, n, dim, "attnlrp")),
             ("backward cp", lambda m, n: attention_backward(m, n, dim, "cp")),
+            ("edges", lambda m, n: attention_edges(m, n, dim)),
         ):
             yield f"attention {what}, head_dim {dim}", n, build
 
-    yield from attention_at(attention[0], dims[0])
+    yield from attention_at(tokens[0], dims[0])
     for what, build in LINEAR.items():
         yield f"linear {what}", 16 if dry else 4096, build
     for what, build in POINTWISE.items():
         yield what, rows[0], build
-    for what, n, build in attention_at(attention[-1] if dry else DENSE, dims[0]):
+    for what, n, build in attention_at(tokens[-1] if dry else DENSE, dims[0]):
         yield f"{what}, float32", n, in_float32(build)
     for what, build in LINEAR.items():
         yield f"linear {what}, float32", 16 if dry else 4096, in_float32(build)
-    for n in attention[1:2]:
+    for n in tokens[1:2]:
         yield from attention_at(n, dims[0])
     for dim in dims[1:]:
-        yield from attention_at(attention[0], dim)
-    for n in attention[2:]:
+        yield from attention_at(tokens[0], dim)
+    for n in tokens[2:]:
         yield from attention_at(n, dims[0])
     for what, build in POINTWISE.items():
         for n in rows[1:]:
             yield what, n, build
-    for n in attention[1:]:
+    for n in tokens[1:]:
         for dim in dims[1:]:
             yield from attention_at(n, dim)
 
@@ -163,6 +165,53 @@ def attention_backward(machine: Machine, n: int, dim: int, rule: str) -> Problem
     products = 5 if rule == "attnlrp" else 2
     contenders = {name: prepare(f) for name, f in calls.items()}
     return Problem(contenders, truth, products * 2 * dim * query.shape[1] * pairs(n), "TFLOP/s")
+
+
+def attention_edges(machine: Machine, n: int, dim: int) -> Problem:
+    """The 16 strongest edges into every query under attnlrp, for which 2 products are needed, as for the forward pass:
+    that takes turns with it. What is compared is the strengths, and what was left out, positive and negative."""
+    query, key, value, g = attention_tensors(machine, n, dim)
+    rows = torch.arange(n, device=query.device)
+
+    def passed(tensors, impl):
+        leaves, traces = [t.detach().requires_grad_() for t in tensors[:3]], []
+        torch.autograd.grad(ops.attention(*leaves, impl=impl, traces=traces), leaves, tensors[3])
+        return traces[0]
+
+    def ours():
+        reach = {"scale": dim**-0.5, "causal": True, "window": None, "softcap": None}
+        kept = attention.forward(query, key, value, **reach)
+        parts, shares = {"key_part": None, "value_part": None}, {"value_share": 0.5, "score_share": 0.25, "ratio": True}
+
+        def call():
+            given = edges.prepare(g, query, key, value, *kept, **reach, **parts, **shares)
+            _, weights, dropped = edges.strongest(given, rows, 16)
+            return torch.cat([weights.abs().sort().values, dropped], -1)
+
+        return call
+
+    def plain():
+        trace = passed((query, key, value, g), "torch")
+        return lambda: ops.attention_edges(trace, rows, topk=16, impl="torch")
+
+    def truth():
+        found = []
+        trace = passed([t.double() for t in (query, key, value, g)], "torch")
+        for _, _, tile in edge_tiles(trace, rows):
+            tile = F.pad(tile, (0, 16))
+            strongest = tile.abs().topk(16)
+            rest = tile.scatter(1, strongest.indices, 0)
+            sums = torch.stack([rest.clamp(min=0).sum(-1), rest.clamp(max=0).sum(-1)], -1)
+            found.append(torch.cat([strongest.values.flip(-1), sums], -1))
+        return (torch.cat(found),)
+
+    contenders = {"ours": ours}
+    for name, f in attention_calls(machine, n, "attnlrp", {"flash": PEERS["flash"]}).items():
+        if name != "torch":
+            contenders[f"forward {name}"] = lambda f=f: lambda: f(query, key, value)
+    if n <= DENSE:
+        contenders["torch"] = plain
+    return Problem(contenders, truth, 2 * 2 * dim * query.shape[1] * pairs(n), "TFLOP/s")
 
 
 def causal_mask(machine: Machine, n: int) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 import triton
 from torch import Tensor
 
-from lrp_fast.kernels import attention, common, linear, tiles
+from lrp_fast.kernels import attention, common, edges, linear, tiles
 from lrp_fast.kernels.resources import SHARED, TENSOR_MEMORY, Resources, resources
 
 TOKENS = 4096
@@ -142,6 +142,9 @@ def work(row: str) -> tuple[object, Callable[[str], Run]]:
         step, form, head_dim, itemsize = match.groups()
         kernel = {"forward": attention.forward_kernel, "dkv": attention.dkv_kernel, "dq": attention.dq_kernel}[step]
         return kernel, lambda device: _attention(step, form, int(head_dim), DTYPES[int(itemsize)], device)
+    if match := re.fullmatch(r"edges( parts)?, head_dim (\d+), (\d) bytes", row):
+        form, head_dim, itemsize = match.groups()
+        return edges.strongest_kernel, lambda device: _edges(form, int(head_dim), DTYPES[int(itemsize)], device)
     if match := re.fullmatch(r"gamma_(forward|backward), (\d) bytes(, few rows)?", row):
         step, itemsize, few = match.groups()
         kernel = {"forward": linear.gamma_forward_kernel, "backward": linear.gamma_backward_kernel}[step]
@@ -149,12 +152,17 @@ def work(row: str) -> tuple[object, Callable[[str], Run]]:
     raise ValueError(f"the tuner does not know what the row {row!r} is for")
 
 
-def _attention(step, form, head_dim, dtype, device) -> Run:
+def _heads(head_dim, dtype, device) -> list[Tensor]:
+    """query, key, value and the output's gradient."""
     generator = _generator(device)
-    query, key, value, g = (
+    return [
         torch.randn(1, TOKENS, heads, head_dim, dtype=dtype, device=device, generator=generator).transpose(1, 2)
         for heads in (16, 4, 4, 16)
-    )
+    ]
+
+
+def _attention(step, form, head_dim, dtype, device) -> Run:
+    query, key, value, g = _heads(head_dim, dtype, device)
     gamma = form == " gamma"
     flags = {"scale": head_dim**-0.5, "causal": True, "window": None, "softcap": 30.0 if form == " capped" else None}
     if step == "forward":
@@ -162,6 +170,22 @@ def _attention(step, form, head_dim, dtype, device) -> Run:
     kept = attention.forward(query, key, value, **flags, absolute=gamma)
     rule = {"value_share": 0.5, "score_share": 0.25, "ratio": True, "gamma": 0.25 * gamma}
     return lambda table: attention.backward(g, query, key, value, *kept, **flags, **rule, table=table)
+
+
+def _edges(form, head_dim, dtype, device) -> Run:
+    query, key, value, g = _heads(head_dim, dtype, device)
+    flags = {"scale": head_dim**-0.5, "causal": True, "window": None, "softcap": None}
+    kept = attention.forward(query, key, value, **flags)
+    rule = {"value_share": 0.5, "score_share": 0.25, "ratio": True}
+    parts = {"key_part": key, "value_part": value} if form else {"key_part": None, "value_part": None}
+    given = edges.prepare(g, query, key, value, *kept, **parts, **flags, **rule)
+    rows = torch.arange(TOKENS, device=device)
+
+    def run(table):
+        _, weights, dropped = edges.strongest(given, rows, 16, table)
+        return weights.abs().sort().values, dropped  # whichever of two nearly equal ones was kept
+
+    return run
 
 
 def _linear(step, rows, dtype, device) -> Run:

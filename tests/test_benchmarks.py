@@ -18,7 +18,7 @@ TIMED = [
     *(
         f"attention {part}, head_dim {dim}"
         for dim in (64, 128)
-        for part in ("forward", "backward attnlrp", "backward cp")
+        for part in ("forward", "backward attnlrp", "backward cp", "edges")
     ),
     *("linear gamma", "linear epsilon", "gated MLP forward", "gated MLP backward attnlrp", "gated MLP backward cp"),
     *("RMSNorm forward", "RMSNorm forward + residual", "RMSNorm backward", "node relevance"),

@@ -77,9 +77,13 @@ def tiles(query, key, reach, rows):
         tile = slice(start, min(start + each, total)) if rows is None else rows[start : start + each]
         index = torch.arange(total, device=query.device)[tile] if rows is None else tile
         position = index + (keys - total)
-        first, last = int(position[0]), int(position[-1])
-        low = 0 if reach.window is None else max(0, first - reach.window + 1)
-        yield tile, slice(low, last + 1 if reach.causal else keys), position
+        yield tile, reached(int(position[0]), int(position[-1]), keys, reach), position
+
+
+def reached(first: int, last: int, keys: int, reach) -> slice:
+    """Which of so many keys the queries from position ``first`` to ``last`` read."""
+    low = 0 if reach.window is None else max(0, first - reach.window + 1)
+    return slice(low, last + 1 if reach.causal else keys)
 
 
 def side_by_side(x: Tensor, key: Tensor) -> Tensor:

@@ -18,8 +18,12 @@ import torch
 from torch import Tensor
 
 from .attention import Trace, at_values
-from .attention_tiled import capped, hide, side_by_side, tiles
-from .select import Selected, by_mass, by_row
+from .attention_tiled import capped, hide, reached, side_by_side, tiles
+from .backend import fused, kernels
+from .select import Selected, Tile, by_mass, by_row, listed
+
+# Edges that the kernels write at a time, 64 MiB of them; the same memory for all.
+_BUFFER = 1 << 24
 
 
 def attention_edges(
@@ -31,6 +35,7 @@ def attention_edges(
     topk: int | None = None,
     mass: float | None = None,
     own: Tensor | None = None,
+    impl: str = "auto",
 ) -> Selected:
     """The strongest edges of one attention, chosen exactly; nothing of size T x S is ever held.
 
@@ -42,14 +47,21 @@ def attention_edges(
         topk: keep as many edges into each query, of largest |A|, of equal ones those with the lower source.
         mass: keep, over all queries, the smallest set of largest |A| that holds this share of their sum, ties kept.
         own: with ``mass``, (S,) what each position passes to itself past the attention. It counts as part of A_jj.
+        impl: as in `activation`. The kernels take head_dim up to 256, in float32 up to 128.
 
     Raises:
         ValueError: unless just one of ``topk`` and ``mass`` is given.
     """
     if (topk is None) == (mass is None):
         raise ValueError("give one of topk= and mass=")
-    computed = partial(edge_tiles, trace, rows, key_part, value_part)
-    return by_row(computed(), topk) if mass is None else by_mass(computed, mass, own)
+    if fused(trace.query, impl, served=trace.query.shape[-1] * trace.query.element_size() <= 512):
+        given = _prepared(trace, key_part, value_part)
+        if topk is not None and topk <= kernels("edges").MOST:
+            return listed(*kernels("edges").strongest(given, rows, topk))
+        computed = partial(_fused_tiles, trace, given, rows)
+    else:
+        computed = partial(edge_tiles, trace, rows, key_part, value_part)
+    return by_row(computed(), topk) if mass is None else by_mass(computed, mass, own, impl)
 
 
 def crossing(trace: Trace, key_part: Tensor | None = None, value_part: Tensor | None = None) -> Tensor:
@@ -61,9 +73,40 @@ def crossing(trace: Trace, key_part: Tensor | None = None, value_part: Tensor | 
     return sum(torch.linalg.vecdot(g.to(dtype), part.to(dtype)).sum((0, 1)) for g, part in pairs)
 
 
+def _prepared(trace: Trace, key_part: Tensor | None, value_part: Tensor | None):
+    return kernels("edges").prepare(
+        trace.g,
+        trace.query,
+        trace.key,
+        trace.value,
+        *trace.kept,
+        key_part=key_part,
+        value_part=value_part,
+        **trace.reach._asdict(),
+        value_share=trace.rules.treatment.value,
+        score_share=trace.rules.treatment.score,
+        ratio=trace.rules.treatment.ratio,
+        epsilon=trace.rules.attention_epsilon,
+        gamma=trace.rules.attention_gamma,
+    )
+
+
+def _fused_tiles(trace: Trace, given, rows: Tensor) -> Iterator[Tile]:
+    """As `edge_tiles`, by the kernels and in float32; every tile takes the memory of the one before."""
+    keys = trace.key.shape[2]
+    position = rows + (keys - trace.query.shape[2])
+    known = position.tolist()  # once for all tiles: each look would wait for the GPU
+    each = max(1, _BUFFER // keys)
+    found = torch.empty(min(each, len(rows)) * keys, dtype=torch.float32, device=trace.query.device)
+    for start in range(0, len(rows), each):
+        end = min(start + each, len(rows))
+        reach = reached(known[start], known[end - 1], keys, trace.reach)
+        yield position[start:end], reach, kernels("edges").tile(given, rows[start:end], reach, found)
+
+
 def edge_tiles(
     trace: Trace, rows: Tensor, key_part: Tensor | None = None, value_part: Tensor | None = None
-) -> Iterator[tuple[Tensor, slice, Tensor]]:
+) -> Iterator[Tile]:
     """Yield positions of some queries (R,), the keys that they reach, and edges (R, S) between: float32 or wider."""
     query, reach, treatment = trace.query, trace.reach, trace.rules.treatment
     g, out, value = at_values(trace.g, trace.kept.out, trace.value, trace.kept.size, trace.rules)

@@ -8,10 +8,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Tile = tuple[Tensor, slice, Tensor]  # positions of the rows (R,), their columns, the entries (R, S)
+from .backend import fused, kernels
 
-# The bits of |x| as an integer, of how many they are, and how many of the lowest a bin passes over.
-_KEYS = {torch.float32: (torch.int32, 31, 16), torch.float64: (torch.int64, 63, 45)}
+# Positions of the rows (R,), their columns, the entries (R, S); these may be overwritten when the next tile comes.
+Tile = tuple[Tensor, slice, Tensor]
+
+
+class _Bits(NamedTuple):
+    """Of |x| as an integer, which orders as |x| does."""
+
+    integer: torch.dtype
+    number: int
+    low: int  # as many of the lowest bits a bin passes over
+    mantissa: int
+
+
+_BITS = {torch.float32: _Bits(torch.int32, 31, 16, 23), torch.float64: _Bits(torch.int64, 63, 45, 52)}
+
+# A mantissa is summed in pieces of so many bits: as float64, 2^26 of them add up exactly.
+_PIECE = 27
 
 
 class Selected(NamedTuple):
@@ -28,42 +43,71 @@ def by_row(tiles: Iterable[Tile], k: int) -> Selected:
     return _joined([_strongest(keys, entries, k) for _, keys, entries in tiles])
 
 
-def by_mass(tiles: Callable[[], Iterator[Tile]], share: float, own: Tensor | None) -> Selected:
+def listed(columns: Tensor, weights: Tensor, dropped: Tensor) -> Selected:
+    """Of lists that somebody has chosen: columns and weights (R, k), 0 where a row has fewer, and (R, 2)."""
+    there = weights != 0
+    return Selected(there.sum(-1).cpu(), columns[there].cpu(), weights[there].cpu(), dropped.cpu())
+
+
+def by_mass(tiles: Callable[[], Iterator[Tile]], share: float, own: Tensor | None, impl: str = "auto") -> Selected:
     """The smallest set of entries of largest magnitude that hold ``share`` of the sum of magnitudes, ties kept.
 
     Two passes: one fills a histogram over the leading bits of the magnitudes, which orders them as the numbers do; the
-    other collects what lies in the bin of the threshold or above it, and the threshold is found among the former. Sums
-    are float64; on CUDA a histogram's are taken in no fixed order.
+    other collects what lies in the bin of the threshold or above it, and the threshold is found among the former. The
+    histogram's sums are exact until they become float64, so that their order is of no account.
 
     Args:
         tiles: gives the same tiles every time.
         own: added to the diagonal for the comparison alone.
+        impl: who sums, as in `activation`.
     """
-    masses = torch.zeros((), dtype=torch.float64)
-    for position, keys, entries in tiles():
-        size = _sizes(position, keys, entries, own).flatten()
-        _, bits, low = _KEYS[size.dtype]
-        masses = masses.to(size.device) + torch.bincount(_bins(size), weights=size.double(), minlength=1 << bits - low)
-    above = masses.view(-1).flip(0).cumsum(0).flip(0)  # what a bin holds with all above it
+    masses = _masses(tiles(), own, impl)
+    above = masses.flip(0).cumsum(0).flip(0)  # what a bin holds with all above it
     goal = share * above[0].item()
     if goal == 0:
         return _joined([_chosen(keys, entries, entries.isnan()) for _, keys, entries in tiles()])
     last = int((above >= goal).nonzero()[-1])
     held = (above[last] - masses[last]).item()
 
-    parts, sizes, within = [], [], []
+    parts, sizes = [], []
     for position, keys, entries in tiles():
         size = _sizes(position, keys, entries, own)
-        bins = _bins(size)
-        within.append(size[bins == last].cpu())
-        mask = (bins >= last) & (entries != 0) & (size > 0)
-        sizes.append(size[mask].cpu())
-        parts.append(_chosen(keys, entries, mask))
-    ordered = torch.cat(within).sort(descending=True).values
+        part, found = _collected(keys, entries, size, (_bins(size) >= last) & (size > 0))
+        parts.append(part)
+        sizes.append(found)
+    size = torch.cat(sizes)
+    ordered = size[_bins(size) == last].sort(descending=True).values
     reached = held + ordered.double().cumsum(0) >= goal
     # Where rounding leaves the sum short of the goal, the bin is needed whole.
     threshold = ordered[int(reached.int().argmax())] if reached.any() else ordered[-1]
-    return _without(_joined(parts), torch.cat(sizes) < threshold)
+    selected = _joined(parts)
+    return _without(selected, (size < threshold) | (selected.weights == 0))
+
+
+def _masses(tiles: Iterable[Tile], own: Tensor | None, impl: str) -> Tensor:
+    """(bins,) float64 on the CPU: the sum of the magnitudes in each bin.
+
+    All of a bin have one exponent, so that they are summed as integers, which no order of additions changes.
+    """
+    sums = None
+    for position, keys, entries in tiles:
+        size = _sizes(position, keys, entries, own)
+        integer, number, low, mantissa = _BITS[size.dtype]
+        if sums is None:
+            pieces = -(-(mantissa + 1) // _PIECE)
+            sums = torch.zeros(pieces, 1 << number - low, dtype=torch.int64, device=size.device)
+        if pieces == 1 and fused(size, impl):
+            kernels("histogram").add_magnitudes(size, sums[0], low)
+            continue
+        bits = size.view(integer).flatten()
+        whole = (bits & (1 << mantissa) - 1) + ((bits >= 1 << mantissa).to(integer) << mantissa)
+        for i, piece in enumerate(sums):
+            part = (whole >> i * _PIECE) & (1 << _PIECE) - 1
+            piece += torch.bincount(bits >> low, part.double(), len(piece)).long()
+    sums = sums.cpu().double()
+    exponent = (torch.arange(sums.shape[1]) >> mantissa - low).clamp(min=1)
+    unit = exponent - (1 << number - mantissa - 1) + 1 - mantissa  # a bin's last place is 2 to this
+    return sum(torch.ldexp(piece, unit + i * _PIECE) for i, piece in enumerate(sums))
 
 
 def _sizes(position: Tensor, keys: slice, entries: Tensor, own: Tensor | None) -> Tensor:
@@ -77,8 +121,8 @@ def _sizes(position: Tensor, keys: slice, entries: Tensor, own: Tensor | None) -
 
 def _bins(size: Tensor) -> Tensor:
     """Bin numbers of numbers >= 0, in their order."""
-    integers, _, low = _KEYS[size.dtype]
-    return size.view(integers) >> low
+    bits = _BITS[size.dtype]
+    return size.view(bits.integer) >> bits.low
 
 
 def _strongest(keys: slice, entries: Tensor, k: int) -> Selected:
@@ -88,26 +132,30 @@ def _strongest(keys: slice, entries: Tensor, k: int) -> Selected:
         return _chosen(keys, entries, size > 0)
     values, columns = size.topk(k + 1)
     if (values[:, k] == values[:, k - 1]).logical_and_(values[:, k] > 0).any():  # ties: which of them came is undefined
-        chosen = size > values[:, k - 1 : k]
-        for row in range(len(size)):
-            ties = (size[row] == values[row, k - 1]).nonzero().flatten()
-            chosen[row, ties[: k - int(chosen[row].sum())]] = True
+        chosen, ties = size > values[:, k - 1 : k], size == values[:, k - 1 : k]
+        room = k - chosen.sum(-1, keepdim=True)
+        chosen |= ties.logical_and_(ties.cumsum(-1) <= room)
         return _chosen(keys, entries, chosen & (size > 0))
     columns = columns[:, :k].sort(-1).values
     weights = entries.gather(1, columns)
     entries, size = entries.scatter(1, columns, 0), size.scatter_(1, columns, 0)
     signed, whole = entries.sum(-1), size.sum(-1)
     dropped = torch.stack([(whole + signed).clamp(min=0), (signed - whole).clamp(max=0)], -1) / 2
-    there = weights != 0
-    columns = columns[there] + keys.start
-    return Selected(there.sum(-1).cpu(), columns.int().cpu(), weights[there].cpu(), dropped.cpu())
+    return listed((columns + keys.start).int(), weights, dropped)
 
 
 def _chosen(keys: slice, entries: Tensor, mask: Tensor) -> Selected:
+    return _collected(keys, entries, entries, mask)[0]
+
+
+def _collected(keys: slice, entries: Tensor, size: Tensor, mask: Tensor) -> tuple[Selected, Tensor]:
+    """The entries of a mask, and their sizes; a GPU is waited for once."""
     rest = entries.masked_fill(mask, 0)
     dropped = torch.stack([rest.clamp(min=0).sum(-1), rest.clamp(max=0).sum(-1)], -1)
-    columns = mask.nonzero()[:, 1] + keys.start
-    return Selected(mask.sum(-1).cpu(), columns.int().cpu(), entries[mask].cpu(), dropped.cpu())
+    index = mask.flatten().nonzero().squeeze(-1)
+    columns = (index % entries.shape[1] + keys.start).int()
+    weights, size = entries.flatten()[index], size.flatten()[index]
+    return Selected(mask.sum(-1).cpu(), columns.cpu(), weights.cpu(), dropped.cpu()), size.cpu()
 
 
 def _joined(parts: list[Selected]) -> Selected:

@@ -51,6 +51,10 @@ STACK = {
     "linear/gamma_forward-*-odd": 80,
     "linear/gamma_backward-*-odd": 512,
     "linear/gamma_forward-*": 8,
+    # The lists are kept beside the sums.
+    "edges/128-*-strongest_kernel": 312,
+    "edges/*-strongest_kernel": 168,
+    "edges/*": 112,
     # Rows so wide that 1,024 threads hold 32 elements each: they were refused otherwise.
     "norm/layer_norm_backward-*-32768-*": 248,
 }

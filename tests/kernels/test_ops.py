@@ -69,6 +69,23 @@ def test_attention(rule, flags, random, device):
     compare(call, random(2, 4, 11, 16), random(2, 2, 11, 16), random(2, 2, 11, 16))
 
 
+@rules
+@pytest.mark.parametrize("choice", [{"topk": 3}, {"topk": 70}, {"mass": 0.7}], ids=str)
+@pytest.mark.parametrize("flags", [{}, {"window": 5, "softcap": 3.0}], ids=["plain", "flags"])
+def test_edges(rule, choice, flags, random):
+    """Numbers whose edges lie further apart than their rounding, so that both choose the same."""
+    leaves, traces = [random(1, heads, 23, 16).requires_grad_() for heads in (4, 2, 2)], []
+    out = ops.attention(*leaves, rule=rule, traces=traces, **flags)
+    torch.autograd.grad(out, leaves, random(1, 4, 23, 16), allow_unused=True)
+    rows = torch.tensor([0, 3, 4, 11, 22], device=out.device)
+    given = {**choice, "key_part": random(1, 2, 23, 16), "own": random(23)}
+    plain, fused = (ops.attention_edges(traces[0], rows, impl=impl, **given) for impl in ("torch", "triton"))
+    assert torch.equal(plain.counts, fused.counts) and torch.equal(plain.columns, fused.columns)
+    largest = plain.weights.abs().max().item()
+    for name in ("weights", "dropped"):
+        torch.testing.assert_close(getattr(fused, name), getattr(plain, name), rtol=1e-4, atol=1e-4 * largest)
+
+
 def test_what_the_kernels_do_not_take_is_refused():
     x = torch.ones(2, 3, dtype=torch.float64)
     with pytest.raises(ValueError, match="take float16, bfloat16 and float32, not torch.float64: use impl='torch'"):

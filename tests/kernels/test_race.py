@@ -59,6 +59,17 @@ def test_attention_with_few_rows_of_relevance(dtype, draw, repeat):
     repeat(call)
 
 
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("rules", [Rules(), Rules("gradient", 0, 0, 0.01, 0.25)], ids=["attnlrp", "gamma"])
+def test_edges(rules, dim, dtype, draw, repeat):
+    query, key, value, g = (draw(1, 1500, heads, dim, dtype=dtype).transpose(1, 2) for heads in (4, 2, 2, 4))
+    leaves, traces = [t.detach().requires_grad_() for t in (query, key, value)], []
+    torch.autograd.grad(ops.attention(*leaves, rule=rules, impl="triton", traces=traces), leaves, g)
+    rows = torch.arange(3, 1500, device="cuda")
+    for choice in ({"topk": 16}, {"topk": 100}, {"mass": 0.85, "own": g[0, 0, :, 0].float()}):
+        repeat(lambda: ops.attention_edges(traces[0], rows, value_part=key, impl="triton", **choice))  # noqa: B023
+
+
 @pytest.mark.parametrize("rows", [20, 1000])
 def test_gamma(rows, dtype, draw, repeat):
     x, weight, g = draw(rows, 1030, dtype=dtype), draw(770, 1030, dtype=dtype), draw(rows, 770, dtype=dtype)

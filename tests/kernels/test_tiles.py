@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lrp_fast.kernels import attention, common, linear, tiles
+from lrp_fast.kernels import attention, common, edges, linear, tiles
 
 EXACT = {name for entries in tiles.TABLE.values() for name in entries} - {"small", "large"}
 DEVICES = [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0), *(tuple(map(int, name.split("."))) for name in EXACT)]
@@ -18,6 +18,8 @@ def test_attention_s_rows_are_complete(on, monkeypatch):
                 x = torch.empty(1, dim, dtype=dtype)
                 for step in ("forward", "dkv", "dq"):
                     assert min(attention.config(step, x, gamma, capped)) > 0
+            for step in ("edges", "edges parts") if x[0].nbytes <= 512 else ():
+                assert min(attention.config(step, x, False, False)) > 0
 
 
 @pytest.mark.parametrize("on", sorted(set(DEVICES)))
@@ -46,18 +48,25 @@ def test_launches_take_their_tiles_from_the_table_that_they_are_given():
     for row, entries in tiles.TABLE.items():
         table = tiles.replaced(table, row, (9, 0), [16, 16, *entries["large"][2:-2], 2, 1])
     query, x = torch.empty(1, 1, 256, 64, device="meta"), torch.empty(64, 64, device="meta")
-    flags = {"scale": 1.0, "causal": True, "window": None, "softcap": None, "table": table}
+    plain = {"scale": 1.0, "causal": True, "window": None, "softcap": None}
+    flags = plain | {"table": table}
 
     def launch_all():
         out, lse, _ = attention.forward(query, query, query, **flags)
         shares = {"value_share": 0.5, "score_share": 0.25, "ratio": True}
         attention.backward(out, query, query, query, out, lse, None, **flags, **shares)
+        given = edges.prepare(
+            out, query, query, query, out, lse, None, key_part=None, value_part=None, **plain, **shares
+        )  # fmt: skip
+        rows = torch.empty(256, dtype=torch.int64, device="meta")
+        edges.strongest(given, rows, 16, table=table)
+        edges.tile(given, rows, slice(0, 256), torch.empty(2**16, device="meta"), table=table)
         z, t = linear.gamma_forward(x, x, None, 0.1, 0.1, table=table)
         linear.gamma_backward(z, x, t, x, 0.1, table=table)
 
     with common.taken_down((9, 0)) as launched:
         launch_all()
     launches = [one[2:] for one in launched if "BLOCK_N" in one[2]]
-    assert len(launches) == 5
+    assert len(launches) == 7
     for constants, num_warps, num_stages in launches:
         assert (constants["BLOCK_M"], constants["BLOCK_N"], num_warps, num_stages) == (16, 16, 2, 1)
