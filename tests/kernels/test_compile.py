@@ -49,11 +49,11 @@ STACK = {
     "attention/*-dkv_kernel": 112,
     "attention/*-dq_kernel": 48,
     # Rows of W that begin at any address: each element is loaded by itself.
-    "linear/gamma_forward-*-odd": 80,
+    "linear/gamma_forward-*-odd": 256,
     "linear/gamma_backward-*-odd": 512,
     "linear/gamma_forward-*": 8,
     # Rows so wide that 1,024 threads hold 32 elements each: they were refused otherwise.
-    "norm/layer_norm_backward-*-32768-*": 248,
+    "norm/layer_norm_backward-*-32768-*": 344,
 }
 WORKERS = 2
 
