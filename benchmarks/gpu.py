@@ -91,9 +91,10 @@ def build(environment: dict[str, str], end: float) -> bool:
     with log.open("w") as file:
         status = run(command, end, cwd=ROOT, env=environment, stdout=file, stderr=file)
     took = f"in {time.monotonic() - start:.0f} s"
-    print(log.read_text() if status else f"built {took}", flush=True)
     if status is None:
-        print(f"the build was stopped: it was not done {took}")
+        print(f"{log.read_text()}the build was stopped: it was not done {took}")
+    else:
+        print(log.read_text() if status else f"built {took}", flush=True)
     return status == 0
 
 

@@ -236,6 +236,7 @@ def test_a_batch_of_nothing_but_padding_gives_zeros():
         ({"sinks": torch.ones(3)}, r"one number a head, \(4,\), not \(3,\)"),
         ({"bounds": torch.tensor([[0, 60], [0, 5]])}, "bounds must lie within the 11 tokens"),
         ({"bounds": torch.ones(3, 2)}, r"bounds must be \(B, 2\)"),
+        ({"query": torch.ones(2, 4, 7, 8), "bounds": torch.tensor([[0, 8], [2, 11]])}, "with as many queries as keys"),
     ],
 )
 def test_bad_arguments(change, message):
