@@ -208,7 +208,7 @@ def test_contributions_are_the_transpose_of_the_backward_pass(family, rule, tiny
 
 def test_smollm2_in_float32(smollm2):
     model, _ = smollm2
-    ids = torch.randint(100, 40000, (1, 64), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(100, 40000, (1, 256), generator=torch.Generator().manual_seed(0))
     graph = attribute(model, ids, 1000, 2000, graph=ALL).graph
     for layer, matrix in batch_packed(model, ids, 1000, 2000, Rules(), [3, 20]).items():
         assert (graph.dense(layer) - matrix).abs().max() <= 1e-4 * matrix.abs().max()
