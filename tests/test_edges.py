@@ -237,6 +237,7 @@ def test_smollm2_in_float32(smollm2):
         ({"topk": 1, "node_threshold": -1}, ValueError, "node_threshold"),
         ({"topk": 1, "absolute": 1}, TypeError, "absolute"),
         ({"topk": 1, "layers": 3}, TypeError, "layers must be a list"),
+        ({"topk": 1, "layers": torch.tensor([True, False])}, TypeError, "layers must be a list"),
     ],
 )
 def test_a_spec_that_asks_for_nothing_sensible(given, error, message):
