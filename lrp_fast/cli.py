@@ -425,9 +425,10 @@ def _layers(text: str) -> list[int]:
     found = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
-        if match is None:
+        several = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
+        if not several:
             raise argparse.ArgumentTypeError(f"{text!r} names no layers: write 0-3,7")
-        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+        found += several
     return found
 
 
@@ -440,7 +441,9 @@ def _pruning(text: str) -> tuple[str, dict]:
         values = tuple(map(float, numbers.split(",")))
     except ValueError:
         values = ()
-    if len(values) != {"influence": 2, "mass": 1, "threshold": 1}.get(name):
+    least, most = (0, sys.float_info.max) if name == "threshold" else (sys.float_info.min, 1)
+    fits = all(least <= value <= most for value in values)  # asked now: a pass over the model comes first
+    if len(values) != {"influence": 2, "mass": 1, "threshold": 1}.get(name) or not fits:
         raise argparse.ArgumentTypeError(f"{text!r} is no pruning: write influence:0.8,0.98, mass:0.85, threshold:0.01")
     return f"{name} {numbers.replace(',', ', ')}", {name: values if len(values) > 1 else values[0]}
 
