@@ -73,8 +73,7 @@ def monkey_patch(module: ModuleType, patch_map: Rules | None = None, verbose: bo
     classes = _model_classes(module)
     if not any(handler_of(cls) for cls in classes):
         raise ValueError(
-            f"{module.__name__} holds no model that a propagation rule covers (families covered: "
-            f"{', '.join(FAMILIES)})"
+            f"{module.__name__} holds no model that a propagation rule covers (families covered: {', '.join(FAMILIES)})"
         )
     changes = _in_force[module] = []
     for cls in classes:
@@ -142,7 +141,7 @@ def _patched_unless_it_is(module: nn.Module, rules: Rules) -> Iterator[None]:
 
 
 def _recomputing(part: nn.Module, rules: Rules) -> Callable:
-    """A checkpointed part of a model runs again in the backward pass, when the model is as it was: it is patched anew."""
+    """A checkpointed part of a model runs again in the backward pass, when the model is unpatched: so patch it anew."""
     checkpoint = part._gradient_checkpointing_func
 
     def checkpointed(function, *args, **named):

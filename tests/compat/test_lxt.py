@@ -238,7 +238,9 @@ def test_lxt_gives_the_same_to_the_same_script(family, rule, where, tiny, ids, t
         "checkpointing": family == "llama",
     }
     (tmp_path / "case.json").write_text(json.dumps(case))
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, tmp_path / "weights.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, tmp_path / "weights.safetensors"
+    )
     ours = run_script(sys.executable, "lrp_fast.compat.lxt", tmp_path)
     theirs = run_script(python, "lxt.efficient", tmp_path)
     for one, other in zip(ours, theirs, strict=True):  # logits, relevance
