@@ -1,8 +1,9 @@
-"""A script as LXT's users write them, its import line alone to be chosen; runs where LXT runs, in a process of its own.
+"""A script as LXT's users write them, its import line alone to be chosen; runs where LXT runs.
 
-    python lxt_script.py lxt.efficient|lrp_fast.compat.lxt CASE.json WEIGHTS.safetensors OUT.json
+    python lxt_script.py CASE.json WEIGHTS.safetensors OUT.json
 
-CASE.json says family (of transformers), class, config, rule, ids, target, contrast and whether to checkpoint.
+runs it with LXT. CASE.json says family (of transformers), class, config, rule, ids, target, contrast and whether to
+checkpoint.
 """
 
 import importlib
@@ -13,7 +14,6 @@ import warnings
 from pathlib import Path
 
 import torch
-import transformers
 from safetensors.torch import load_file
 from transformers import pytorch_utils
 
@@ -35,8 +35,8 @@ def let_lxt_import():
     warnings.filterwarnings("ignore", message="'zennit' library is not available")
 
 
-def main(package, case, weights, out):
-    case = json.loads(Path(case).read_text())
+def run(package, case, weights):
+    """(logits, relevance) with ``monkey_patch`` from ``package``, which stays in force."""
     family = case["family"]
     modeling = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     if package == "lxt.efficient":
@@ -67,10 +67,10 @@ def main(package, case, weights, out):
     x = model.get_input_embeddings()(torch.tensor(case["ids"])).requires_grad_()
     logits = model(inputs_embeds=x, use_cache=False).logits[0, -1]
     (logits[case["target"]] - logits[case["contrast"]]).backward()
-    relevance = (x * x.grad).sum(-1)[0]
-    found = {"logits": logits.tolist(), "relevance": relevance.tolist(), "transformers": transformers.__version__}
-    Path(out).write_text(json.dumps(found))
+    return logits.detach(), (x * x.grad).sum(-1)[0].detach()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    case, weights, out = sys.argv[1:]
+    found = run("lxt.efficient", json.loads(Path(case).read_text()), weights)
+    Path(out).write_text(json.dumps([tensor.tolist() for tensor in found]))

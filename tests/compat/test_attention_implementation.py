@@ -77,6 +77,20 @@ def test_generation_with_a_cache(pair, ids):
         assert len(truth.scores) == 12
 
 
+def test_padding_that_a_cache_cannot_follow_is_refused(tiny):
+    model = tiny("llama")
+    model.set_attn_implementation("lrp_fast")
+    ids, mask = torch.arange(5, 17).view(2, 6), torch.ones(2, 6, dtype=torch.long)
+    mask[1, :4] = 0
+    with torch.no_grad():
+        cache = model(ids[:, :3], use_cache=True).past_key_values
+        with pytest.raises(ValueError, match="row 1 is padded behind its beginning, .*: pad on the left"):
+            model(ids[:, 3:], attention_mask=mask, past_key_values=cache)
+        cache = model(ids[:, :3], use_cache=True).past_key_values
+        with pytest.raises(ValueError, match="row 1 is padded behind its beginning, .*: pad on the left"):
+            model(ids[:, 3:], attention_mask=mask.flip(-1), past_key_values=cache)
+
+
 BY_ITSELF = """
 import sys, torch, transformers
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS

@@ -8,13 +8,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers import modeling_utils
 from transformers.models.bert import modeling_bert
 from transformers.models.llama import modeling_llama
+from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 from transformers.models.qwen2 import modeling_qwen2
 
 import lrp_fast
@@ -87,9 +90,10 @@ def test_unpatch_restores_every_class_and_every_bit(tiny, ids):
 
 def test_other_modules_are_untouched(patch, tiny, ids):
     other = tiny("qwen2")
-    plain, classes, of_torch = relevance(other, ids), contents(modeling_qwen2), contents(nn)
+    places = (modeling_qwen2, modeling_utils, nn)
+    plain, before, base = relevance(other, ids), list(map(contents, places)), dict(vars(LlamaPreTrainedModel))
     patch(modeling_llama)
-    assert contents(modeling_qwen2) == classes and contents(nn) == of_torch
+    assert list(map(contents, places)) == before and vars(LlamaPreTrainedModel) == base
     assert torch.equal(relevance(other, ids), plain)
 
 
@@ -177,7 +181,11 @@ def test_somebody_elses_patch_above_ours_is_not_lost(patch, monkeypatch):
             unpatch(modeling_llama)
 
 
-@pytest.mark.parametrize("module", [modeling_bert, json])
+importing = ModuleType("importing")
+importing.LlamaForCausalLM = modeling_llama.LlamaForCausalLM  # but does not define it
+
+
+@pytest.mark.parametrize("module", [modeling_bert, json, importing])
 def test_modules_without_a_rule_are_refused(module):
     before = contents(module)
     with pytest.raises(ValueError, match=rf"{module.__name__} holds no model .* \(families covered: Llama, "):
@@ -205,27 +213,28 @@ def test_arguments_of_other_kinds_are_refused():
 LXT_PYTHONS = {"beside": sys.executable, "apart": os.environ.get("LXT_PYTHON")}
 
 
-def run_script(python, package, folder):
-    out = folder / f"{package}.json"
-    files = [folder / "case.json", folder / "weights.safetensors", out]
-    script = Path(__file__).with_name("lxt_script.py")
-    done = subprocess.run([python, script, package, *files], capture_output=True, text=True, encoding="utf-8")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(out.read_text())
-    return torch.tensor(found["logits"]), torch.tensor(found["relevance"])
+@pytest.fixture(scope="module")
+def script():
+    path = Path(__file__).with_name("lxt_script.py")
+    spec = importlib.util.spec_from_file_location("lrp_fast_lxt_script", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", LXT_PYTHONS)
-@pytest.mark.parametrize("rule", ["attnLRP", "cp_LRP"])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3", "gpt2"])
-def test_lxt_gives_the_same_to_the_same_script(family, rule, where, tiny, ids, tmp_path):
-    python = LXT_PYTHONS[where]
+@pytest.mark.parametrize(
+    "compared", ["llama attnLRP", "llama cp_LRP", "qwen2 attnLRP", "qwen3 attnLRP", "gemma3 attnLRP", "gpt2 attnLRP"]
+)
+def test_lxt_gives_the_same_to_the_same_script(compared, where, script, tiny, ids, tmp_path):
+    (family, rule), python = compared.split(), LXT_PYTHONS[where]
     if python is None:
         pytest.skip("LXT_PYTHON names no Python with LXT and a transformers of its time")
     if where == "beside" and importlib.util.find_spec("lxt") is None:
         pytest.skip("LXT is not installed: `pip install --no-deps lxt==2.1` brings it")
-    model = tiny(family)
+    # Through a soft-cap on the logits LXT passes a plain gradient.
+    model = tiny(family, **{"final_logit_softcapping": None} if family == "gemma3" else {})
     settings = json.loads(model.config.to_json_string(use_diff=True))
     case = {
         "family": family,
@@ -237,13 +246,17 @@ def test_lxt_gives_the_same_to_the_same_script(family, rule, where, tiny, ids, t
         "contrast": 5,
         "checkpointing": family == "llama",
     }
-    (tmp_path / "case.json").write_text(json.dumps(case))
-    save_file(
-        {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, tmp_path / "weights.safetensors"
-    )
-    ours = run_script(sys.executable, "lrp_fast.compat.lxt", tmp_path)
-    theirs = run_script(python, "lxt.efficient", tmp_path)
-    for one, other in zip(ours, theirs, strict=True):  # logits, relevance
+    files = [tmp_path / name for name in ("case.json", "weights.safetensors", "out.json")]
+    files[0].write_text(json.dumps(case))
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, files[1])
+    try:
+        ours = script.run("lrp_fast.compat.lxt", case, files[1])
+    finally:
+        unpatch(modeling_of(model))
+    done = subprocess.run([python, script.__file__, *files], capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    for one, other in zip(ours, json.loads(files[2].read_text()), strict=True):  # logits, relevance
+        other = torch.tensor(other)
         assert (one - other).abs().max() <= 1e-4 * other.abs().max()
 
 
