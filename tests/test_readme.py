@@ -1,5 +1,6 @@
 """The README's figures are those of the committed benchmark results, and its snippets use what exists."""
 
+import importlib.util
 import json
 import re
 
@@ -28,9 +29,12 @@ def test_tables_are_those_of_the_results(what, readme, root, monkeypatch):
 
 def test_every_name_of_ours_in_the_readme_exists(readme):
     for dotted in set(re.findall(r"lrp_fast((?:\.\w+)+)", readme)):
-        thing = lrp_fast
+        thing, path = lrp_fast, "lrp_fast"
         for name in dotted[1:].split("."):
-            thing = getattr(thing, name)
+            path += f".{name}"
+            # What is not imported with lrp_fast may want a package that is not installed: that it is there is enough.
+            thing = getattr(thing, name, None) or importlib.util.find_spec(path)
+            assert thing, path
 
 
 def test_the_picture_is_there(readme, root):

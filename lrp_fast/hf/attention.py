@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -56,7 +59,10 @@ def attention_forward(
     # Qwen2-MoE leaves its window to the mask, where lrp_fast has none. A layer with a window keeps it, in all families.
     window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
     # `recording` and `replaying` lay their own attention over the module.
-    out = getattr(module, "lrp_fast_attend", ops.attention)(
+    attend = getattr(module, "lrp_fast_attend", ops.attention)
+    if attention_mask is not None and query.shape[2] < key.shape[2]:
+        attend = partial(_each_row_without_its_padding, attend)
+    out = attend(
         query,
         key,
         value,
@@ -71,10 +77,24 @@ def attention_forward(
     return out.transpose(1, 2).contiguous(), None
 
 
+def _each_row_without_its_padding(
+    attend: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *, bounds: Tensor, **given
+) -> Tensor:
+    """Queries behind a cache, whose keys begin with each row's padding."""
+    keys, out = key.shape[2], []
+    for row, (start, end) in enumerate(bounds.tolist()):
+        if end < keys or start > keys - query.shape[2]:
+            raise ValueError(f"row {row} is padded behind its beginning, which a cache cannot follow: pad on the left")
+        one = slice(row, row + 1)
+        out.append(attend(query[one], key[one, :, start:], value[one, :, start:], bounds=None, **given))
+    return torch.cat(out)
+
+
 def mask_bounds(
     batch_size: int, attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **kwargs
 ) -> Tensor | None:
-    """transformers' mask interface: (B, 2) first and one-past-last real token of each row; None without padding.
+    """transformers' mask interface: (B, 2) first and one-past-last real token of each row among the keys that there
+    are (a window may have cut off the first of them); None without padding.
 
     Causality and sliding windows reach the attention by other ways, so nothing N x N is ever built.
     """
@@ -98,4 +118,5 @@ def mask_bounds(
             + ("no real token" if length[row] == 0 else "a gap between real tokens")
             + ": padding must lie before or after one run of tokens"
         )
-    return torch.stack([start, end], -1)
+    bounds = (torch.stack([start, end], -1) - kwargs.get("kv_offset", 0)).clamp(min=0)
+    return None if (bounds == bounds.new_tensor([0, kwargs["kv_length"]])).all() else bounds

@@ -107,9 +107,9 @@ for _home, _prefix, _different in _FAMILIES.values():
         _TABLE[f"transformers.models.{_home}.modeling_{_home}.{_prefix}{_part}"] = _handler
 
 
-def handler_of(module: nn.Module) -> Handler | None:
+def handler_of(module: nn.Module | type[nn.Module]) -> Handler | None:
     """The handler of exactly this class (a subclass may compute something else), or None."""
-    return _TABLE.get(qualified_name(type(module)))
+    return _TABLE.get(qualified_name(module if isinstance(module, type) else type(module)))
 
 
 def register(cls: type[nn.Module], handler: Handler) -> None:

@@ -15,7 +15,7 @@ from .coverage import check
 from .families import handler_of
 from .overlay import forward_name, laid
 
-_MARK = "lrp_fast_patched"
+MARK = "lrp_fast_patched"
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def _overlay(path: str, module: nn.Module, rules: Rules, configs: dict[int, obje
     A config object may be shared with another model, so each gets one copy here, shared as the original is.
     """
     where = path or type(module).__name__
-    if _MARK in module.__dict__:
+    if MARK in module.__dict__:
         raise RuntimeError(f"{where!r} is patched already: leave the other lrp_fast.patched block first")
     overlay = dict(handler_of(module)(module, rules))
     if "forward" in overlay:
@@ -72,4 +72,4 @@ def _overlay(path: str, module: nn.Module, rules: Rules, configs: dict[int, obje
             configs[id(config)] = copy.deepcopy(config)
             configs[id(config)]._attn_implementation = attention.NAME
         overlay["config"] = configs[id(config)]
-    return {**overlay, _MARK: True}
+    return {**overlay, MARK: True}

@@ -1,0 +1,1 @@
+"""Other people's entry points over ours. Nothing is imported from here unless it is asked for by name."""
