@@ -10,8 +10,7 @@ model.attribute(prompt, prompt + " Sydney", attributed_fn="contrast_logits_diff"
 from __future__ import annotations
 
 from captum.attr import InputXGradient
-from inseq.attr.attribution_decorators import set_hook, unset_hook
-from inseq.attr.feat import FeatureAttribution, GradientAttributionRegistry
+from inseq.attr.feat import GradientAttributionRegistry
 
 from ..hf import patched
 from ..rules import Rules, as_rules
@@ -38,16 +37,6 @@ class LRPAttribution(GradientAttributionRegistry):
         super().__init__(attribution_model, **named)
         self.method = InputXGradient(attribution_model)
         self.rules = as_rules(rule)
-
-    # inseq's gradient methods put a module of Captum's in the place of the embeddings, which no rule covers and which
-    # models that take embeddings do not need.
-    @set_hook
-    def hook(self, **named) -> None:
-        FeatureAttribution.hook(self, **named)
-
-    @unset_hook
-    def unhook(self, **named) -> None:
-        FeatureAttribution.unhook(self, **named)
 
     def attribute_step(self, *args, **named):
         with patched(self.attribution_model.model, self.rules):
