@@ -19,8 +19,9 @@ from ..rules import Rules, as_rules
 class LRPAttribution(GradientAttributionRegistry):
     """inseq's input x gradient, within `lrp_fast.patched`.
 
-    Only the model obeys a rule: what inseq's step functions do with its logits passes plain gradients. inseq leaves
-    relevance in the shape (tokens, steps, hidden size) and adds it up on aggregation; "sum" keeps its sign.
+    Only the model obeys a rule: what inseq's step functions do with its logits passes plain gradients. What comes out
+    is of shape (tokens, steps, hidden size): relevance is its ``.sum(-1)``. inseq's default aggregation takes norms;
+    ``aggregate("sum")`` keeps the signs, each step divided by its sum of |relevance|.
 
     Args:
         attribution_model: inseq's decoder-only model, of a supported family.
