@@ -85,7 +85,7 @@ def between(
 
 def _whole(value, name: str) -> int:
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
             raise TypeError
         return operator.index(value)
     except TypeError:

@@ -1,4 +1,4 @@
-"""The command line: ``lrp-fast attribute``, ``lrp-fast graph`` and ``lrp-fast plan``.
+"""The command line: ``lrp-fast attribute``, ``lrp-fast graph``, ``lrp-fast plan`` and ``lrp-fast doctor``.
 
 Results go to stdout, progress to stderr; the exit status is 0, 1 (failed), 2 (asked wrongly) or 130 (interrupted).
 """
@@ -27,6 +27,8 @@ examples:
       shows by which route that preference came about; route.html is a picture of it
   lrp-fast plan meta-llama/Llama-3.1-70B --tokens 100000 --device-budget 60GB
       would it fit? Reads the model's config.json only, and runs nothing
+  lrp-fast doctor Qwen/Qwen3-30B-A3B
+      is it covered? Reads config.json only, and tries the rules on a small random copy
 """
 
 # What goes into a graph when it is built, so that a graph file has no use for it.
@@ -145,6 +147,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print the plan as JSON instead of a table")
     command.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="where it would run (cuda)")
     _add_dtype_and_memory(command)
+
+    command = commands.add_parser(
+        "doctor",
+        help="say which parts of a model are covered by which rule, and check the rules on a small copy",
+        description="List a model's module classes with the rule that covers each, from config.json alone, and check\n"
+        "the rules' identities on a small random copy of the architecture, in float64 on the CPU.\n"
+        "Exit status 1 if something is not covered or a check fails.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EXAMPLES,
+    )
+    command.set_defaults(run=_doctor)
+    command.add_argument("model", help="a model directory, or a name on the Hugging Face hub")
+    command.add_argument("--json", action="store_true", help="print the findings as JSON instead of a table")
     return parser
 
 
@@ -345,12 +360,7 @@ def _plan(options: argparse.Namespace) -> int:
 
     from . import Memory, plan
 
-    transformers.utils.logging.set_verbosity_error()
-    try:
-        config = transformers.AutoConfig.from_pretrained(options.model)
-    except (OSError, ValueError, KeyError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"cannot read the config of {options.model!r}: {why}") from error
+    config = _read_config(transformers, options)
     dtype = options.dtype or ("float32" if options.device == "cpu" else config.dtype or "float32")
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -365,6 +375,32 @@ def _plan(options: argparse.Namespace) -> int:
         print(f"{options.tokens:,} tokens of {options.model}, {dtype}, rule {options.rule}")
         print(planned)
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    import transformers
+
+    from .doctor import examine
+    from .report.findings import findings
+
+    config = _read_config(transformers, options)
+    found, checks = examine(config)
+    healthy = bool(checks) and all(check.passed for check in checks)
+    if options.json:
+        told = {"modules": [one._asdict() for one in found], "checks": [one._asdict() for one in checks]}
+        print(json.dumps(told | {"healthy": healthy}))
+    else:
+        print(findings(found, checks))
+    return 0 if healthy else 1
+
+
+def _read_config(transformers, options: argparse.Namespace):
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        return transformers.AutoConfig.from_pretrained(options.model)
+    except (OSError, ValueError, KeyError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"cannot read the config of {options.model!r}: {why}") from error
 
 
 def _count(text: str) -> int:
@@ -389,9 +425,10 @@ def _layers(text: str) -> list[int]:
     found = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
-        if match is None:
+        several = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
+        if not several:
             raise argparse.ArgumentTypeError(f"{text!r} names no layers: write 0-3,7")
-        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+        found += several
     return found
 
 
@@ -404,7 +441,9 @@ def _pruning(text: str) -> tuple[str, dict]:
         values = tuple(map(float, numbers.split(",")))
     except ValueError:
         values = ()
-    if len(values) != {"influence": 2, "mass": 1, "threshold": 1}.get(name):
+    least, most = (0, sys.float_info.max) if name == "threshold" else (sys.float_info.min, 1)
+    fits = all(least <= value <= most for value in values)  # asked now: a pass over the model comes first
+    if len(values) != {"influence": 2, "mass": 1, "threshold": 1}.get(name) or not fits:
         raise argparse.ArgumentTypeError(f"{text!r} is no pruning: write influence:0.8,0.98, mass:0.85, threshold:0.01")
     return f"{name} {numbers.replace(',', ', ')}", {name: values if len(values) > 1 else values[0]}
 

@@ -133,7 +133,7 @@ def _check_ids(ids: torch.Tensor, model) -> None:
 
 def _read_positions(position, length: int) -> list[int]:
     message = f"position must be a whole number or a sequence of them, not {position!r}"
-    if isinstance(position, bool | set | frozenset):
+    if isinstance(position, bool | set | frozenset) or getattr(position, "dtype", None) == torch.bool:
         raise TypeError(message)
     try:
         given = [operator.index(position)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
 
 import torch
 
@@ -53,7 +55,7 @@ class Explained:
 
     @classmethod
     def from_dict(cls, data: dict) -> Explained:
-        """The inverse of ``dataclasses.asdict``."""
+        """The inverse of ``dataclasses.asdict``; KeyError or TypeError for what does not come from there."""
 
         def token(entry: dict | None) -> Token | None:
             return None if entry is None else Token(**entry)
@@ -68,7 +70,22 @@ class Explained:
             )
             for term in data["terms"]
         ]
-        return cls(data["kind"], terms, [token(entry) for entry in data["best"]], data["note"], data["others"])
+        found = cls(data["kind"], terms, [token(entry) for entry in data["best"]], data["note"], data["others"])
+        if not terms or not _fits(found, cls) or any(term.position < 0 for term in terms):
+            raise TypeError("that does not say what was explained")
+        return found
+
+
+def _fits(value, hint) -> bool:
+    """Whether a value, and all that it holds, is of the type that it was declared to be."""
+    if is_dataclass(hint):
+        parts = get_type_hints(hint).items()
+        return isinstance(value, hint) and all(_fits(getattr(value, name), part) for name, part in parts)
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(one, *get_args(hint)) for one in value)
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, one) for one in get_args(hint))
+    return isinstance(value, int | float if hint is float else hint)
 
 
 @dataclass(frozen=True)

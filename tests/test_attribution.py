@@ -232,6 +232,7 @@ def test_load_refuses_other_files(tmp_path):
         ({"position": []}, ValueError, "position is an empty sequence"),
         ({"position": [1, -3]}, ValueError, r"position \[1, -3\] names a position twice"),
         ({"position": True}, TypeError, "position must be a whole number or a sequence of them, not True"),
+        ({"position": torch.tensor([False, True, False, False])}, TypeError, "position must be a whole number or a seq"),
         ({"target": torch.tensor(2.7)}, TypeError, "target must be a token id or a string"),
         ({"position": 1.5}, TypeError, "position must be a whole number or a sequence of them, not 1.5"),
         ({"rule": "lrp"}, ValueError, "unknown rule 'lrp': choose one of 'attnlrp', 'cp', 'gradient'"),

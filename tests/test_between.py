@@ -83,6 +83,7 @@ def test_progress_counts_the_layers_that_are_passed(tiny, ids):
         ((0, 2, []), ValueError, "rows is empty"),
         ((0, 2, 5), TypeError, "rows must be a sequence"),
         ((0, 2, [True]), TypeError, "rows must hold whole numbers"),
+        ((0, 2, torch.arange(23) > 20), TypeError, "rows must hold whole numbers"),
         ((0, 2, [0], [3, 4]), TypeError, "between explains one decision"),
     ],
 )

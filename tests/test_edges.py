@@ -100,6 +100,17 @@ def test_float16_gives_the_edges_of_float64(tiny, ids):
         assert (found.graph.self_edges[layer] - truth.graph.self_edges[layer]).abs().max() <= 3 * own
 
 
+def test_every_family_has_edges_in_16_bits(family, tiny, ids):
+    """Also where what the input contributes to keys and values takes a pass of its own (see `contributions`)."""
+    model = tiny(family, torch.bfloat16)
+    for rule in (Rules("gradient"), Rules("attnlrp", 0.01, 0.1)):
+        truth = attribute(copy.deepcopy(model).double(), ids, 3, 5, rule=rule, graph=ALL)
+        found = attribute(model, ids, 3, 5, rule=rule, graph=ALL)
+        own = (found.layers - truth.layers).abs().max()
+        for layer in range(3):
+            assert (found.graph.dense(layer) - truth.graph.dense(layer)).abs().max() <= 3 * own
+
+
 def test_the_attribution_is_the_same_with_a_graph(family, tiny, ids):
     model = tiny(family)
     plain, twice = attribute(model, ids, 3, 5), [attribute(model, ids, 3, 5, graph=ALL) for _ in range(2)]
@@ -208,7 +219,7 @@ def test_contributions_are_the_transpose_of_the_backward_pass(family, rule, tiny
 
 def test_smollm2_in_float32(smollm2):
     model, _ = smollm2
-    ids = torch.randint(100, 40000, (1, 64), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(100, 40000, (1, 256), generator=torch.Generator().manual_seed(0))
     graph = attribute(model, ids, 1000, 2000, graph=ALL).graph
     for layer, matrix in batch_packed(model, ids, 1000, 2000, Rules(), [3, 20]).items():
         assert (graph.dense(layer) - matrix).abs().max() <= 1e-4 * matrix.abs().max()
@@ -226,6 +237,7 @@ def test_smollm2_in_float32(smollm2):
         ({"topk": 1, "node_threshold": -1}, ValueError, "node_threshold"),
         ({"topk": 1, "absolute": 1}, TypeError, "absolute"),
         ({"topk": 1, "layers": 3}, TypeError, "layers must be a list"),
+        ({"topk": 1, "layers": torch.tensor([True, False])}, TypeError, "layers must be a list"),
     ],
 )
 def test_a_spec_that_asks_for_nothing_sensible(given, error, message):

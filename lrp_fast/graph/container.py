@@ -197,6 +197,9 @@ class Graph:
         share of an edge is |w| over the sum of |w| into the same node, what was dropped there included: on a graph that
         dropped nothing this is circuit-tracer's influence. The target's own is 0.
 
+        Of a target that is not listed (below the node threshold, or in a layer that was left out) only the self edge is
+        known, which then has the whole share: routes that stay at one position look stronger than they are.
+
         Args:
             target: a node (layer, position), a list of nodes, or None for all nodes of the last layer that hold
                 relevance. Several are weighted by |relevance|.

@@ -26,7 +26,10 @@ def save(graph, path: str | os.PathLike, half: bool) -> None:
         tensors["weights"] = graph.weights
     metadata = {"lrp_fast": json.dumps(about)}
     with aside(path) as part:
-        save_file(tensors, part, metadata=metadata)
+        part.touch()
+        mode = part.stat().st_mode
+        save_file(tensors, part, metadata=metadata)  # which leaves a file that only its owner may read
+        part.chmod(mode)
 
 
 def load(cls, path: str | os.PathLike):

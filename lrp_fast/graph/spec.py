@@ -93,7 +93,7 @@ def transition(spec: GraphSpec, passed, value: float) -> tuple[Edges, torch.Tens
 
 
 def _whole(value, name: str) -> int:
-    if isinstance(value, bool):
+    if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
         raise TypeError(f"{name} must be a whole number, not {value!r}")
     try:
         return operator.index(value)

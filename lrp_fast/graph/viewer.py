@@ -6,9 +6,12 @@ hold "(p=", that there is a layer above 0, and that names are unique is what the
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ..files import without_infinity
+from ..rules import Rules
 from ..targets import Explained, Term, Token
 from .export import few_edges, held
 
@@ -70,14 +73,14 @@ def to_attribution_graph(graph, slug: str, scan: str | None) -> dict:
     return {
         "metadata": {
             "slug": slug,
-            "scan": graph.manifest.get("model", "") if scan is None else scan,
+            "scan": str(graph.manifest.get("model", "")) if scan is None else scan,
             "transcoder_list": [],
             # circuit-tracer's page leaves out features that occur at over two thirds of the tokens: of one token, all.
             "prompt_tokens": tokens if len(tokens) > 1 else [*tokens, ""],
             "prompt": _with_gaps(tokens, positions),
             "info": {
                 "description": "Nodes are residual-stream states, weights are signed relevance.",
-                "generator": {"name": "lrp_fast", "version": graph.manifest.get("versions", {}).get("lrp_fast", "")},
+                "generator": {"name": "lrp_fast", "version": _version(graph)},
             },
             "generation_settings": without_infinity(
                 {"positions": positions.tolist()}
@@ -102,6 +105,32 @@ def explained_of(graph) -> Explained | None:
         return Explained.from_dict(graph.manifest["explained"])
     except (KeyError, TypeError):
         return None
+
+
+class About(NamedTuple):
+    """What the head of a report tells."""
+
+    explained: Explained
+    value: float
+    rules: Rules
+    model: str
+
+
+def about(graph) -> About | None:
+    """As `explained_of`, with what else such a manifest says."""
+    explained, manifest = explained_of(graph), graph.manifest
+    try:
+        value, rules, model = manifest["value"], Rules(**manifest["rules"]), manifest["model"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    if explained is None or not isinstance(value, int | float) or not isinstance(model, str):
+        return None
+    return About(explained, value, rules, model)
+
+
+def _version(graph) -> str:
+    versions = graph.manifest.get("versions")
+    return str(versions.get("lrp_fast", "")) if isinstance(versions, dict) else ""
 
 
 def _outputs(explained: Explained, term: Term) -> list[tuple[int | str, str, float, bool]]:

@@ -3,7 +3,7 @@
 from . import handlers
 from .attention import register_attention
 from .contributions import contributions
-from .coverage import UnsupportedModuleError, check
+from .coverage import Coverage, UnsupportedModuleError, check, coverage
 from .families import decoder_layers, register
 from .patching import patched
 from .replay import recording, replaying, tracing
@@ -12,10 +12,12 @@ from .sizes import LayerSize, device_of, layer_sizes, vocabulary_size, weight_by
 register_attention()
 
 __all__ = [
+    "Coverage",
     "LayerSize",
     "UnsupportedModuleError",
     "check",
     "contributions",
+    "coverage",
     "decoder_layers",
     "device_of",
     "handlers",

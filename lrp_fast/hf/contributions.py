@@ -70,8 +70,9 @@ def _is_homogeneous(layer: nn.Module, rules: Rules) -> bool:
 
 def _linear(module: nn.Module, rules: Rules) -> Callable[[Tensor], Tensor]:
     def forward(input):
-        x, part = forward_ad.unpack_dual(input)
         weight = handlers.matrix(module)
+        # The residual stream is wider than a 16-bit model: without a norm in front it comes as it is.
+        x, part = (None if t is None else t.to(weight.dtype) for t in forward_ad.unpack_dual(input))
         if part is None:  # behind the attention
             return nn.functional.linear(x, weight, module.bias)
         stabilisers = {"epsilon": rules.epsilon, "gamma": rules.gamma}

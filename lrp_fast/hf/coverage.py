@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 from torch import nn
 
+from . import experts, handlers
 from .families import FAMILIES, handler_of
 
 
@@ -21,3 +25,63 @@ def check(model: nn.Module) -> None:
                 f"no propagation rule covers {where} (families covered: {', '.join(FAMILIES)}): register one with "
                 f"lrp_fast.hf.register({name}, handler), where lrp_fast.hf.handlers has ready ones"
             )
+
+
+class Coverage(NamedTuple):
+    """All modules of one class.
+
+    Attributes:
+        name: of the class. count: how many there are. path: of the first.
+        rule: what they do to relevance, in words; None where no rule covers them.
+        kernel: what computes that on CUDA in float16, bfloat16 and float32: "Triton", "PyTorch" or nothing.
+    """
+
+    name: str
+    count: int
+    path: str
+    rule: str | None
+    kernel: str
+
+
+def coverage(model: nn.Module) -> list[Coverage]:
+    """One entry a module class, in the order in which the model holds them. The model may be on the "meta" device."""
+    found: dict[type, list[str]] = {}
+    for path, module in model.named_modules():
+        found.setdefault(type(module), []).append(path)
+    modules = dict(model.named_modules())
+    entries = []
+    for cls, paths in found.items():
+        handler = handler_of(modules[paths[0]])
+        rule, kernel = (None, "") if handler is None else _WORDS.get(handler, _REGISTERED)
+        if hasattr(handler, "kind"):
+            rule, kernel = f"identity: {handler.kind}(z)/z", "Triton"
+        entries.append(Coverage(cls.__name__, len(paths), paths[0], rule, kernel))
+    return entries
+
+
+def _words() -> Iterator[tuple]:
+    for handler in (handlers.leave, handlers.dropout):
+        yield handler, ("left as it is: sums, constants, parts with rules of their own", "")
+    for handler in (handlers.decoder_layer, handlers.pre_norm_decoder_layer):
+        yield handler, ("residual sum: plain; what it puts out are nodes", "")
+    for handler in handlers.ATTENTIONS:
+        yield handler, ("values and weights half each, of these queries and keys half each (cp: values)", "Triton")
+    yield handlers.linear, ("plain transpose, epsilon and gamma rules", "PyTorch; with epsilon or gamma, Triton")
+    for handler in (handlers.rms_norm, handlers.wide_rms_norm, handlers.offset_rms_norm, handlers.layer_norm):
+        yield handler, ("rstd is a constant", "Triton")
+    yield handlers.centred_rms_norm, ("rstd is a constant", "Triton, the mean by PyTorch")
+    for handler in (handlers.gated_mlp, handlers.fused_gated_mlp):
+        yield handler, ("act(gate) and up half each (cp: up)", "Triton")
+    for handler in (handlers.mlp, handlers.gpt2_mlp):
+        yield handler, ("left as it is: parts with rules of their own", "")
+    yield handlers.capped_language_model, ("the cap on its logits: identity", "PyTorch")
+    for handler in experts.ROUTERS:
+        yield handler, ("plain softmax and transpose; the choice passes nothing", "PyTorch")
+    yield experts.gated_experts, ("act(gate) and up half each (cp: up); routing weight and output half each", "Triton")
+    yield experts.clamped_experts, ("as a gated MLP; clamps: identity", "PyTorch")
+    for handler in (experts.mixture, experts.paired_mixture, experts.shared_mixture):
+        yield handler, ("routing weight and expert half each (cp: expert)", "PyTorch")
+
+
+_WORDS = dict(_words())
+_REGISTERED = ("by a handler of its own", "")

@@ -144,6 +144,7 @@ def activation(kind: str) -> Handler:
     def handler(module: nn.Module, rules: Rules) -> Overlay:
         return {"forward": lambda input: ops.activation(input, kind, rule=rules), "lrp_fast_kind": kind}
 
+    handler.kind = kind
     return handler
 
 
@@ -162,6 +163,7 @@ def spelt_out_activation(kind: str) -> Handler:
 
         return {"forward": forward, "lrp_fast_kind": kind}
 
+    handler.kind = kind
     return handler
 
 

@@ -61,6 +61,11 @@ def by_mass(tiles: Callable[[], Iterator[Tile]], share: float, own: Tensor | Non
         own: added to the diagonal for the comparison alone.
         impl: who sums, as in `activation`.
     """
+    if share == 1:  # all that is not 0, also what a sum of the others would not notice
+        found = []
+        for position, keys, entries in tiles():
+            found.append(_chosen(keys, entries, (_sizes(position, keys, entries, own) > 0) & (entries != 0)))
+        return _joined(found)
     masses = _masses(tiles(), own, impl)
     above = masses.flip(0).cumsum(0).flip(0)  # what a bin holds with all above it
     goal = share * above[0].item()

@@ -8,8 +8,7 @@ import numpy as np
 
 from ..files import without_infinity
 from ..graph import Graph, Path, measures
-from ..graph.viewer import explained_of
-from ..rules import Rules
+from ..graph.viewer import about
 from .table import cut, headline, size
 
 _COUNTS = {
@@ -91,11 +90,10 @@ def table(whole: Graph, kept: Graph, paths: list[Path], pruned: str) -> str:
 
 
 def _about(graph: Graph) -> list[str]:
-    explained, manifest = explained_of(graph), graph.manifest
-    if explained is None or not {"value", "rules", "model"} <= manifest.keys():
+    found = about(graph)
+    if found is None:
         return [f"A graph that does not say what was explained, {size(graph.num_layers, graph.num_tokens)}"]
-    rules = Rules(**manifest["rules"])
-    return headline(explained, manifest["value"], rules, manifest["model"], graph.num_layers, graph.num_tokens)
+    return headline(*found, graph.num_layers, graph.num_tokens)
 
 
 def _figure(name: str, value: float) -> str:

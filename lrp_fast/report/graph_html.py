@@ -10,8 +10,7 @@ import numpy as np
 from ..files import without_infinity
 from ..graph import Graph
 from ..graph.export import EdgeList, edge_list, held
-from ..graph.viewer import explained_of
-from ..rules import Rules
+from ..graph.viewer import about
 from .html import embedded, write_page
 from .record import contrast_words, rule_words
 
@@ -58,13 +57,13 @@ def _page_data(graph: Graph) -> dict:
 
 def _about(graph: Graph) -> dict:
     """What was explained, by which rule; without it for a graph that does not say."""
-    explained, manifest = explained_of(graph), graph.manifest
-    if explained is None or not {"value", "rules", "model"} <= manifest.keys():
+    found = about(graph)
+    if found is None:
         return {"explained": None, "model": "", "rule": ""}
     return {
-        "value": without_infinity(manifest["value"]),
-        "explained": without_infinity(asdict(explained)),
-        "contrast_words": contrast_words(explained),
-        "rule": rule_words(Rules(**manifest["rules"])),
-        "model": manifest["model"],
+        "value": without_infinity(found.value),
+        "explained": without_infinity(asdict(found.explained)),
+        "contrast_words": contrast_words(found.explained),
+        "rule": rule_words(found.rules),
+        "model": found.model,
     }

@@ -230,6 +230,15 @@ def test_mutated_files_never_crash(random_graph, tmp_path, half):
     assert 20 < loaded < 380
 
 
+def test_others_may_read_what_the_umask_lets_them(random_graph, tmp_path):
+    before = os.umask(0o027)
+    try:
+        random_graph(0).save(tmp_path / "graph")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "graph").stat().st_mode & 0o777 == 0o640
+
+
 def test_saving_fails_whole(random_graph, tmp_path):
     from dataclasses import replace
 

@@ -135,6 +135,14 @@ def test_cumulative_mass_is_that_of_a_sort(kind, dtype, n, rows_each, with_own):
         check_dropped(selected, kept, matrix)
 
 
+def test_all_of_the_mass_is_every_edge():
+    matrix = torch.tensor([[1.0, 0.0, 0.0], [1e-20, -0.5, 0.0], [2.0, 1e-30, -2.0]], dtype=torch.float64)
+    own = torch.tensor([0.0, 0.0, 2.0], dtype=torch.float64)
+    assert torch.equal(as_dense(select.by_mass(tiles_of(matrix, 2), 1.0, None), 3), matrix)
+    matrix[2, 2], kept = 0, as_dense(select.by_mass(tiles_of(matrix, 2), 1.0, own), 3)
+    assert torch.equal(kept, matrix)
+
+
 def test_just_one_selection():
     trace, _ = trace_of(Rules())
     for given in ({}, {"topk": 3, "mass": 0.5}):

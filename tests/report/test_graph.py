@@ -143,12 +143,41 @@ def test_the_page_asks_no_host_and_makes_text_of_tokens(data, routes, tmp_path):
     assert "default-src 'none'; style-src 'sha256-" in page
 
 
-def test_a_page_is_written_whole_or_not_at_all(graph_of, tmp_path):
-    graph = graph_of(ROUTES, list("abcde"), positions=(4,))
-    graph = replace(graph, manifest=graph.manifest | {"rules": {"name": "no such rule"}})
-    with pytest.raises(ValueError):
+def test_a_page_is_written_whole_or_not_at_all(graph_of, tmp_path, monkeypatch):
+    graph = graph_of([(0, 0, 0, 1.0)], ["a"], positions=(0,))
+    write_graph_html(graph, tmp_path / "page.html")
+    before = (tmp_path / "page.html").read_text("utf-8")
+    monkeypatch.setattr(graph_html, "_about", lambda graph: {"value": float("nan")})
+    with pytest.raises(ValueError, match="JSON compliant"):
         write_graph_html(graph, tmp_path / "page.html")
-    assert not list(tmp_path.iterdir())
+    assert (tmp_path / "page.html").read_text("utf-8") == before and len(list(tmp_path.iterdir())) == 1
+
+
+EDITED = {  # where in the manifest: what somebody wrote there
+    ("explained",): "x", ("explained", "terms"): [], ("explained", "terms", 0): 1, ("explained", "kind"): 7,
+    ("explained", "terms", 0, "position"): 4.0, ("explained", "terms", 0, "target", "logit"): "high",
+    ("explained", "terms", 0, "target", "text"): ["a"], ("explained", "terms", 0, "contrast_logit"): {},
+    ("value",): None, ("rules",): [1], ("rules", "name"): "no such rule", ("model",): 3, ("versions",): [1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", EDITED, ids=lambda place: "-".join(map(str, place)))
+def test_a_manifest_edited_by_hand_says_nothing(routes, data, place):
+    manifest = json.loads(json.dumps(routes.manifest | {"versions": {"lrp_fast": "0"}}))
+    *inside, last = place
+    part = manifest
+    for name in inside:
+        part = part[name]
+    part[last] = EDITED[place]
+    graph = replace(routes, manifest=manifest)
+    known = place == ("versions",)
+    assert (data(graph)["explained"] is not None) == known
+    assert ("does not say what was explained" not in table(graph, graph, [], "")) == known
+    if place[0] == "explained":
+        with pytest.raises(ValueError, match="does not say what was explained"):
+            graph.to_attribution_graph("a")
+    else:
+        json.dumps(graph.to_attribution_graph("a"), allow_nan=False)
 
 
 @pytest.fixture

@@ -1,0 +1,129 @@
+"""`examine`: which of a model's modules obey a rule, and whether a small copy of it does so to the last digit."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+import transformers
+
+from .attribution import attribute
+from .between import between
+from .graph import GraphSpec
+from .hf import Coverage, coverage, decoder_layers, patched
+from .memory import Memory, plan
+
+
+class Check(NamedTuple):
+    """One identity on the small copy: how far it is missed, relative to the largest number, and how far it may be."""
+
+    what: str
+    gap: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.gap <= self.allowed  # not so for NaN
+
+
+def examine(config) -> tuple[list[Coverage], list[Check]]:
+    """What covers the modules of a model, from its config alone, and what `checks` finds where everything is covered.
+
+    Raises:
+        ValueError: if transformers has no causal language model of that config.
+    """
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    found = coverage(model)
+    return found, [] if any(one.rule is None for one in found) else checks(config)
+
+
+def checks(config, tokens: int = 19) -> list[Check]:
+    """Identities of the maths on a small random float64 copy of an architecture, on the CPU.
+
+    The logits under `patched` are the model's own; the streamed pass gives the numbers of one plain backward pass, and
+    edges in closed form those of a backward pass a row; edges out of a node add up to its relevance.
+    """
+    model = _small(config)
+    ids = torch.randint(3, model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
+    given = {"target": 5, "contrast": 7}
+
+    embeddings = model.get_input_embeddings()
+    # Llama-like models start at what the embeddings put out; with learned positions, at the sum with those.
+    first: list[torch.Tensor] = []
+
+    def keep(module, args, named):
+        hidden = args[0] if args else named["hidden_states"]
+        first.append(hidden.detach().requires_grad_())
+        return ((first[0], *args[1:]), named) if args else (args, named | {"hidden_states": first[0]})
+
+    with torch.no_grad():
+        plain = model(ids, use_cache=False).logits
+    with patched(model):
+        handle = decoder_layers(model)[0].register_forward_pre_hook(keep, with_kwargs=True)
+        logits = model(inputs_embeds=embeddings(ids), use_cache=False).logits
+        handle.remove()
+        (logits[0, -1, 5] - logits[0, -1, 7]).backward()
+    direct = (first[0] * first[0].grad).sum(-1)[0].detach()
+
+    spec = GraphSpec(topk=tokens)
+    tight = Memory(host_budget=plan(model, tokens, graph=spec).least["cpu"])
+    result = attribute(model, ids, graph=spec, memory=tight, **given)
+    sums = torch.stack([result.graph.dense(layer).sum(0) for layer in range(result.graph.num_layers)])
+    rows = between(model, ids, 0, 1, range(tokens), **given)
+    return [
+        # A model computes its norms and routers in float32 whatever its dtype, Cohere its rotations.
+        Check("logits are the model's own", _gap(logits, plain), 1e-4),
+        Check("streamed relevance is that of one backward pass", _gap(result.relevance, direct), 1e-9),
+        Check("edges in closed form are those of a backward pass a row", _gap(result.graph.dense(0), rows), 1e-7),
+        Check("edges out of a node add up to its relevance", _gap(sums, result.layers[:-1]), 1e-9),
+    ]
+
+
+def _gap(found: torch.Tensor, truth: torch.Tensor) -> float:
+    return ((found - truth).abs().max() / truth.abs().max()).item()
+
+
+def _small(config):
+    """A random model of the architecture: two layers, of both kinds where there are two, and every part narrow."""
+    config = copy.deepcopy(config)
+    queries = config.num_attention_heads
+    keys = getattr(config, "num_key_value_heads", None) or queries
+    few = 1 if keys == 1 else 2
+    heads = few * min(queries // keys, 4)
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        config.layer_types = [kinds[0], next((kind for kind in kinds if kind != kinds[0]), kinds[0])]
+    narrow = {
+        "num_hidden_layers": 2, "hidden_size": 16 * heads, "num_attention_heads": heads, "num_key_value_heads": few,
+        "head_dim": 16, "intermediate_size": 48, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24,
+        "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "n_inner": 48, "vocab_size": 97,
+        "max_position_embeddings": 64, "sliding_window": 7, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    for name, value in narrow.items():
+        if getattr(config, name, None) is not None:
+            setattr(config, name, value)
+    if getattr(config, "rope_parameters", None):
+        config.rope_parameters = _plain_rotation(config.rope_parameters)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    # Where sdpa would leave a soft-cap out.
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64, attn_implementation="eager")
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the default takes no float64
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            spread = 0.3 if parameter.ndim != 2 else parameter.shape[1] ** -0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread + ("norm" in name))
+    return model.eval()
+
+
+def _plain_rotation(given: dict) -> dict:
+    """Rotary positions without what stretches them, which has a list of its own for each head_dim."""
+    if "rope_type" not in given:  # one a kind of layer
+        return {kind: _plain_rotation(one) if isinstance(one, dict) else one for kind, one in given.items()}
+    return {name: given[name] for name in ("rope_theta", "partial_rotary_factor") if name in given} | {
+        "rope_type": "default"
+    }

@@ -1,0 +1,26 @@
+"""What `lrp_fast.doctor.examine` found, as plain text for a terminal."""
+
+from __future__ import annotations
+
+from ..doctor import Check
+from ..hf import Coverage
+
+_UNCOVERED = "NOT COVERED: lrp_fast.hf.register teaches it a rule"
+
+
+def findings(found: list[Coverage], checks: list[Check]) -> str:
+    """A row a module class, a row a check. Ends without a newline."""
+    rows = [("module", "count", "rule", "on CUDA")]
+    rows += [(one.name, str(one.count), one.rule or f"{_UNCOVERED} ({one.path})", one.kernel) for one in found]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = [
+        f"{name:{widths[0]}}  {count:>{widths[1]}}  {rule:{widths[2]}}  {kernel}".rstrip()
+        for name, count, rule, kernel in rows
+    ]
+    if checks:
+        lines += ["", "on a small random copy, float64:"]
+        lines += [
+            f"  {'ok  ' if one.passed else 'FAIL'}  {one.what}: {one.gap:.1e}, at most {one.allowed:.0e} allowed"
+            for one in checks
+        ]
+    return "\n".join(lines)
