@@ -63,6 +63,7 @@ def group_by(graph, groups, names):
         nodes=_sums(graph.nodes, ids, num_groups),
         self_edges=_sums(graph.self_edges, ids, num_groups),
         tokens=None if names is None else list(names),
+        manifest={"group_by": graph.manifest},  # positions in there are those of tokens
         **dict(zip(_COMBINED, map(torch.from_numpy, combined), strict=True)),
     )
 

@@ -283,7 +283,8 @@ class Graph:
         """The graph between groups of tokens: sentences, turns, segments.
 
         Relevance, edges, self edges and dropped masses are sums over members. Edges between two members of one group
-        become the group's diagonal, apart from its self edge.
+        become the group's diagonal, apart from its self edge. The old manifest is kept as
+        ``{"group_by": ...}``.
 
         Args:
             groups: (N,) the group of every token, 0 to G - 1.

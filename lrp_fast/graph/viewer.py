@@ -21,15 +21,12 @@ def to_attribution_graph(graph, slug: str, scan: str | None) -> dict:
     if explained is None:
         raise ValueError(
             "this graph does not say what was explained, so it has no logits to show: export the graph that "
-            "lrp_fast.attribute returned, not a difference or one made by hand"
+            "lrp_fast.attribute returned, not a difference, groups of tokens or one made by hand"
         )
     terms = explained.terms
     for term in terms:
-        if term.position >= graph.num_tokens or graph.nodes[-1, term.position] == 0:
-            raise ValueError(
-                f"no relevance ends at position {term.position}, which was explained: these nodes are no longer the "
-                "tokens of the prompt (group_by?), and the viewers show tokens"
-            )
+        if term.position >= graph.num_tokens:
+            raise ValueError(f"the manifest explains position {term.position} of {graph.num_tokens} tokens")
     edges = few_edges(graph)
     shown = held(graph, edges)
     shown[-1, [term.position for term in terms]] = True
