@@ -96,23 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("model", help="a model directory, a name on the hub, or a graph file, NAME.safetensors")
     _add_decision(command, required=False)
-    built = command.add_argument_group("what is built")
-    kept = built.add_mutually_exclusive_group()
-    kept.add_argument(
-        "--topk", type=_count, metavar="K", help="the K strongest edges into each hidden state (16, unless --mass)"
-    )
-    kept.add_argument(
-        "--mass", type=float, metavar="P", help="a layer's strongest edges that hold this share of all its |weight|"
-    )
-    built.add_argument(
-        "--node-threshold",
-        type=float,
-        default=0.0,
-        metavar="X",
-        help="only edges into states whose |relevance| is at least X of what is explained (0: all)",
-    )
-    built.add_argument("--absolute", action="store_true", help="X is in units of relevance, logits as a rule")
-    built.add_argument("--layers", type=_layers, metavar="L", help="only the edges of these layers, such as 0-3,7")
+    _add_building(command, "16, unless --mass")
     _add_dtype_and_memory(command)
     shown = command.add_argument_group("what is kept, shown and written")
     shown.add_argument(
@@ -146,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--rule", default="attnlrp", choices=("attnlrp", "cp", "gradient"), help="propagation rule")
     command.add_argument("--json", action="store_true", help="print the plan as JSON instead of a table")
     command.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="where it would run (cuda)")
+    _add_building(command, "no graph, unless --mass")
     _add_dtype_and_memory(command)
 
     command = commands.add_parser(
@@ -194,6 +179,27 @@ def _add_decision(command: argparse.ArgumentParser, required: bool) -> None:
     )
     command.add_argument("--rule", default="attnlrp", choices=("attnlrp", "cp", "gradient"), help="propagation rule")
     command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+
+
+def _add_building(command: argparse.ArgumentParser, default: str) -> None:
+    """Which edges a graph is built of; ``default`` says what --topk is where it is left out."""
+    built = command.add_argument_group("what is built")
+    kept = built.add_mutually_exclusive_group()
+    kept.add_argument(
+        "--topk", type=_count, metavar="K", help=f"the K strongest edges into each hidden state ({default})"
+    )
+    kept.add_argument(
+        "--mass", type=float, metavar="P", help="a layer's strongest edges that hold this share of all its |weight|"
+    )
+    built.add_argument(
+        "--node-threshold",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="only edges into states whose |relevance| is at least X of what is explained (0: all)",
+    )
+    built.add_argument("--absolute", action="store_true", help="X is in units of relevance, logits as a rule")
+    built.add_argument("--layers", type=_layers, metavar="L", help="only the edges of these layers, such as 0-3,7")
 
 
 def _add_dtype_and_memory(command: argparse.ArgumentParser) -> None:
@@ -292,18 +298,24 @@ def _read_graph(options: argparse.Namespace):
 
 
 def _build_graph(options: argparse.Namespace):
-    from .graph import GraphSpec
-
     if options.prompt is None and options.prompt_file is None:
         raise ValueError("give --prompt or --prompt-file with a model; without them, a graph file, NAME.safetensors")
-    spec = GraphSpec(
-        topk=16 if options.topk is None and options.mass is None else options.topk,
+    if options.topk is None and options.mass is None:
+        options.topk = 16
+    return _explain(options, _read_spec(options)).graph
+
+
+def _read_spec(options: argparse.Namespace):
+    """What `_add_building` asks for."""
+    from .graph import GraphSpec
+
+    return GraphSpec(
+        topk=options.topk,
         mass=options.mass,
         node_threshold=options.node_threshold,
         absolute=options.absolute,
         layers=options.layers,
     )
-    return _explain(options, spec).graph
 
 
 def _explain(options: argparse.Namespace, graph=None):
@@ -365,9 +377,11 @@ def _plan(options: argparse.Namespace) -> int:
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     memory = Memory(options.device_budget, options.host_budget, options.offload_dir)
-    planned = plan(
-        model, options.tokens, rule=options.rule, memory=memory, targets=options.targets, device=options.device
-    )
+    graph = None if options.topk is None and options.mass is None else _read_spec(options)
+    if graph is None and (options.layers or options.node_threshold or options.absolute):
+        raise ValueError("--layers, --node-threshold and --absolute are of a graph: give --topk or --mass too")
+    counts = {"targets": options.targets, "device": options.device}
+    planned = plan(model, options.tokens, rule=options.rule, memory=memory, graph=graph, **counts)
     if options.json:
         print(json.dumps(dataclasses.asdict(planned)))
     else:

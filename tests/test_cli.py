@@ -314,6 +314,16 @@ def test_a_plan_needs_no_weights(directory, tmp_path, capsys):
     assert planned["tiers"] == ["graph"] * 3 and planned["n_tokens"] == 1000 and planned["peak"]["cpu"] > 0
 
 
+def test_a_plan_counts_a_graph(directory, capsys):
+    sizes = ["plan", directory, "--tokens", "1000", "--device", "cpu", "--json"]
+    peaks = []
+    for more in ([], ["--topk", "8"], ["--topk", "8", "--layers", "0"]):
+        assert main([*sizes, *more]) == 0
+        peaks.append(json.loads(capsys.readouterr().out)["peak"]["cpu"])
+    assert peaks[0] < peaks[2] < peaks[1]
+    assert main([*sizes, "--layers", "0"]) == 2 and "give --topk or --mass too" in capsys.readouterr().err
+
+
 def test_a_plan_says_what_is_wrong(directory, tmp_path, capsys):
     assert main(["plan", str(tmp_path / "none"), "--tokens", "10"]) == 2
     assert "cannot read the config of" in capsys.readouterr().err
