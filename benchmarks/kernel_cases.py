@@ -169,7 +169,8 @@ def attention_backward(machine: Machine, n: int, dim: int, rule: str) -> Problem
 
 def attention_edges(machine: Machine, n: int, dim: int) -> Problem:
     """The 16 strongest edges into every query under attnlrp, for which 2 products are needed, as for the forward pass:
-    that takes turns with it. What is compared is the strengths, and what was left out, positive and negative."""
+    that takes turns with it. What is compared is the strengths, and what was left out, positive and negative. PyTorch's
+    form is timed with its lists brought to the host, where the graph keeps them."""
     query, key, value, g = attention_tensors(machine, n, dim)
     rows = torch.arange(n, device=query.device)
 

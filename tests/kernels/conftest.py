@@ -218,11 +218,12 @@ def same():
 @pytest.fixture
 def judge(within_rounding):
     """``judge(found, definition, tensors, terms)``: by the precision oracle, ``definition`` in float64 being the truth
-    and in the working dtype the plain form; None among the tensors is passed on.
+    and in the working dtype the plain form; None among the tensors is passed on. ``terms`` are those of a float32 sum:
+    from 16 bits it is taken in float32 too, and only a few numbers are rounded to 16.
     """
 
     def check(found, definition, tensors, terms):
         truth = definition(*(None if x is None else x.double() for x in tensors))
-        within_rounding(found, definition(*tensors), truth, terms)
+        within_rounding(found, definition(*tensors), truth, terms if found.dtype == torch.float32 else 4)
 
     return check

@@ -40,6 +40,7 @@ STACK = {
     "attention/*-far-features-forward_kernel": 928,
     "attention/*-far-features-dkv_kernel": 1032,
     "attention/*-far-features-dq_kernel": 424,
+    "attention/*-far-features-prepare_kernel": 8,
     # Full float32 goes without tensor cores, and holds both operands in registers.
     "attention/*-float32-*-forward_kernel": 176,
     "attention/*-float32-*-dq_kernel": 216,
