@@ -14,7 +14,7 @@ def readme(root):
     return (root / "README.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("what", ["attribution", "linear", "context"])
+@pytest.mark.parametrize("what", ["attribution", "linear", "context", "edges"])
 def test_tables_are_those_of_the_results(what, readme, root, monkeypatch):
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
     import run
