@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import operator
-
 import torch
 
 from . import question
+from .graph.spec import whole
 from .hf import decoder_layers, device_of
 from .memory import Memory, plan
 from .rules import Rules
@@ -52,14 +51,15 @@ def between(
         raise TypeError("between explains one decision: call it once for each target and contrast")
     asked = question.read(model, input_ids, target, contrast, position, rule, tokenizer)
     count, length = len(decoder_layers(model)), len(asked.ids)
-    layers = [_whole(one, "source_layer and target_layer") for one in (source_layer, target_layer)]
+    demand = "source_layer and target_layer must hold whole numbers"
+    layers = [whole(one, demand) for one in (source_layer, target_layer)]
     if not 0 <= layers[0] < layers[1] <= count:
         raise ValueError(
             f"source_layer must be below target_layer, both from 0 to {count}, not {layers[0]} and {layers[1]}"
         )
     if isinstance(rows, str) or not hasattr(rows, "__iter__"):
         raise TypeError(f"rows must be a sequence of whole numbers, not {rows!r}")
-    rows = [_whole(one, "rows") for one in rows]
+    rows = [whole(one, "rows must hold whole numbers") for one in rows]
     for row in rows:
         if not -length <= row < length:
             raise ValueError(f"row {row} is outside the context's {length} tokens")
@@ -81,12 +81,3 @@ def between(
     if not found.isfinite().all():
         raise ValueError(f"relevance is not finite between layers {layers[0]} and {layers[1]}: {model.dtype} overflows")
     return found
-
-
-def _whole(value, name: str) -> int:
-    try:
-        if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must hold whole numbers, not {value!r}") from None

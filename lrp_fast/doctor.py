@@ -49,9 +49,7 @@ def checks(config, tokens: int = 19) -> list[Check]:
     ids = torch.randint(3, model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
     given = {"target": 5, "contrast": 7}
 
-    embeddings = model.get_input_embeddings()
-    # Llama-like models start at what the embeddings put out; with learned positions, at the sum with those.
-    first: list[torch.Tensor] = []
+    first: list[torch.Tensor] = []  # layer 0: the embeddings, with learned positions where there are some
 
     def keep(module, args, named):
         hidden = args[0] if args else named["hidden_states"]
@@ -62,7 +60,7 @@ def checks(config, tokens: int = 19) -> list[Check]:
         plain = model(ids, use_cache=False).logits
     with patched(model):
         handle = decoder_layers(model)[0].register_forward_pre_hook(keep, with_kwargs=True)
-        logits = model(inputs_embeds=embeddings(ids), use_cache=False).logits
+        logits = model(ids, use_cache=False).logits
         handle.remove()
         (logits[0, -1, 5] - logits[0, -1, 7]).backward()
     direct = (first[0] * first[0].grad).sum(-1)[0].detach()

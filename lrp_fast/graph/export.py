@@ -89,11 +89,11 @@ def to_node_link(graph) -> dict:
 
 def _about(graph) -> dict:
     about = {"num_layers": graph.num_layers, "num_tokens": graph.num_tokens}
-    return about | {"dropped_mass": _dropped(graph), "manifest": without_infinity(graph.manifest)}
+    return about | {"dropped_mass": dropped(graph), "manifest": without_infinity(graph.manifest)}
 
 
-def _dropped(graph) -> list[float]:
-    """The positive and the negative relevance on edges that were not kept."""
+def dropped(graph) -> list[float]:
+    """The positive and the negative relevance on all edges that were not kept, self edges included."""
     return (graph.dropped_mass.double().sum(0) + graph.dropped_self.double().sum(0)).tolist()
 
 

@@ -44,7 +44,7 @@ class GraphSpec:
         if (self.topk is None) == (self.mass is None):
             raise ValueError("a GraphSpec takes one of topk= and mass=, such as GraphSpec(topk=16)")
         if self.topk is not None:
-            object.__setattr__(self, "topk", _whole(self.topk, "topk"))
+            object.__setattr__(self, "topk", whole(self.topk, "topk must be a whole number"))
             if self.topk < 1:
                 raise ValueError(f"topk must be at least 1, not {self.topk}")
         if self.mass is not None and not (_is_number(self.mass) and 0 < self.mass <= 1):
@@ -55,7 +55,7 @@ class GraphSpec:
             raise TypeError(f"absolute must be True or False, not {self.absolute!r}")
         if self.layers is not None:
             try:
-                layers = tuple(_whole(one, "layers") for one in self.layers)
+                layers = tuple(whole(one, "layers") for one in self.layers)
             except TypeError as error:
                 raise TypeError(f"layers must be a list of whole numbers, not {self.layers!r}") from error
             object.__setattr__(self, "layers", layers)
@@ -92,13 +92,14 @@ def transition(spec: GraphSpec, passed, value: float) -> tuple[Edges, torch.Tens
     return edges, (found.dropped / raised).to(dtype), own.cpu()
 
 
-def _whole(value, name: str) -> int:
-    if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
+def whole(value, demand: str) -> int:
+    """``value`` as an int; TypeError with the ``demand`` that it does not meet, for truth values too."""
     try:
+        if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+            raise TypeError("a truth value")
         return operator.index(value)
     except TypeError as error:
-        raise TypeError(f"{name} must be a whole number, not {value!r}") from error
+        raise TypeError(f"{demand}, not {value!r}") from error
 
 
 def _is_number(value) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..files import without_infinity
 from ..graph import Graph, Path, measures
+from ..graph.export import dropped
 from ..graph.viewer import about
 from .table import cut, headline, size
 
@@ -42,7 +43,7 @@ def counts(graph: Graph) -> dict[str, float]:
         mass += float(magnitude.sum())
         same += float(magnitude[away == 0].sum())
         distance += float((magnitude * away).sum())
-    lost = graph.dropped_mass.double().sum(0) + graph.dropped_self.double().sum(0)
+    positive, negative = dropped(graph)
     return {
         "nodes": int(held.sum()),
         "tokens": int(held.any(0).sum()),
@@ -51,8 +52,8 @@ def counts(graph: Graph) -> dict[str, float]:
         "mass": mass,
         "same_position_share": same / mass if mass else 0.0,
         "mean_lookback": distance / mass if mass else 0.0,
-        "dropped_positive": lost[0].item(),
-        "dropped_negative": lost[1].item(),
+        "dropped_positive": positive,
+        "dropped_negative": negative,
     }
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 
 import numpy as np
 
-from ..files import without_infinity
 from ..graph import Graph
-from ..graph.export import EdgeList, edge_list, held
+from ..graph.export import EdgeList, dropped, edge_list, held
 from ..graph.viewer import about
 from .html import embedded, write_page
-from .record import contrast_words, rule_words
+from .record import page_head
 
 _MOST_EDGES = 20_000  # what a browser draws while one watches
 
@@ -37,13 +35,12 @@ def _page_data(graph: Graph) -> dict:
     layers, columns = shown.nonzero()
     number = (np.cumsum(shown) - 1).reshape(shown.shape)  # of a node, where it is shown
     column = np.searchsorted(positions, np.arange(graph.num_tokens))
-    lost = graph.dropped_mass.double().sum(0) + graph.dropped_self.double().sum(0)
     return _about(graph) | {
         "num_layers": graph.num_layers,
         "num_tokens": graph.num_tokens,
         "num_edges": len(magnitude),
         "mass": float(magnitude.sum()),
-        "dropped": lost.tolist(),
+        "dropped": dropped(graph),
         "tokens": None if graph.tokens is None else [graph.tokens[position] for position in positions.tolist()],
         "positions": embedded(positions, "<u4"),
         "node_layers": embedded(layers, "<u2"),
@@ -58,12 +55,4 @@ def _page_data(graph: Graph) -> dict:
 def _about(graph: Graph) -> dict:
     """What was explained, by which rule; without it for a graph that does not say."""
     found = about(graph)
-    if found is None:
-        return {"explained": None, "model": "", "rule": ""}
-    return {
-        "value": without_infinity(found.value),
-        "explained": without_infinity(asdict(found.explained)),
-        "contrast_words": contrast_words(found.explained),
-        "rule": rule_words(found.rules),
-        "model": found.model,
-    }
+    return {"explained": None, "model": "", "rule": ""} if found is None else page_head(found)

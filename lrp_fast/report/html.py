@@ -7,15 +7,14 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import asdict
 from importlib.resources import files
 
 import numpy as np
 import torch
 
 from ..attribution import Attribution
-from ..files import without_infinity, write_atomically
-from .record import contrast_words, finite, rule_words
+from ..files import write_atomically
+from .record import finite, page_head
 
 
 def write_html(result: Attribution, path: str | os.PathLike) -> None:
@@ -46,12 +45,7 @@ def _source(name: str) -> str:
 def _page_data(result: Attribution) -> dict:
     """What page.js reads. The (L + 1, N) relevances are little-endian float32 in base64: 5.3 bytes each, exact."""
     layers = finite(finite(result.layers).to(torch.float32)).contiguous()
-    return {
-        "value": without_infinity(result.value),
-        "explained": without_infinity(asdict(result.explained)),
-        "contrast_words": contrast_words(result.explained),
-        "rule": rule_words(result.rules),
-        "model": result.model,
+    return page_head(result) | {
         "ids": result.input_ids.tolist(),
         "tokens": result.tokens,
         "special": [i for i, flag in enumerate(result.special or []) if flag],

@@ -39,6 +39,17 @@ def as_json(result: Attribution) -> dict:
     }
 
 
+def page_head(told) -> dict:
+    """What the head of a page reads, of an `Attribution` or of a graph's `About`."""
+    return {
+        "value": without_infinity(told.value),
+        "explained": without_infinity(asdict(told.explained)),
+        "contrast_words": contrast_words(told.explained),
+        "rule": rule_words(told.rules),
+        "model": told.model,
+    }
+
+
 def finite(layers: torch.Tensor) -> torch.Tensor:
     """``layers`` (L + 1, N) on the CPU, outside autograd.
 
