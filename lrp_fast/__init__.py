@@ -6,6 +6,7 @@ building blocks. See the README for the rules and the command line.
 
 from . import hf, ops
 from .attribution import Attribution, attribute, load
+from .batch import attribute_batch
 from .between import between
 from .graph import Graph, GraphSpec
 from .hf import UnsupportedModuleError, patched
@@ -27,6 +28,7 @@ __all__ = [
     "Token",
     "UnsupportedModuleError",
     "attribute",
+    "attribute_batch",
     "between",
     "hf",
     "load",

@@ -48,7 +48,7 @@ def read(model, input_ids, target, contrast, position, rule, tokenizer) -> Quest
         UnsupportedModuleError: if the model holds a module that no rule covers.
     """
     rules = as_rules(rule)
-    _check_model(model)
+    check_model(model)
     ids = _read_ids(input_ids, tokenizer)
     pairs = _pairs(target, contrast)
     requests = [targets.read(*pair, tokenizer=tokenizer, vocab_size=vocabulary_size(model)) for pair in pairs]
@@ -85,7 +85,8 @@ def _pairs(target, contrast) -> list[tuple]:
     return list(zip(target, contrast, strict=True))
 
 
-def _check_model(model) -> None:
+def check_model(model) -> None:
+    """As `read` does, before it looks at anything else."""
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a loaded transformers model, not {type(model).__name__}")
     name = type(model).__name__
@@ -113,7 +114,8 @@ def _read_ids(input_ids, tokenizer) -> torch.Tensor:
     if ids.ndim == 2 and ids.shape[0] == 1:
         ids = ids[0]
     if ids.ndim != 1:
-        raise ValueError(f"input_ids must be (N,) or (1, N), one prompt, not {tuple(ids.shape)}: call once a prompt")
+        shape = tuple(ids.shape)
+        raise ValueError(f"input_ids must be (N,) or (1, N), one prompt, not {shape}: attribute_batch takes several")
     if len(ids) == 0:
         raise ValueError("input_ids is empty: give at least one token")
     if ids.dtype.is_floating_point or ids.dtype == torch.bool or ids.is_complex():

@@ -212,7 +212,7 @@ def test_load_refuses_other_files(tmp_path):
         ({"input_ids": [1, 97]}, ValueError, "input_ids holds token 97, outside the vocabulary, 0 to 96"),
         ({"input_ids": [1, -1]}, ValueError, "input_ids holds token -1, outside the vocabulary"),
         ({"input_ids": [1] * 129}, ValueError, "the prompt has 129 tokens, more than the model's 128 positions"),
-        ({"input_ids": [[1, 2], [3, 4]]}, ValueError, r"one prompt, not \(2, 2\): call once a prompt"),
+        ({"input_ids": [[1, 2], [3, 4]]}, ValueError, r"one prompt, not \(2, 2\): attribute_batch takes several"),
         ({"input_ids": [1.0, 2.0]}, TypeError, "input_ids must hold whole numbers, not torch.float32"),
         ({"input_ids": {"a": 1}}, TypeError, r"input_ids must be a LongTensor \(N,\) or \(1, N\), or a str"),
         ({"input_ids": "text"}, ValueError, "input_ids is a string: give tokenizer= with it"),

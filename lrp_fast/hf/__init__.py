@@ -1,7 +1,7 @@
 """The only place that knows Hugging Face: scoped patching, the attention interface, coverage, model families."""
 
 from . import handlers
-from .attention import register_attention
+from .attention import real_tokens, register_attention
 from .contributions import contributions
 from .coverage import Coverage, UnsupportedModuleError, check, coverage
 from .families import decoder_layers, register
@@ -23,6 +23,7 @@ __all__ = [
     "handlers",
     "layer_sizes",
     "patched",
+    "real_tokens",
     "recording",
     "register",
     "replaying",

@@ -108,6 +108,16 @@ def mask_bounds(
         )
     if attention_mask is None or attention_mask.all():
         return None
+    bounds = (real_tokens(attention_mask) - kwargs.get("kv_offset", 0)).clamp(min=0)
+    return None if (bounds == bounds.new_tensor([0, kwargs["kv_length"]])).all() else bounds
+
+
+def real_tokens(attention_mask: Tensor) -> Tensor:
+    """(B, 2) first and one-past-last real token of each row of a (B, N) padding mask.
+
+    Raises:
+        ValueError: for a row whose real tokens are not one run.
+    """
     real = attention_mask.to(torch.bool)
     length = real.sum(-1)
     start = real.int().argmax(-1)
@@ -118,5 +128,4 @@ def mask_bounds(
             + ("no real token" if length[row] == 0 else "a gap between real tokens")
             + ": padding must lie before or after one run of tokens"
         )
-    bounds = (torch.stack([start, end], -1) - kwargs.get("kv_offset", 0)).clamp(min=0)
-    return None if (bounds == bounds.new_tensor([0, kwargs["kv_length"]])).all() else bounds
+    return torch.stack([start, end], -1)

@@ -58,7 +58,8 @@ STACK = {
     "edges/*-cp-strongest_kernel": 264,
     "edges/*-strongest_kernel": 208,
     "edges/*": 112,
-    # Rows so wide that 1,024 threads hold 32 elements each: they were refused otherwise. Triton 3.9 spills most, on sm_100.
+    # Rows so wide that 1,024 threads hold 32 elements each: they were refused otherwise.
+    # Most with Triton 3.9 on sm_100.
     "norm/layer_norm_backward-*-32768-*": 376,
 }
 WORKERS = 2
