@@ -161,6 +161,11 @@ def _ids(name: str, given, tokenizer, vocab_size: int) -> tuple[int, ...]:
             ids = ids[1:]  # SentencePiece puts a blank before every text: of " word" it makes two
         if not ids:
             raise ValueError(f"{name} {given!r} is no token at all: give a string that the tokenizer does not drop")
+        if tokenizer.unk_token_id in ids and tokenizer.unk_token not in given:
+            raise ValueError(
+                f"{name} {given!r} holds what the tokenizer does not know, and becomes {pieces}: give a string that it "
+                "knows, or a token id"
+            )
         return ids
     try:
         one = None if isinstance(given, bool) else operator.index(given)

@@ -83,6 +83,9 @@ def test_sentencepiece_targets_with_and_without_a_blank():
         request = read(target, contrast, tokenizer=tokenizer, vocab_size=10)
         assert (request.prefix, request.target, request.contrast) == ((), 2, 3)
     assert token_texts([2], tokenizer) == [" Sydney"]
+    with pytest.raises(ValueError, match=r"contrast ' Perth' holds what the tokenizer does not know, and becomes \["):
+        read(" Sydney", " Perth", tokenizer=tokenizer, vocab_size=10)
+    assert read("<unk>", " Sydney", tokenizer=tokenizer, vocab_size=10).contrast == 2  # asked for by name
 
 
 def test_special_tokens_include_those_that_only_the_added_tokens_mark(smollm2):
