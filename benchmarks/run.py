@@ -5,7 +5,8 @@
     python benchmarks/run.py context [--tokens 1024 2048 4096 8192] [--lxt-python lxt-env/bin/python]
     python benchmarks/run.py edges [--tokens 2048]
     python benchmarks/run.py kernels [--seconds 210]    # with a CUDA device; `make gpu` runs the tests first
-    python benchmarks/run.py model [--seconds 210]      # with a CUDA device: a whole model of 8 billion weights
+    python benchmarks/run.py model [--seconds 210]      # with a CUDA device: whole models of up to 8 billion weights
+    python benchmarks/run.py profile [--tokens 65536]   # with a CUDA device: the same model's time by kernel
     python benchmarks/run.py tune [--rows 'dkv*, head_dim 128, *'] [--on 9.0]
 
 Ratios are taken within one run; absolute CPU seconds mean little elsewhere. peers/lxt_attribution.py says how the
@@ -41,7 +42,7 @@ PACKAGES = ("lrp-fast", "torch", "transformers", "triton", "numpy", "zennit")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=(*TABLES, "kernels", "model", "tune"))
+    parser.add_argument("what", choices=(*TABLES, "kernels", "model", "profile", "tune"))
     parser.add_argument("--tokens", type=int, nargs="+", help="context lengths")
     parser.add_argument("--repeats", type=int, default=3, help="of attribution: timed calls a round")
     parser.add_argument("--rounds", type=int, default=2, help="of attribution: how often ours and LXT take turns")
@@ -60,7 +61,7 @@ def main() -> None:
         import tune  # Triton exists on Linux only
 
         return tune.main(options.rows, options.on)
-    if options.what in ("kernels", "model"):
+    if options.what in ("kernels", "model", "profile"):
         sys.exit(kernels(options) if options.what == "kernels" else whole_model(options))
     if options.what == "linear":
         results = linear.measure()
@@ -102,16 +103,20 @@ def whole_model(options: argparse.Namespace) -> int:
     if not (options.dry_run or torch.cuda.is_available()):
         print("the model runs on a CUDA device, and torch finds none here (--dry-run does without)", file=sys.stderr)
         return 2
+    import model_profile
     import model_times
 
     def keep(results: dict) -> str | None:
         return None if options.dry_run else write(options, {"tests": options.tests, **gpu(), **results})
 
-    results = model_times.measure(options.seconds, options.dry_run, keep)
+    if options.what == "profile":
+        results, tables = model_profile.measure((options.tokens or [65536])[0], options.dry_run), model_profile.table
+    else:
+        results, tables = model_times.measure(options.seconds, options.dry_run, keep), model_times.table
     path = keep(results)
-    print(model_times.table(results))
+    print(tables(results))
     print(f"\nwrote {path}" if path else "\na dry run: the times mean nothing, and nothing was written")
-    return 1 if results["wrong"] else 0
+    return 1 if results.get("wrong") else 0
 
 
 def write(options: argparse.Namespace, results: object) -> str:

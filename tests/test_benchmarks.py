@@ -45,7 +45,7 @@ def test_a_dry_run_times_every_case_and_writes_nothing(root, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu_one_sentence_says_so(root):
     commands = [[sys.executable, root / "benchmarks" / "gpu.py"]]
-    commands += [[sys.executable, root / "benchmarks" / "run.py", what] for what in ("kernels", "model")]
+    commands += [[sys.executable, root / "benchmarks" / "run.py", what] for what in ("kernels", "model", "profile")]
     if shutil.which("make"):
         commands.append(["make", "--no-print-directory", "-C", root, "gpu", f"PYTHON={sys.executable}"])
     for command in commands:
@@ -168,18 +168,22 @@ def test_the_model_benchmark_keeps_every_case_as_it_ends(root):
     kept = json.loads(done.stdout)
     found = kept[-1]
     assert found["wrong"] == found["left_out"] == []
-    contenders = ["forward", "ours"] + ["lxt_checkpointing"] * (importlib.util.find_spec("lxt") is not None)
-    assert [len(one["rows"]) for one in kept] == [1] * len(contenders) + [2] * len(contenders)
-    for row in found["rows"]:
-        assert list(row)[2:] == contenders
+    qwen = ["forward", "ours", "ours_graph"]
+    llama = qwen + ["lxt_checkpointing"] * (importlib.util.find_spec("lxt") is not None)
+    many = [qwen, qwen, llama, llama]
+    assert [len(one["rows"]) for one in kept] == [n for n, names in enumerate(many, 1) for _ in names]
+    for row, names in zip(found["rows"], many, strict=True):
+        assert list(row)[3:] == names
         assert row["ours"]["share_of_ceiling"] > 0 and row["ours"]["ratio"] > 0
+        assert row["ours_graph"]["relevance_gap_to_ours"] < 1e-5 and row["ours_graph"]["over_ours"] > 0
         if "lxt_checkpointing" in row:  # float32: the same rules in another order of rounding
             assert row["lxt_checkpointing"]["relevance_gap_to_ours"] < 1e-5
 
 
 def test_the_model_benchmark_ends_with_its_time(model_times):
     found = model_times.measure(0, True, lambda found: None)
-    assert found["left_out"] == ["plain forward, 16", "ours, 16", "plain forward, 32", "ours, 32"]
+    assert len(found["left_out"]) == 12
+    assert found["left_out"][-2:] == ["ours, Llama-3.1-8B, 32", "ours with a graph, Llama-3.1-8B, 32"]
     assert all(name not in row for row in found["rows"] for name in model_times.NAMES)
     assert "LXT: not measured: no LXT" in model_times.table(found)
 
@@ -193,9 +197,18 @@ def test_the_model_benchmark_tells_what_failed(model_times, monkeypatch):
 
     monkeypatch.setattr(model_times, "contenders", contenders)
     found = model_times.measure(60, True, lambda found: None)
-    assert [row["forward"] for row in found["rows"]] == [{"failed": "out of memory"}] * 2
-    assert found["wrong"] == ["ours, 16: ValueError: not finite", "ours, 32: ValueError: not finite"]
-    assert "WRONG: ours, 16: ValueError: not finite" in model_times.table(found)
+    assert [row["forward"] for row in found["rows"]] == [{"failed": "out of memory"}] * 4
+    assert found["wrong"][:2] == [f"ours, Qwen3-4B, {n}: ValueError: not finite" for n in (16, 32)]
+    assert "WRONG: ours, Llama-3.1-8B, 16: ValueError: not finite" in model_times.table(found)
+
+
+def test_the_profile_names_what_takes_the_time(root):
+    command = [sys.executable, root / "benchmarks" / "run.py", "profile", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    forward, attribution = done.stdout.split("attribution, 32 tokens: ")
+    assert forward.startswith("forward, 32 tokens: ")
+    assert "_AttentionBackward" in attribution and "_AttentionBackward" not in forward
 
 
 def test_what_fails_for_want_of_memory_is_told_from_other_errors(root, monkeypatch):
