@@ -260,5 +260,24 @@ def test_lxt_gives_the_same_to_the_same_script(compared, where, script, tiny, id
         assert (one - other).abs().max() <= 1e-4 * other.abs().max()
 
 
+@pytest.mark.parametrize("kind, limit", [("silu", 0.5), ("gelu", 0.5), ("gelu_tanh", 0.5)])
+def test_where_ours_differs_from_lxt_on_purpose(kind, limit):
+    """LXT's identity rule is the factor f(z) / (z + 1e-10), which at 0 is 0 and not f's limit: there, nothing passes.
+
+    Apart from 0 it is off by 1e-10 / |z + 1e-10| of itself. The scripts above stay within 1e-4 because so small a z is
+    rare, and adds next to nothing to z * g.
+    """
+    size = torch.logspace(-9, 2, 400, dtype=torch.float64)
+    z = torch.cat([-size, torch.zeros(1, dtype=torch.float64), size]).requires_grad_()
+    value = lrp_fast.ops.activation(z, kind)
+    (factor,) = torch.autograd.grad(value.sum(), z)
+    z = z.detach()
+    theirs = value.detach() / (z + 1e-10)
+    apart = z != 0
+    bound = 1e-10 / (z + 1e-10).abs() * factor.abs()
+    assert ((factor - theirs).abs() <= bound + 1e-12)[apart].all()
+    assert factor[~apart] == limit and theirs[~apart] == 0
+
+
 # What a config of transformers 5 says that an older one takes amiss: all of it default here.
 NEWER = ("rope_parameters", "rope_scaling", "transformers_version", "architectures", "model_type", "dtype")
