@@ -20,15 +20,12 @@ def influence(graph, target, signed: bool) -> torch.Tensor:
 
 
 def ancestors(graph, target) -> torch.Tensor:
-    found = nodes.mask(graph, nodes.targets(graph, target))
-    return torch.from_numpy(_native.reach(arrays(graph), found, False))
+    return _reach(graph, nodes.mask(graph, nodes.targets(graph, target)), forward=False)
 
 
 def descendants(graph, source) -> torch.Tensor:
-    if source is None:
-        source = [(0, position) for position in range(graph.num_tokens)]
-    found = nodes.mask(graph, nodes.read(graph, source, "source"))
-    return torch.from_numpy(_native.reach(arrays(graph), found, True))
+    found = nodes.inputs(graph) if source is None else nodes.mask(graph, nodes.read(graph, source, "source"))
+    return _reach(graph, found, forward=True)
 
 
 def subgraph(graph, mask):
@@ -36,7 +33,12 @@ def subgraph(graph, mask):
 
 
 def trim(graph, target):
-    return subgraph(graph, ancestors(graph, target) & descendants(graph, None))
+    return keep_paths(graph, nodes.mask(graph, nodes.targets(graph, target)))
+
+
+def keep_paths(graph, ends: np.ndarray):
+    """The graph with only the edges on a path from layer 0 to a node of the mask ``ends``."""
+    return subgraph(graph, _reach(graph, ends, forward=False) & _reach(graph, nodes.inputs(graph), forward=True))
 
 
 def keep(graph, thresholds=0.0, above=True, factors=None, mask=None):
@@ -46,3 +48,7 @@ def keep(graph, thresholds=0.0, above=True, factors=None, mask=None):
     kept = _native.keep_edges(arrays(graph), graph.dropped_self.numpy(), limits, above, factors, mask)
     names = ("indptr", "columns", "weights", "self_edges", "dropped_mass", "dropped_self")
     return replace(graph, **dict(zip(names, map(torch.from_numpy, kept), strict=True)))
+
+
+def _reach(graph, mask: np.ndarray, forward: bool) -> torch.Tensor:
+    return torch.from_numpy(_native.reach(arrays(graph), mask, forward))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from .. import _native
 from . import flow, nodes
 from .native import arrays
@@ -31,17 +33,17 @@ def prune(graph, threshold, mass, influence, target):
     return _by_influence(graph, node_share, edge_share, nodes.targets(graph, target))
 
 
-def _by_influence(graph, node_share: float, edge_share: float, found: list[tuple[int, int]]):
+def _by_influence(graph, node_share: float, edge_share: float, found: np.ndarray):
     """circuit-tracer's ``prune_graph``, by its formulas: nodes by influence, then edges by |share| x influence of the
     target among those nodes, normalised anew, then everything that lost its incoming or outgoing edges."""
-    start = nodes.start(graph, found)
+    start, ends = nodes.start(graph, found), nodes.mask(graph, found)
     of_nodes, _ = _native.influence(arrays(graph), start, None, None, False)
     mask = of_nodes >= _TIES * _native.mass_threshold(of_nodes.reshape(-1), node_share)
     mask[0] = True
-    mask |= nodes.mask(graph, found)
+    mask |= ends
     _, factors = _native.influence(arrays(graph), start, None, mask, False)
     threshold = _TIES * _native.edge_threshold(arrays(graph), factors, mask, edge_share)
-    return flow.trim(flow.keep(graph, threshold, above=False, factors=factors, mask=mask), found)
+    return flow.keep_paths(flow.keep(graph, threshold, above=False, factors=factors, mask=mask), ends)
 
 
 def _is_number(value) -> bool:
