@@ -39,6 +39,11 @@ def targets(graph, target) -> np.ndarray:
     return np.stack([np.full_like(positions, graph.num_layers), positions], 1)
 
 
+def named(target, found: np.ndarray) -> list[list[int]] | None:
+    """What a manifest says of a ``target`` that stands for the nodes ``found``."""
+    return None if target is None else found.tolist()
+
+
 def shares(graph, found: np.ndarray, signed: bool = False) -> np.ndarray:
     """What each target counts: its relevance over the sum of |relevance|; equal parts where all of it is 0."""
     relevance = graph.nodes.numpy()[tuple(found.T)].astype(np.float64)

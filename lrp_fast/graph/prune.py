@@ -24,16 +24,19 @@ def prune(graph, threshold, mass, influence, target):
     if threshold is not None:
         if not (_is_number(threshold) and 0 <= threshold < math.inf):
             raise ValueError(f"threshold must be a finite number, 0 or above, not {threshold!r}")
-        return flow.keep(graph, threshold)
+        return flow.keep(graph, threshold, step={"threshold": threshold})
     if mass is not None:
-        return flow.keep(graph, _native.mass_thresholds(arrays(graph), _share(mass, "mass")), above=False)
+        limits = _native.mass_thresholds(arrays(graph), _share(mass, "mass"))
+        return flow.keep(graph, limits, above=False, step={"mass": mass})
     if not isinstance(influence, tuple | list) or len(influence) != 2:
         raise ValueError(f"influence must be (node share, edge share), such as (0.8, 0.98), not {influence!r}")
     node_share, edge_share = (_share(one, "influence") for one in influence)
-    return _by_influence(graph, node_share, edge_share, nodes.targets(graph, target))
+    found = nodes.targets(graph, target)
+    step = {"influence": [*influence], "target": nodes.named(target, found)}
+    return _by_influence(graph, node_share, edge_share, found, step)
 
 
-def _by_influence(graph, node_share: float, edge_share: float, found: np.ndarray):
+def _by_influence(graph, node_share: float, edge_share: float, found: np.ndarray, step: dict):
     """circuit-tracer's ``prune_graph``, by its formulas: nodes by influence, then edges by |share| x influence of the
     target among those nodes, normalised anew, then everything that lost its incoming or outgoing edges."""
     start, ends = nodes.start(graph, found), nodes.mask(graph, found)
@@ -43,7 +46,7 @@ def _by_influence(graph, node_share: float, edge_share: float, found: np.ndarray
     mask |= ends
     _, factors = _native.influence(arrays(graph), start, None, mask, False)
     threshold = _TIES * _native.edge_threshold(arrays(graph), factors, mask, edge_share)
-    return flow.keep_paths(flow.keep(graph, threshold, above=False, factors=factors, mask=mask), ends)
+    return flow.keep_paths(flow.keep(graph, threshold, above=False, factors=factors, mask=mask), ends, step)
 
 
 def _is_number(value) -> bool:
