@@ -103,6 +103,14 @@ struct Incoming {
     Range before;
     Range behind;
     double own;
+
+    // f(range) for the two in turn. Measured: a loop over a list of them, laid out in memory for every row and empty
+    // behind in a causal one, doubles the time of a sweep over rows of 15 edges.
+    template <class F>
+    void each_range(const F& f) const {
+        f(before);
+        if (behind.begin < behind.end) f(behind);
+    }
 };
 template <class T>
 inline Incoming incoming(const Graph<T>& graph, std::int64_t layer, std::int64_t target, std::int64_t row) {
@@ -124,13 +132,13 @@ inline Incoming incoming(const Graph<T>& graph, std::int64_t layer, std::int64_t
 template <class T, class F>
 inline void each_edge(const Graph<T>& graph, std::int64_t layer, std::int64_t target, std::int64_t row, F&& f) {
     const Incoming edges = incoming(graph, layer, target, row);
-    for (const Range& range : {edges.before, edges.behind}) {
+    edges.each_range([&](Range range) {
         for (std::int64_t edge = range.begin; edge < range.end; ++edge) {
             const std::int64_t source = graph.columns[edge];
             const double weight = graph.weights[edge];
             if (weight != 0 && is_position(graph, source)) f(source, weight);
         }
-    }
+    });
     if (edges.own != 0) f(target, edges.own);
 }
 
@@ -139,13 +147,13 @@ template <class T>
 inline double kept_mass(const Graph<T>& graph, std::int64_t layer, std::int64_t target, std::int64_t row) {
     const Incoming edges = incoming(graph, layer, target, row);
     double sums[4] = {std::abs(edges.own), 0, 0, 0};  // four chains of additions at once
-    for (const Range& range : {edges.before, edges.behind}) {
+    edges.each_range([&](Range range) {
         std::int64_t edge = range.begin;
         for (; edge + 4 <= range.end; edge += 4) {
             for (int i = 0; i < 4; ++i) sums[i] += std::abs(double(graph.weights[edge + i]));
         }
         for (; edge < range.end; ++edge) sums[0] += std::abs(double(graph.weights[edge]));
-    }
+    });
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 

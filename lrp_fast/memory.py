@@ -18,6 +18,7 @@ from torch import nn
 
 from .graph import GraphSpec
 from .hf import LayerSize, check, layer_sizes, vocabulary_size, weight_bytes
+from .ops.edges import HELD
 from .rules import Rules, as_rules
 
 _HOST = torch.device("cpu")
@@ -370,6 +371,8 @@ def _work_on_edges(size: LayerSize, context: _Context) -> tuple[int, float]:
     traces = b * (q + k + (context.targets - 1) * (q + 2 * k))
     held = w * h * (1 + context.targets) + b * (2 * q + 3 * k) + w * 2 * k + traces
     tiles = (25 if context.rules.treatment.score else 15) * min(1 << 21, 64 * size.heads * context.tokens)
+    if context.graph.mass is not None:
+        tiles += w * min(HELD, context.tokens * min(context.tokens // 2 + 32, (size.window or context.tokens) + 64))
     return context.tokens * traces, context.tokens * held + tiles
 
 

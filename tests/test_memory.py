@@ -87,6 +87,24 @@ def test_a_graph_takes_what_was_planned(shape, rule, tier, monkeypatch):
     assert allocated.peak == pytest.approx(planned.peak["cpu"], rel=0.2)
 
 
+@pytest.mark.parametrize("room", ["for all", "for a part"])
+def test_edges_that_wait_for_their_share_of_the_mass_were_planned(room, monkeypatch):
+    """Where all of them have room, three tenths of what is there at that time; few are chosen."""
+    monkeypatch.setattr(lrp_fast.store, "_BLOCK", 0)
+    monkeypatch.setattr(lrp_fast.memory, "_heap_loss", lambda size, context: 1.0)
+    if room == "for a part":
+        for module in (lrp_fast.memory, lrp_fast.ops.edges):
+            monkeypatch.setattr(module, "HELD", 1 << 20)
+    subject, spec = model(num_hidden_layers=2), GraphSpec(mass=0.001)
+    ids = torch.randint(0, 97, (4096,), generator=torch.Generator().manual_seed(0))
+    memory = Memory(host_budget=plan(subject, 4096, graph=spec).least["cpu"])
+    planned = plan(subject, 4096, memory=memory, graph=spec)
+    assert set(planned.tiers) == {"file"}
+    with Allocated(subject) as allocated:
+        attribute(subject, ids, target=3, contrast=5, memory=memory, graph=spec)
+    assert allocated.peak == pytest.approx(planned.peak["cpu"], rel=0.15)
+
+
 def test_edges_that_no_budget_holds_are_refused():
     memory = Memory(host_budget=10**6)
     with pytest.raises(ValueError, match=r"1.00 MB on cpu cannot hold the graph's edges, \d+.\d\d MB: take"):

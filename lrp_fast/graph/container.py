@@ -66,8 +66,8 @@ class Graph:
         dropped_mass: (R, 2) the sums of the positive and of the negative weights into each row that were not kept.
         dropped_self: (L, 2) the same for self edges of targets that are not listed.
         tokens: N strings, or None.
-        manifest: what the graph is of: model, rule, what was explained, its value, how the graph was made, versions.
-            Anything that JSON holds.
+        manifest: what the graph is of: model, rule, what was explained, its value, how the graph was made, versions;
+            "pruned" lists the calls of `prune`, `trim` and `subgraph` that it went through. Anything that JSON holds.
 
     Raises:
         TypeError, ValueError: where the arrays do not fit each other, an index is out of range or out of order, or a

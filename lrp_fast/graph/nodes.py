@@ -1,4 +1,4 @@
-"""Which nodes a question is about."""
+"""Which nodes a question is about: (T, 2) int64 arrays of layers and positions, in order."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import numpy as np
 import torch
 
 
-def read(graph, nodes, name: str) -> list[tuple[int, int]]:
-    """A node (layer, position) or a sequence of them, in order and in range; negative numbers count from the end."""
-    message = f"{name} must be a node (layer, position) or a list of such nodes, not {nodes!r}"
+def read(graph, nodes, name: str) -> np.ndarray:
+    """A node (layer, position) or a sequence of them, each once and in range; negative numbers count from the end."""
     try:
         listed = list(nodes)
         if listed and not hasattr(listed[0], "__len__"):
             listed = [listed]
         pairs = [(operator.index(layer), operator.index(position)) for layer, position in listed]
     except (TypeError, ValueError) as error:
-        raise TypeError(message) from error
+        raise TypeError(f"{name} must be a node (layer, position) or a list of such nodes, not {nodes!r}") from error
     if not pairs:
         raise ValueError(f"{name} is empty: name at least one node")
     layers, tokens = graph.num_layers + 1, graph.num_tokens
@@ -27,40 +26,51 @@ def read(graph, nodes, name: str) -> list[tuple[int, int]]:
     found = sorted((layer % layers, position % tokens) for layer, position in pairs)
     if len(set(found)) < len(found):
         raise ValueError(f"{name} names a node twice: {nodes!r}")
-    return found
+    return np.array(found, np.int64)
 
 
-def targets(graph, target) -> list[tuple[int, int]]:
+def targets(graph, target) -> np.ndarray:
     """The nodes of ``target``, or all that hold relevance in the last layer."""
     if target is not None:
         return read(graph, target, "target")
-    found = [(graph.num_layers, position) for position in graph.nodes[-1].nonzero().flatten().tolist()]
-    if not found:
+    positions = graph.nodes[-1].numpy().nonzero()[0]  # may be all there are: no list of tuples
+    if not len(positions):
         raise ValueError("no node of the last layer holds relevance: name a target=(layer, position)")
-    return found
+    return np.stack([np.full_like(positions, graph.num_layers), positions], 1)
 
 
-def shares(graph, found: list[tuple[int, int]], signed: bool = False) -> np.ndarray:
+def named(target, found: np.ndarray) -> list[list[int]] | None:
+    """What a manifest says of a ``target`` that stands for the nodes ``found``."""
+    return None if target is None else found.tolist()
+
+
+def shares(graph, found: np.ndarray, signed: bool = False) -> np.ndarray:
     """What each target counts: its relevance over the sum of |relevance|; equal parts where all of it is 0."""
-    layers, positions = np.array(found).T
-    relevance = graph.nodes.double().numpy()[layers, positions]
+    relevance = graph.nodes.numpy()[tuple(found.T)].astype(np.float64)
     total = np.abs(relevance).sum()
     if total == 0:
         return np.full(len(found), 1 / len(found))
     return (relevance if signed else np.abs(relevance)) / total
 
 
-def start(graph, found: list[tuple[int, int]], signed: bool = False) -> np.ndarray:
+def start(graph, found: np.ndarray, signed: bool = False) -> np.ndarray:
     """(L + 1, N) float64, 0 but for the targets."""
     weights = np.zeros(tuple(graph.nodes.shape))
-    weights[tuple(np.array(found).T)] = shares(graph, found, signed)
+    weights[tuple(found.T)] = shares(graph, found, signed)
     return weights
 
 
-def mask(graph, found: list[tuple[int, int]]) -> np.ndarray:
+def mask(graph, found: np.ndarray) -> np.ndarray:
     """(L + 1, N) bool, true at the nodes."""
     flags = np.zeros(tuple(graph.nodes.shape), bool)
-    flags[tuple(np.array(found).T)] = True
+    flags[tuple(found.T)] = True
+    return flags
+
+
+def inputs(graph) -> np.ndarray:
+    """(L + 1, N) bool, true in layer 0."""
+    flags = np.zeros(tuple(graph.nodes.shape), bool)
+    flags[0] = True
     return flags
 
 

@@ -32,7 +32,7 @@ def best(graph, k: int, target) -> list[Path]:
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     found = nodes.targets(graph, target)
-    layers, positions = np.array(found, np.int64).T.copy()
+    layers, positions = np.ascontiguousarray(found.T)
     shares, ends, traced = _native.best_paths(arrays(graph), layers, positions, nodes.shares(graph, found), k)
     return [
         Path(share, tuple(positions[: layers[end] + 1]))

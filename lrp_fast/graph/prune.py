@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from .. import _native
 from . import flow, nodes
 from .native import arrays
@@ -22,26 +24,29 @@ def prune(graph, threshold, mass, influence, target):
     if threshold is not None:
         if not (_is_number(threshold) and 0 <= threshold < math.inf):
             raise ValueError(f"threshold must be a finite number, 0 or above, not {threshold!r}")
-        return flow.keep(graph, threshold)
+        return flow.keep(graph, threshold, step={"threshold": threshold})
     if mass is not None:
-        return flow.keep(graph, _native.mass_thresholds(arrays(graph), _share(mass, "mass")), above=False)
+        limits = _native.mass_thresholds(arrays(graph), _share(mass, "mass"))
+        return flow.keep(graph, limits, above=False, step={"mass": mass})
     if not isinstance(influence, tuple | list) or len(influence) != 2:
         raise ValueError(f"influence must be (node share, edge share), such as (0.8, 0.98), not {influence!r}")
     node_share, edge_share = (_share(one, "influence") for one in influence)
-    return _by_influence(graph, node_share, edge_share, nodes.targets(graph, target))
+    found = nodes.targets(graph, target)
+    step = {"influence": [*influence], "target": nodes.named(target, found)}
+    return _by_influence(graph, node_share, edge_share, found, step)
 
 
-def _by_influence(graph, node_share: float, edge_share: float, found: list[tuple[int, int]]):
+def _by_influence(graph, node_share: float, edge_share: float, found: np.ndarray, step: dict):
     """circuit-tracer's ``prune_graph``, by its formulas: nodes by influence, then edges by |share| x influence of the
     target among those nodes, normalised anew, then everything that lost its incoming or outgoing edges."""
-    start = nodes.start(graph, found)
+    start, ends = nodes.start(graph, found), nodes.mask(graph, found)
     of_nodes, _ = _native.influence(arrays(graph), start, None, None, False)
     mask = of_nodes >= _TIES * _native.mass_threshold(of_nodes.reshape(-1), node_share)
     mask[0] = True
-    mask |= nodes.mask(graph, found)
+    mask |= ends
     _, factors = _native.influence(arrays(graph), start, None, mask, False)
     threshold = _TIES * _native.edge_threshold(arrays(graph), factors, mask, edge_share)
-    return flow.trim(flow.keep(graph, threshold, above=False, factors=factors, mask=mask), found)
+    return flow.keep_paths(flow.keep(graph, threshold, above=False, factors=factors, mask=mask), ends, step)
 
 
 def _is_number(value) -> bool:

@@ -81,7 +81,7 @@ def to_attribution_graph(graph, slug: str, scan: str | None) -> dict:
             },
             "generation_settings": without_infinity(
                 {"positions": positions.tolist()}
-                | {one: graph.manifest[one] for one in ("value", "rules", "spec") if one in graph.manifest}
+                | {one: graph.manifest[one] for one in ("value", "rules", "spec", "pruned") if one in graph.manifest}
             ),
         },
         "qParams": {

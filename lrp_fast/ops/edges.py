@@ -25,6 +25,10 @@ from .select import Selected, Tile, by_mass, by_row, listed
 # Edges that the kernels write at a time, 64 MiB of them; the same memory for all.
 _BUFFER = 1 << 24
 
+# Edges of one attention that stay until those that hold a share of the mass are chosen, 64 MiB in float32; what is
+# beyond them, from about 5,700 causal queries on, is computed twice.
+HELD = 1 << 24
+
 
 def attention_edges(
     trace: Trace,
@@ -58,10 +62,10 @@ def attention_edges(
         given = _prepared(trace, key_part, value_part)
         if topk is not None and topk <= kernels("edges").MOST:
             return listed(*kernels("edges").strongest(given, rows, topk))
-        computed = partial(_fused_tiles, trace, given, rows)
+        computed, room = partial(_fused_tiles, trace, given), 0
     else:
-        computed = partial(edge_tiles, trace, rows, key_part, value_part)
-    return by_row(computed(), topk) if mass is None else by_mass(computed, mass, own, impl)
+        computed, room = partial(edge_tiles, trace, key_part=key_part, value_part=value_part), HELD
+    return by_row(computed(rows), topk) if mass is None else by_mass(computed, rows, mass, own, room, impl)
 
 
 def crossing(trace: Trace, key_part: Tensor | None = None, value_part: Tensor | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -49,33 +50,48 @@ def listed(columns: Tensor, weights: Tensor, dropped: Tensor) -> Selected:
     return Selected(there.sum(-1).cpu(), columns[there].cpu(), weights[there].cpu(), dropped.cpu())
 
 
-def by_mass(tiles: Callable[[], Iterator[Tile]], share: float, own: Tensor | None, impl: str = "auto") -> Selected:
+def by_mass(
+    tiles: Callable[[Tensor], Iterator[Tile]],
+    rows: Tensor,
+    share: float,
+    own: Tensor | None,
+    room: int = 0,
+    impl: str = "auto",
+) -> Selected:
     """The smallest set of entries of largest magnitude that hold ``share`` of the sum of magnitudes, ties kept.
 
     Two passes: one fills a histogram over the leading bits of the magnitudes, which orders them as the numbers do; the
     other collects what lies in the bin of the threshold or above it, and the threshold is found among the former. The
     histogram's sums are exact until they become float64, so that their order is of no account.
 
+    The threshold is known only after the last tile: an entry x is left out just if all that is no larger than x holds
+    at most 1 - share of the whole, and however little that is so far, enough small entries may come to turn it about.
+    So the second pass needs the tiles once more, and those that had room are still there.
+
     Args:
-        tiles: gives the same tiles every time.
+        tiles: gives the tiles of some of the rows; the same every time where a tile begins with the first of them.
         own: added to the diagonal for the comparison alone.
+        room: entries of the first tiles that may stay, 0 where a tile takes the memory of the one before. The others
+            are asked for twice.
         impl: who sums, as in `activation`.
     """
     if share == 1:  # all that is not 0, also what a sum of the others would not notice
         found = []
-        for position, keys, entries in tiles():
+        for position, keys, entries in tiles(rows):
             found.append(_chosen(keys, entries, (_sizes(position, keys, entries, own) > 0) & (entries != 0)))
         return _joined(found)
-    masses = _masses(tiles(), own, impl)
+    stayed: list[Tile] = []
+    masses = _masses(_holding(tiles(rows), stayed, room), own, impl)
+    again = chain(stayed, tiles(rows[sum(len(position) for position, _, _ in stayed) :]))
     above = masses.flip(0).cumsum(0).flip(0)  # what a bin holds with all above it
     goal = share * above[0].item()
     if goal == 0:
-        return _joined([_chosen(keys, entries, entries.isnan()) for _, keys, entries in tiles()])
+        return _joined([_chosen(keys, entries, entries.isnan()) for _, keys, entries in again])
     last = int((above >= goal).nonzero()[-1])
     held = (above[last] - masses[last]).item()
 
     parts, sizes = [], []
-    for position, keys, entries in tiles():
+    for position, keys, entries in again:
         size = _sizes(position, keys, entries, own)
         part, found = _collected(keys, entries, size, (_bins(size) >= last) & (size > 0))
         parts.append(part)
@@ -87,6 +103,15 @@ def by_mass(tiles: Callable[[], Iterator[Tile]], share: float, own: Tensor | Non
     threshold = ordered[int(reached.int().argmax())] if reached.any() else ordered[-1]
     selected = _joined(parts)
     return _without(selected, (size < threshold) | (selected.weights == 0))
+
+
+def _holding(tiles: Iterable[Tile], stayed: list[Tile], room: int) -> Iterator[Tile]:
+    """The tiles as they come; the first of them, no more than ``room`` entries, go to the list as well."""
+    for tile in tiles:
+        room -= tile[2].numel()
+        if room >= 0:
+            stayed.append(tile)
+        yield tile
 
 
 def _masses(tiles: Iterable[Tile], own: Tensor | None, impl: str) -> Tensor:

@@ -106,7 +106,8 @@ def check_kept(graph, kept, is_kept):
                 (lost if target in listed else lost_self)[weight < 0] += weight
             assert dropped_of(kept)[layer][target] == pytest.approx(tuple(lost), rel=1e-6)
         assert kept.dropped_self[layer].tolist() == pytest.approx(lost_self, rel=1e-6)
-    assert torch.equal(kept.nodes, graph.nodes) and kept.tokens == graph.tokens and kept.manifest == graph.manifest
+    assert torch.equal(kept.nodes, graph.nodes) and kept.tokens == graph.tokens
+    assert kept.manifest["pruned"] and kept.manifest == graph.manifest | {"pruned": kept.manifest["pruned"]}
 
 
 @pytest.fixture(scope="session")

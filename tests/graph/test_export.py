@@ -230,7 +230,9 @@ def test_only_tokens_with_nodes_are_columns(explained_graph):
     graph = graph.subgraph(mask)
     data = viewed(graph)
     kept = sorted({node for _, node in expected_positions(graph)} | {8})
-    assert data["metadata"]["generation_settings"]["positions"] == kept and set(kept) <= {1, 2, 6, 8}
+    settings = data["metadata"]["generation_settings"]
+    assert settings["positions"] == kept and set(kept) <= {1, 2, 6, 8}
+    assert settings["pruned"] == [{"subgraph": {"nodes": 16}}]
     assert data["metadata"]["prompt_tokens"] == [f"t{i}" for i in kept]
     assert data["metadata"]["prompt"] == " ... t1t2 ... t6 ... t8"
 

@@ -49,6 +49,22 @@ def test_influence_on_several_nodes_of_several_layers(random_graph, matrices, dr
     torch.testing.assert_close(graph.influence(targets, signed), expected, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_no_target_is_every_node_of_the_last_layer_that_holds_relevance(random_graph, signed):
+    graph = random_graph(5, layers=4, tokens=9, density=0.8, exact=False)
+    graph.nodes[-1] = torch.tensor([0.5, 0, -0.25, 1, 0, 0, 2, -3, 0])
+    named = [(4, i) for i in (7, 0, 6, 2, 3)]
+    assert torch.equal(graph.influence(signed=signed), graph.influence(named, signed))
+    assert torch.equal(graph.ancestors(), graph.ancestors(named))
+    assert graph.paths(9) == graph.paths(9, named)
+    for trimmed, by_name in ((graph.trim(), graph.trim(named)), pruned_by_influence(graph, named)):
+        assert torch.equal(trimmed.columns, by_name.columns) and torch.equal(trimmed.indptr, by_name.indptr)
+
+
+def pruned_by_influence(graph, target):
+    return graph.prune(influence=(0.6, 0.6)), graph.prune(influence=(0.6, 0.6), target=target)
+
+
 def test_influence_of_all_nodes_of_a_layer_is_1_where_nothing_was_dropped(random_graph):
     graph = random_graph(5, layers=4, tokens=9, density=1.0, exact=False)
     graph.dropped_mass.zero_()

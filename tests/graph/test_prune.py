@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lrp_fast import _native
+from lrp_fast.graph import Graph
 
 
 def mass_twin(values, share):
@@ -67,6 +68,27 @@ def test_pruning_twice_remembers_what_was_dropped(graph, is_graph_with):
         min(map(abs, graph.prune(mass=0.9).entries(n).weights.tolist()), default=0) for n in range(graph.num_layers)
     ]
     is_graph_with(graph, once, lambda layer, j, i, w: abs(w) >= threshold[layer] and abs(w) > 0.5)
+
+
+def test_the_manifest_says_what_was_pruned(random_graph, tmp_path):
+    graph = replace(random_graph(0), manifest={"value": 1.5})
+    mask = torch.ones(graph.nodes.shape, dtype=torch.bool)
+    mask[1, 2] = False
+    kept = graph.prune(threshold=0.25).prune(mass=0.9).trim((-1, 5)).subgraph(mask).trim()
+    steps = [
+        {"threshold": 0.25},
+        {"mass": 0.9},
+        {"trim": {"target": [[3, 5]]}},
+        {"subgraph": {"nodes": 23}},
+        {"trim": {"target": None}},
+    ]
+    assert kept.manifest == {"value": 1.5, "pruned": steps} and graph.manifest == {"value": 1.5}
+    kept.save(tmp_path / "kept.safetensors")
+    assert Graph.load(tmp_path / "kept.safetensors").manifest == kept.manifest
+    kept = kept.prune(influence=(0.8, 1), target=[(3, 4), (2, -1)]).prune(influence=[0.5, 0.5])
+    by_influence = [{"influence": [0.8, 1], "target": [[2, 5], [3, 4]]}, {"influence": [0.5, 0.5], "target": None}]
+    assert kept.manifest["pruned"] == steps + by_influence
+    assert kept.group_by([0] * 6).prune(mass=1).manifest == {"group_by": kept.manifest, "pruned": [{"mass": 1}]}
 
 
 def influence_twin(graph, matrices, targets, node_share, edge_share):

@@ -65,10 +65,10 @@ def test_padded_or_batched_prompts_have_no_edges():
 
 
 def tiles_of(matrix, rows_each):
-    """Causal tiles of a dense matrix, as `edge_tiles` yields them."""
+    """Causal tiles of some rows of a dense matrix, as `edge_tiles` yields them."""
 
-    def tiles():
-        for position in torch.arange(len(matrix)).split(rows_each):
+    def tiles(rows):
+        for position in rows.split(rows_each) if len(rows) else ():
             end = int(position[-1]) + 1
             yield position, slice(0, end), matrix[position, :end]
 
@@ -104,7 +104,7 @@ MATRICES = {
 def test_top_k_is_that_of_a_sort(kind, dtype, n, rows_each):
     matrix = MATRICES[kind](n, torch.Generator().manual_seed(n)).tril().to(dtype)
     for k in (1, 3, 16, n):
-        selected = select.by_row(tiles_of(matrix, rows_each)(), k)
+        selected = select.by_row(tiles_of(matrix, rows_each)(torch.arange(n)), k)
         truth = torch.zeros_like(matrix)
         for row in range(n):
             best = sorted(range(n), key=lambda i: (-abs(matrix[row, i].item()), i))[:k]  # noqa: B023
@@ -124,7 +124,7 @@ def test_cumulative_mass_is_that_of_a_sort(kind, dtype, n, rows_each, with_own):
     own = torch.randint(-8, 9, (n,), generator=generator).to(dtype) if with_own else None
     whole = matrix + torch.diag(own) if with_own else matrix
     for share in (0.01, 0.3, 0.85, 0.999, 1.0):
-        selected = select.by_mass(tiles_of(matrix, rows_each), share, own)
+        selected = select.by_mass(tiles_of(matrix, rows_each), torch.arange(n), share, own)
         ordered = whole.abs().flatten().sort(descending=True).values
         sums = ordered.double().cumsum(0)
         enough = int((sums >= share * sums[-1]).int().argmax())
@@ -138,9 +138,42 @@ def test_cumulative_mass_is_that_of_a_sort(kind, dtype, n, rows_each, with_own):
 def test_all_of_the_mass_is_every_edge():
     matrix = torch.tensor([[1.0, 0.0, 0.0], [1e-20, -0.5, 0.0], [2.0, 1e-30, -2.0]], dtype=torch.float64)
     own = torch.tensor([0.0, 0.0, 2.0], dtype=torch.float64)
-    assert torch.equal(as_dense(select.by_mass(tiles_of(matrix, 2), 1.0, None), 3), matrix)
-    matrix[2, 2], kept = 0, as_dense(select.by_mass(tiles_of(matrix, 2), 1.0, own), 3)
+    assert torch.equal(as_dense(select.by_mass(tiles_of(matrix, 2), torch.arange(3), 1.0, None), 3), matrix)
+    matrix[2, 2], kept = 0, as_dense(select.by_mass(tiles_of(matrix, 2), torch.arange(3), 1.0, own), 3)
     assert torch.equal(kept, matrix)
+
+
+@pytest.mark.parametrize("kind", MATRICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_held_changes_no_bit_and_is_computed_once(kind, dtype):
+    """Tiles of 16 rows; the first three hold 16 * (16 + 32 + 48) entries."""
+    matrix = MATRICES[kind](63, torch.Generator().manual_seed(0)).tril().to(dtype)
+    own, tiles, rows, asked = torch.linspace(-2, 2, 63, dtype=dtype), tiles_of(matrix, 16), torch.arange(63), []
+
+    def watched(some):
+        for tile in tiles(some):
+            asked.append(int(tile[0][0]))
+            yield tile
+
+    truth = select.by_mass(tiles, rows, 0.85, own)
+    firsts = [0, 16, 32, 48]
+    for room, held in ((0, 0), (16 * 16 - 1, 0), (16 * 16, 1), (16 * 96, 3), (16 * 96 + 15 * 63 - 1, 3), (10**6, 4)):
+        asked.clear()
+        found = select.by_mass(watched, rows, 0.85, own, room)
+        assert asked == firsts + firsts[held:]
+        assert all(torch.equal(one, other) for one, other in zip(found, truth, strict=True))
+
+
+@pytest.mark.parametrize("rows", [torch.arange(111), torch.tensor([0, 1, 5, 17, 40, 41, 42, 99, 110])])
+def test_edges_that_are_held_are_those_computed_twice(rows, monkeypatch):
+    monkeypatch.setattr(attention_tiled, "_TILE", 4 * 111 * 5)  # five rows a tile
+    trace, _ = trace_of(Rules(), 111, 111, dtype=torch.float32)
+    found = []
+    for held in (0, 3000, 1 << 24):
+        monkeypatch.setattr(edges, "HELD", held)
+        found.append(ops.attention_edges(trace, rows, mass=0.85, own=torch.ones(111)))
+    for one, two, three in zip(*found, strict=True):
+        assert torch.equal(one, two) and torch.equal(two, three)
 
 
 def test_just_one_selection():
