@@ -157,7 +157,7 @@ $(DONE)/test: $(DONE)/demo
 	@echo '==> installing what the tests need'
 	@$(call extra,test) >.venv/test.txt
 	@$(INSTALL) -r .venv/test.txt
-	@$(INSTALL) --no-deps --no-build-isolation --use-pep517 lxt zennit inseq
+	@$(INSTALL) --no-deps --no-build-isolation --use-pep517 lxt zennit inseq transformer-lens
 	@touch $@
 
 # One more Triton goes into a folder that Python searches before .venv's own packages, PyTorch among them, which it shares.
