@@ -50,7 +50,7 @@ help:
 	@echo 'make gpu installs nothing and needs no network: PYTHON (default: python3) has to have torch, triton, transformers,'
 	@echo 'pytest, setuptools and pybind11, and there must be a C++17 compiler. Variables:'
 	@echo '  PARTS="tests model"       which of tests, kernels and model (a whole one): alone, it gets all of the time'
-	@echo '  RESULTS=folder            where kernels.json and model.json go (default: benchmarks/results)'
+	@echo '  RESULTS=folder            where the JSON files go (default: benchmarks/results)'
 	@echo '  COMMIT=id                 what is measured, where this is no git checkout'
 
 demo: $(DONE)/demo
