@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-triton test-triton-oldest test-triton-newest lint gpu clean
+.PHONY: help demo test test-triton test-triton-oldest test-triton-newest lint families gpu clean
 
 # A Python >= 3.11, by name or path; empty: the first that will do.
 PYTHON ?=
@@ -36,6 +36,7 @@ help:
 	@echo 'make test         run the test suite'
 	@echo 'make test-triton  run the tests of the kernels with the oldest and the newest Triton that is supported'
 	@echo 'make lint         check the style of the code'
+	@echo "make families     run the tests behind the README's table of model families, and make it anew"
 	@echo 'make gpu          with a CUDA device: its tests, then the benchmarks, 8 minutes at most'
 	@echo 'make clean        remove .venv and everything built (the demo model stays in ~/.cache/lrp_fast)'
 	@echo
@@ -49,7 +50,7 @@ help:
 	@echo 'make gpu installs nothing and needs no network: PYTHON (default: python3) has to have torch, triton, transformers,'
 	@echo 'pytest, setuptools and pybind11, and there must be a C++17 compiler. Variables:'
 	@echo '  PARTS="tests model"       which of tests, kernels and model (a whole one): alone, it gets all of the time'
-	@echo '  RESULTS=folder            where kernels.json and model.json go (default: benchmarks/results)'
+	@echo '  RESULTS=folder            where the JSON files go (default: benchmarks/results)'
 	@echo '  COMMIT=id                 what is measured, where this is no git checkout'
 
 demo: $(DONE)/demo
@@ -73,6 +74,10 @@ $(ENDS:%=test-triton-%): test-triton-%: $(DONE)/triton-%
 
 lint: $(DONE)/lint
 	@$(BIN)/ruff check .
+
+families: $(DONE)/test
+	@$(BIN)/python benchmarks/run.py families
+	@$(BIN)/python benchmarks/families.py
 
 # PYTHONPATH is the caller's here: what this Python lacks may lie there.
 gpu:
@@ -157,7 +162,7 @@ $(DONE)/test: $(DONE)/demo
 	@echo '==> installing what the tests need'
 	@$(call extra,test) >.venv/test.txt
 	@$(INSTALL) -r .venv/test.txt
-	@$(INSTALL) --no-deps --no-build-isolation --use-pep517 lxt zennit inseq
+	@$(INSTALL) --no-deps --no-build-isolation --use-pep517 lxt zennit inseq transformer-lens
 	@touch $@
 
 # One more Triton goes into a folder that Python searches before .venv's own packages, PyTorch among them, which it shares.

@@ -72,6 +72,8 @@ def main() -> int:
     if "tests" in options.parts:
         memory = None if options.dry_run else torch.cuda.mem_get_info()[0]
         tests = run_tests(environment, memory, min(time.monotonic() + TEST_SECONDS, end))
+        if not options.dry_run:
+            keep_families(environment, end, options)
     benchmarks = [part for part in PARTS[1:] if part in options.parts]
     green = not tests.startswith("FAILED")
     for left, part in zip(range(len(benchmarks), 0, -1), benchmarks, strict=True):
@@ -131,7 +133,7 @@ def run_tests(environment: dict[str, str], free_bytes: int | None, end: float) -
     running, logs = [], [BUILD / f"tests-{i}.log" for i in range(workers)]
     for i, log in enumerate(logs):
         with log.open("w") as file:
-            command = [*PYTEST, f"--shard={i}/{workers}", *selected]
+            command = [*PYTEST, f"--shard={i}/{workers}", f"--families={BUILD / f'families-{i}.json'}", *selected]
             options = {"cwd": ROOT, "env": environment, "stdout": file, "stderr": file, "start_new_session": True}
             running.append(subprocess.Popen(command, **options))
     stopped = finish(running, end - STOP_SECONDS)
@@ -178,6 +180,17 @@ def finish(running: list[subprocess.Popen], end: float) -> int:
 def wait(running: list[subprocess.Popen], end: float) -> None:
     while time.monotonic() < end and any(worker.poll() is None for worker in running):
         time.sleep(0.1)
+
+
+def keep_families(environment: dict[str, str], end: float, options: argparse.Namespace) -> None:
+    """What the tests showed of each family of models, unless some were stopped before their end."""
+    counted = sorted(BUILD.glob("families-*.json"))
+    if len(counted) < len(list(BUILD.glob("tests-*.log"))):
+        return print("families: not all of the tests ran, so nothing is written about them")
+    out = options.results / "families-gpu.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, ROOT / "benchmarks" / "run.py", "families", "--counted", *counted, "--out", out]
+    run(command + (["--commit", options.commit] if options.commit else []), end, env=environment)
 
 
 def run_benchmark(

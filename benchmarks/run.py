@@ -4,6 +4,7 @@
     python benchmarks/run.py attribution [--tokens 512 2048] [--lxt-python lxt-env/bin/python]
     python benchmarks/run.py context [--tokens 1024 2048 4096 8192] [--lxt-python lxt-env/bin/python]
     python benchmarks/run.py edges [--tokens 2048]
+    python benchmarks/run.py families                   # tests, no times: what works in which family, see families.py
     python benchmarks/run.py kernels [--seconds 210]    # with a CUDA device; `make gpu` runs the tests first
     python benchmarks/run.py model [--seconds 210]      # with a CUDA device: whole models of up to 8 billion weights
     python benchmarks/run.py profile [--tokens 65536]   # with a CUDA device: the same model's time by kernel
@@ -31,6 +32,7 @@ from pathlib import Path
 
 import context
 import edges
+import families
 import linear
 import torch
 
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--tests", default="not run", help="on CUDA: how the tests came out, for the report")
     parser.add_argument("--dry-run", action="store_true", help="on CUDA: tiny sizes on the CPU; nothing is written")
     parser.add_argument("--commit", help="what is measured, where git does not say")
+    parser.add_argument("--counted", type=Path, nargs="+", help="families: files of pytest's --families; no test runs")
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/WHAT.json)")
     parser.add_argument("--rows", default="*", help="tune: the rows of kernels/tiles.json, a pattern as of file names")
     parser.add_argument("--on", type=capability, help="tune: only list what would be timed on a GPU, 9.0 say")
@@ -67,6 +70,8 @@ def main() -> None:
         results = linear.measure()
     elif options.what == "attribution":
         results = attribution(options)
+    elif options.what == "families":
+        results = families_shown(options.counted)
     elif options.what == "edges":
         results = edges.measure(options.model or demo_model(), options.tokens or [2048], options.repeats)
     else:
@@ -117,6 +122,13 @@ def whole_model(options: argparse.Namespace) -> int:
     print(tables(results))
     print(f"\nwrote {path}" if path else "\na dry run: the times mean nothing, and nothing was written")
     return 1 if results.get("wrong") else 0
+
+
+def families_shown(counted: list[Path] | None) -> dict:
+    if counted is None:
+        return {"shown": families.measure()}
+    device = gpu() if torch.cuda.is_available() else {}
+    return {**device, "shown": families.added_up(json.loads(path.read_text()) for path in counted)}
 
 
 def write(options: argparse.Namespace, results: object) -> str:
@@ -250,7 +262,10 @@ def attribution_table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"linear": linear_table, "attribution": attribution_table, "context": context.table, "edges": edges.table}
+TABLES = {
+    "linear": linear_table, "attribution": attribution_table, "context": context.table, "edges": edges.table,
+    "families": families.table,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()

@@ -1,13 +1,17 @@
 """Small random models of every supported family, and the judge of rounding errors."""
 
 import importlib.util
+import json
 import math
 import sys
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+
+import lrp_fast
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,8 +56,13 @@ FAMILIES = {
 }
 
 
+# (family, column of the README's table) -> how the tests came out that are marked to show it
+shown = defaultdict(Counter)
+
+
 def pytest_addoption(parser):
     parser.addoption("--shard", metavar="I/N", help="of the selected tests, number I (from 0) and every N-th after it")
+    parser.addoption("--families", metavar="FILE", help="write as JSON what the tests marked `shows` showed")
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k have chosen
@@ -87,6 +96,27 @@ def pytest_generate_tests(metafunc):
         for family, rule in pairs
     ]
     metafunc.parametrize(("family", "rule"), pairs, ids=names)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """Set-up and tear-down count where they do not pass. "gpu" is shown on a GPU alone, not by Triton's interpreter."""
+    report = yield
+    for mark in item.iter_markers("shows"):
+        (column,) = mark.args
+        family = mark.kwargs.get("family") or item.callspec.params["family"]
+        if (report.when == "call" or not report.passed) and (column != "gpu" or "gpu" in item.keywords):
+            shown[family, column][report.outcome] += 1
+    return report
+
+
+def pytest_sessionfinish(session, exitstatus):
+    if session.config.option.families and exitstatus in (0, 1, 5):  # all that was selected ran; none was
+        names, found = {home: name for name, home in lrp_fast.hf.families.FAMILIES.items()}, {}
+        for (family, column), outcomes in shown.items():
+            home = getattr(transformers, FAMILIES[family][0]).__module__.split(".")[-2]
+            found.setdefault(names[home], {}).setdefault(column, Counter()).update(outcomes)
+        Path(session.config.option.families).write_text(json.dumps(found, indent=1))
 
 
 @pytest.fixture(autouse=True)

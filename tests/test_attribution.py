@@ -22,6 +22,7 @@ def without_biases(model):
                 parameter.zero_()
 
 
+@pytest.mark.shows("attribution")
 @pytest.mark.parametrize("rule", ["attnlrp", "cp"])
 def test_last_node_at_the_target_is_the_value(family, rule, tiny, ids):
     """Identity 1: frozen norm, soft-cap and lm_head without bias pass the logit difference on whole."""
@@ -45,6 +46,7 @@ def test_cp_conserves_relevance_at_every_layer(family, tiny, ids):
     assert (attnlrp[0] - result.value).abs() > 1e-3 * abs(result.value)  # softmax absorbs
 
 
+@pytest.mark.shows("attribution")
 def test_layer_by_layer_equals_one_shot(family, rule, tiny, ids):
     model = tiny(family, torch.float64)
     result = attribute(model, ids, target=3, contrast=5, rule=rule)
@@ -58,6 +60,7 @@ def test_layer_by_layer_equals_one_shot(family, rule, tiny, ids):
     assert result.value == pytest.approx((logits[3] - logits[5]).item(), rel=1e-12)
 
 
+@pytest.mark.shows("attribution")
 def test_no_relevance_comes_from_the_future_and_the_same_call_gives_the_same_bits(family, tiny, ids):
     model = tiny(family)
     one, two = (attribute(model, ids, target=3, contrast=5, position=9) for _ in range(2))

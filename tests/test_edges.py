@@ -60,6 +60,7 @@ def batch_packed(model, ids, target, contrast, rule, layers):
     return matrices
 
 
+@pytest.mark.shows("graph")
 def test_the_closed_form_is_one_backward_pass_a_target(family, rule, tiny, ids):
     model = tiny(family, torch.float64)
     truth = batch_packed(model, ids, 3, 5, rule, range(3) if rule in RULES else [1])
@@ -71,6 +72,7 @@ def test_the_closed_form_is_one_backward_pass_a_target(family, rule, tiny, ids):
             assert gap <= TOLERANCE.get(family, 1e-12), (layer, memory)
 
 
+@pytest.mark.shows("graph")
 def test_edges_out_of_a_node_add_up_to_its_relevance(family, rule, tiny, ids):
     graph = attribute(tiny(family, torch.float64), ids, 3, 5, rule=rule, graph=ALL).graph
     for layer in range(3):
@@ -100,6 +102,7 @@ def test_float16_gives_the_edges_of_float64(tiny, ids):
         assert (found.graph.self_edges[layer] - truth.graph.self_edges[layer]).abs().max() <= 3 * own
 
 
+@pytest.mark.shows("graph")
 def test_every_family_has_edges_in_16_bits(family, tiny, ids):
     """Also where what the input contributes to keys and values takes a pass of its own (see `contributions`)."""
     model = tiny(family, torch.bfloat16)
@@ -111,6 +114,7 @@ def test_every_family_has_edges_in_16_bits(family, tiny, ids):
             assert (found.graph.dense(layer) - truth.graph.dense(layer)).abs().max() <= 3 * own
 
 
+@pytest.mark.shows("graph")
 def test_the_attribution_is_the_same_with_a_graph(family, tiny, ids):
     model = tiny(family)
     plain, twice = attribute(model, ids, 3, 5), [attribute(model, ids, 3, 5, graph=ALL) for _ in range(2)]

@@ -27,6 +27,16 @@ def test_tables_are_those_of_the_results(what, readme, root, monkeypatch):
     assert report["cpu"] in readme
 
 
+def test_the_table_of_families_is_that_of_the_results(readme, root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    import families
+
+    _, inside, _ = families.between_marks(readme)
+    assert inside == families.section(families.committed())
+    rows = re.findall(r"^\| (.+?) \|", inside, re.MULTILINE)
+    assert rows == ["family", *lrp_fast.hf.families.FAMILIES]
+
+
 def test_every_name_of_ours_in_the_readme_exists(readme):
     for dotted in set(re.findall(r"lrp_fast((?:\.\w+)+)", readme)):
         thing, path = lrp_fast, "lrp_fast"

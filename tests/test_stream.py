@@ -27,6 +27,7 @@ def run(model, ids, tiers, rows, rule="attnlrp", progress=None):
     return propagate(model, ids, [22, 5], lambda z: [z[0, 3] - z[1, 4], z[0, 7]], rule, plan, progress)
 
 
+@pytest.mark.shows("streaming")
 def test_every_tier_gives_the_numbers_of_a_graph_that_stays(family, rule, tiny, ids):
     model = tiny(family, torch.float64)
     truth = run(model, ids, ["graph"] * 3, 23, rule)
@@ -37,6 +38,7 @@ def test_every_tier_gives_the_numbers_of_a_graph_that_stays(family, rule, tiny, 
             assert (found - expected).abs().max() <= 1e-12 * expected.abs().max(), (tiers, rows)
 
 
+@pytest.mark.shows("streaming")
 def test_a_small_budget_changes_nothing_but_rounding(family, tiny, ids):
     model = tiny(family)
     tight = Memory(host_budget=lrp_fast.plan(model, 23).least["cpu"])

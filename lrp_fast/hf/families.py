@@ -68,7 +68,8 @@ _FAMILIES = {
         },
     ),
 }
-FAMILIES = tuple(_FAMILIES)
+# family: its module in transformers
+FAMILIES = {family: home for family, (home, *_) in _FAMILIES.items()}
 
 # Modules that send each token through on its own, and the linear map that makes what they put out, where one does.
 MLPS = {

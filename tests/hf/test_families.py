@@ -241,6 +241,7 @@ LAYERS = {
 }  # fmt: skip
 
 
+@pytest.mark.shows("attribution")
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.name}-{rule.gamma}")
 @pytest.mark.parametrize("family", LAYERS)
 def test_a_layer_is_the_composition_of_the_definitions(family, rule, tiny, ids):
@@ -265,6 +266,7 @@ def test_a_layer_is_the_composition_of_the_definitions(family, rule, tiny, ids):
     assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
 
 
+@pytest.mark.shows("attribution")
 @pytest.mark.parametrize("rule", ["attnlrp", "cp", "gradient"])
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
 def test_capped_logits_pass_relevance_by_the_identity_rule(family, rule, tiny):

@@ -53,6 +53,7 @@ def test_logits_keep_their_bits(family, dtype, rule, tiny, ids):
         assert torch.equal(model(ids).logits, plain)
 
 
+@pytest.mark.shows("attribution")
 def test_float64_logits_differ_by_the_norms_float32_rounding_alone(family, tiny, ids):
     model = tiny(family, torch.float64)
     if family in MIXTURES:
@@ -64,6 +65,7 @@ def test_float64_logits_differ_by_the_norms_float32_rounding_alone(family, tiny,
     assert (found - plain).abs().max() <= 1e-5 * plain.abs().max()
 
 
+@pytest.mark.shows("attribution")
 def test_gradient_rule_is_the_plain_gradient(family, tiny, ids):
     model = tiny(family, torch.float32)
     found = relevance(model, ids, "gradient")
@@ -74,6 +76,7 @@ def test_gradient_rule_is_the_plain_gradient(family, tiny, ids):
     assert (found - truth).abs().max() <= 1e-4 * truth.abs().max()  # both are float32, through 3 layers
 
 
+@pytest.mark.shows("attribution")
 def test_rules_differ(family, tiny, ids):
     model = tiny(family)
     found = [
@@ -85,6 +88,7 @@ def test_rules_differ(family, tiny, ids):
             assert (one - other).abs().max() > 1e-3 * one.abs().max()
 
 
+@pytest.mark.shows("attribution")
 def test_nothing_is_left_behind(family, tiny, ids):
     model = tiny(family)
     before = state(model)

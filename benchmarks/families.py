@@ -1,0 +1,103 @@
+"""The README's table of families: what the tests show of each.
+
+    python benchmarks/run.py families      # runs the tests that show something, writes results/families.json
+    python benchmarks/families.py          # makes the README's table of results/families*.json (`make families`: both)
+
+A test says by its marker, ``shows("graph")`` say, which column it speaks for, and by its parameter ``family``, or the
+marker's argument of that name, of which family. tests/conftest.py counts how they come out. `make gpu` writes
+results/families-gpu.json, for the column "gpu".
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from lrp_fast.files import write_atomically
+from lrp_fast.hf.families import FAMILIES
+
+ROOT = Path(__file__).resolve().parents[1]
+# what a test may show: the column's heading
+COLUMNS = {
+    "attribution": "attribution", "graph": "graph", "streaming": "streaming", "quantised": "quantised",
+    "adapters": "adapters", "gpu": "on a GPU",
+}  # fmt: skip
+MARKS = ("<!-- families: made by benchmarks/families.py -->\n\n", "\n\n<!-- end of families -->")
+
+
+def measure() -> dict:
+    """How the tests came out that need no GPU: family -> column -> outcome -> number of tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "families.json"
+        options = ["-q", "-m", "shows and not gpu", "--ignore=tests/kernels", f"--families={path}"]
+        subprocess.run([sys.executable, "-P", "-m", "pytest", *options, "tests"], cwd=ROOT, stdout=sys.stderr)
+        if not path.is_file():
+            raise RuntimeError("pytest did not run to its end: nothing is said about the families")
+        return json.loads(path.read_text())
+
+
+def added_up(counts: Iterable[dict]) -> dict:
+    """Several such counts as one."""
+    total = {}
+    for one in counts:
+        for family, columns in one.items():
+            for column, outcomes in columns.items():
+                total.setdefault(family, {}).setdefault(column, Counter()).update(outcomes)
+    return total
+
+
+def table(results: dict) -> str:
+    """A row for each family that lrp_fast covers.
+
+    Raises:
+        ValueError: for a family or a column that the table does not have.
+    """
+    shown = results["shown"]
+    for name in {*shown} - {*FAMILIES} | {column for columns in shown.values() for column in columns} - {*COLUMNS}:
+        raise ValueError(f"a test shows {name!r}, which is no family of lrp_fast, and not one of {', '.join(COLUMNS)}")
+    lines = [f"| family | {' | '.join(COLUMNS.values())} |", "|---" * (1 + len(COLUMNS)) + "|"]
+    for family in FAMILIES:
+        cells = (verdict(shown.get(family, {}).get(column, {})) for column in COLUMNS)
+        lines.append(f"| {family} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def verdict(outcomes: dict[str, int]) -> str:
+    """"yes" where every test passed, and there was one; one that was skipped shows nothing."""
+    if outcomes.get("failed"):
+        return "**fails**"
+    return "yes" if outcomes.get("passed") and not outcomes.get("skipped") else "not yet"
+
+
+def section(reports: list[dict]) -> str:
+    """What stands between the marks: the table, and a line for each report that it is made of."""
+    lines = [table({"shown": added_up(report["results"]["shown"] for report in reports)}), ""]
+    for report in reports:
+        versions = ", ".join(f"{name} {report['versions'][name]}" for name in ("torch", "transformers"))
+        device = report["results"].get("gpu", "CPU")
+        lines.append(f"Commit {report['commit']}, {versions}, {device}.")
+    return "\n".join(lines)
+
+
+def committed() -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted((ROOT / "benchmarks" / "results").glob("families*.json"))]
+
+
+def between_marks(readme: str) -> tuple[str, str, str]:
+    """What comes before the table, what stands between the marks, and what comes after it."""
+    before, _, rest = readme.partition(MARKS[0])
+    inside, mark, after = rest.partition(MARKS[1])
+    if not mark:
+        raise ValueError(f"README.md lacks the lines {MARKS[0].strip()} and {MARKS[1].strip()}, in this order")
+    return before + MARKS[0], inside, mark + after
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    before, _, after = between_marks(readme.read_text("utf-8"))
+    write_atomically(readme, f"{before}{section(committed())}{after}".encode())
