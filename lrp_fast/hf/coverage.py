@@ -60,7 +60,7 @@ def coverage(model: nn.Module) -> list[Coverage]:
 
 
 def _words() -> Iterator[tuple]:
-    for handler in (handlers.leave, handlers.dropout):
+    for handler in (handlers.leave, handlers.masking_model, handlers.dropout):
         yield handler, ("left as it is: sums, constants, parts with rules of their own", "")
     for handler in (handlers.decoder_layer, handlers.pre_norm_decoder_layer):
         yield handler, ("residual sum: plain; what it puts out are nodes", "")
@@ -72,7 +72,7 @@ def _words() -> Iterator[tuple]:
     yield handlers.centred_rms_norm, ("rstd is a constant", "Triton, the mean by PyTorch")
     for handler in (handlers.gated_mlp, handlers.fused_gated_mlp):
         yield handler, ("act(gate) and up half each (cp: up)", "Triton")
-    for handler in (handlers.mlp, handlers.gpt2_mlp):
+    for handler in (handlers.mlp, handlers.falcon_mlp, handlers.gpt2_mlp):
         yield handler, ("left as it is: parts with rules of their own", "")
     yield handlers.capped_language_model, ("the cap on its logits: identity", "PyTorch")
     for handler in experts.ROUTERS:
