@@ -55,7 +55,8 @@ def attention_forward(
     if attention_mask is not None and attention_mask.shape != (query.shape[0], 2):
         raise ValueError(
             f"a ready attention mask of shape {tuple(attention_mask.shape)} reached {layer}: "
-            "pass the (B, N) padding mask, causality and windows are the model's own"
+            "pass the (B, N) padding mask, causality and windows are the model's own (a model that makes such masks "
+            "itself needs lrp_fast.patched or a newer transformers)"
         )
     # Qwen2-MoE leaves its window to the mask, where lrp_fast has none. A layer with a window keeps it, in all families.
     window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
