@@ -33,6 +33,8 @@ def examine(config) -> tuple[list[Coverage], list[Check]]:
     Raises:
         ValueError: if transformers has no causal language model of that config.
     """
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"transformers has no causal language model for a {type(config).__name__}: nothing to explain")
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     found = coverage(model)

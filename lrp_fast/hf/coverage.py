@@ -10,6 +10,11 @@ from torch import nn
 from . import experts, handlers
 from .families import FAMILIES, handler_of
 
+# As their checkpoints name the weights, a bare from_pretrained of the language model would leave it random.
+_READS_IMAGES = {
+    "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM.from_pretrained(..., key_mapping={'^language_model.': ''})",
+}
+
 
 class UnsupportedModuleError(TypeError):
     """A model holds a module that no propagation rule covers."""
@@ -20,6 +25,11 @@ def check(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if handler_of(module) is None:
             name = type(module).__name__
+            if name in _READS_IMAGES:
+                raise UnsupportedModuleError(
+                    f"no propagation rule covers what {name} does with images: load its language model alone, with "
+                    + _READS_IMAGES[name]
+                )
             where = f"module {path!r}, a {name}" if path else f"the model itself, a {name}"
             raise UnsupportedModuleError(
                 f"no propagation rule covers {where} (families covered: {', '.join(FAMILIES)}): register one with "
