@@ -1,8 +1,8 @@
 """The code of transformers that the rules were written for, so that another release's change of it is noticed here.
 
-Identities of small models do not show every change: a new product in a layer's own code leaves patched logits alone and
-passes plain gradients, and an option that is off in these models shows in other people's alone. forms.json has a digest,
-for each handler, of every form that its classes have had in the releases of transformers that were read for it.
+Identities of small models do not show every change: a new product in a layer's own code leaves patched logits alone
+and passes plain gradients, and an option that is off in these models shows in other people's alone. forms.json has,
+for each handler, a digest of every form that its classes have had in the releases that were read for it.
 """
 
 import ast

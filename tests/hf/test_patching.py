@@ -230,6 +230,14 @@ def test_falcon_is_refused_with_biases_on_its_scores_and_in_training(tiny, ids):
         pass
 
 
+def test_falcons_other_attention_class_is_replaced_as_well(tiny, ids):
+    model = tiny("falcon_40b")
+    expected = relevance(model, ids)
+    for layer in model.transformer.h:
+        layer.self_attention.__class__ = transformers.models.falcon.modeling_falcon.FalconFlashAttention2
+    assert torch.equal(relevance(model, ids), expected)
+
+
 def test_an_attention_that_leaves_out_the_cap_is_refused(tiny):
     model = tiny("gemma2")
     model.config._attn_implementation_internal = "sdpa"  # what older releases do by themselves
