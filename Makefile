@@ -3,7 +3,8 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-triton test-triton-oldest test-triton-newest lint families gpu clean
+.PHONY: help demo test test-triton test-triton-oldest test-triton-newest test-transformers test-transformers-oldest \
+  test-transformers-newest lint families gpu clean
 
 # A Python >= 3.11, by name or path; empty: the first that will do.
 PYTHON ?=
@@ -35,6 +36,8 @@ help:
 	@echo 'make demo         explain one decision of a small language model, on this machine'
 	@echo 'make test         run the test suite'
 	@echo 'make test-triton  run the tests of the kernels with the oldest and the newest Triton that is supported'
+	@echo 'make test-transformers  run the tests of the model families with the oldest transformers that is supported and,'
+	@echo '                  where it is not the pinned one, with the newest that there is'
 	@echo 'make lint         check the style of the code'
 	@echo "make families     run the tests behind the README's table of model families, and make it anew"
 	@echo 'make gpu          with a CUDA device: its tests, then the benchmarks, 8 minutes at most'
@@ -44,7 +47,7 @@ help:
 	@echo '  PYTHON=/path/to/python3   the Python to use, 3.11 to 3.14 (default: the first that will do)'
 	@echo '  TORCH_INDEX=URL           the package index for PyTorch alone. On Linux, the default index gives the'
 	@echo '                            CUDA build, several GB: without a GPU, name the CPU wheel index of pytorch.org'
-	@echo '  PYTEST_ARGS="-k topk -x"  more arguments for pytest, with make test and test-triton'
+	@echo '  PYTEST_ARGS="-k topk -x"  more arguments for pytest, with make test, test-triton and test-transformers'
 	@echo '  V=1                       show what pip does'
 	@echo
 	@echo 'make gpu installs nothing and needs no network: PYTHON (default: python3) has to have torch, triton, transformers,'
@@ -71,6 +74,23 @@ test-triton: $(ENDS:%=test-triton-%)
 $(ENDS:%=test-triton-%): test-triton-%: $(DONE)/triton-%
 	@PYTHONPATH=.venv/triton-$* TRITON_INTERPRET=1 $(call pytest,$(INTERPRETED))
 	@PYTHONPATH=.venv/triton-$* $(call pytest,$(COMPILED))
+
+# A family whose code in transformers changes under us fails here. What is the newest is asked anew each time.
+MODELS := tests/hf tests/compat/test_attention_implementation.py -m "not slow" \
+  $(patsubst %,tests/test_%.py,attribution doctor edges stream)
+test-transformers: test-transformers-newest test-transformers-oldest
+test-transformers-oldest: $(DONE)/transformers-oldest
+	@PYTHONPATH=.venv/transformers-oldest $(call pytest,$(MODELS))
+test-transformers-newest: $(DONE)/test
+	@newest=$$($(BIN)/python -m pip install --dry-run --ignore-installed --no-deps transformers | \
+	  sed -n 's/^Would install transformers-//p') && [ -n "$$newest" ] || { echo 'pip finds no transformers.' >&2; exit 1; }; \
+	if grep -qFx "transformers==$$newest" constraints.txt; then \
+	  echo "The newest transformers is $$newest, which make test runs with."; \
+	else \
+	  echo "==> installing transformers $$newest" && rm -rf .venv/transformers-newest && \
+	  $(PIP) --target .venv/transformers-newest "transformers==$$newest" && \
+	  export PYTHONPATH=.venv/transformers-newest && $(call pytest,$(MODELS)); \
+	fi
 
 lint: $(DONE)/lint
 	@$(BIN)/ruff check .
@@ -170,4 +190,11 @@ $(ENDS:%=$(DONE)/triton-%): $(DONE)/triton-%: tests/kernels/triton-%.txt | $(DON
 	@echo '==> installing the $* Triton'
 	@rm -rf .venv/triton-$*
 	@$(PIP) --no-deps --target .venv/triton-$* -r $<
+	@touch $@
+
+# So does the oldest transformers, with the packages that it requires.
+$(DONE)/transformers-oldest: tests/hf/transformers-oldest.txt | $(DONE)/test
+	@echo '==> installing the oldest transformers'
+	@rm -rf .venv/transformers-oldest
+	@$(PIP) --target .venv/transformers-oldest -r $<
 	@touch $@

@@ -33,6 +33,8 @@ def examine(config) -> tuple[list[Coverage], list[Check]]:
     Raises:
         ValueError: if transformers has no causal language model of that config.
     """
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"transformers has no causal language model for a {type(config).__name__}: nothing to explain")
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config)
     found = coverage(model)
@@ -87,7 +89,7 @@ def _small(config):
     """A random model of the architecture: two layers, of both kinds where there are two, and every part narrow."""
     config = copy.deepcopy(config)
     queries = config.num_attention_heads
-    keys = getattr(config, "num_key_value_heads", None) or queries
+    keys = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or queries
     few = 1 if keys == 1 else 2
     heads = few * min(queries // keys, 4)
     kinds = getattr(config, "layer_types", None)
@@ -95,12 +97,14 @@ def _small(config):
         config.layer_types = [kinds[0], next((kind for kind in kinds if kind != kinds[0]), kinds[0])]
     narrow = {
         "num_hidden_layers": 2, "hidden_size": 16 * heads, "num_attention_heads": heads, "num_key_value_heads": few,
-        "head_dim": 16, "intermediate_size": 48, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24,
-        "num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "n_inner": 48, "vocab_size": 97,
-        "max_position_embeddings": 64, "sliding_window": 7, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        "num_kv_heads": few, "head_dim": 16, "intermediate_size": 48, "n_inner": 48, "ffn_hidden_size": 48,
+        "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24, "num_local_experts": 4, "num_experts": 4,
+        "num_experts_per_tok": 2, "vocab_size": 97, "max_position_embeddings": 64, "sliding_window": 7,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
     for name, value in narrow.items():
-        if getattr(config, name, None) is not None:
+        derived = isinstance(getattr(type(config), name, None), property)
+        if not derived and getattr(config, name, None) is not None:
             setattr(config, name, value)
     if getattr(config, "rope_parameters", None):
         config.rope_parameters = _plain_rotation(config.rope_parameters)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from . import ops
-from .hf import contributions, decoder_layers, patched, recording, replaying, tracing
+from .hf import Recorded, contributions, decoder_layers, patched, recording, replaying, tracing
 from .memory import Plan
 from .rules import Rules
 from .store import Store, Stored, give_back_free_heap
@@ -52,7 +52,7 @@ class _Pass:
     rest: tuple = ()  # the other arguments of its call: masks, rotary tables
     named: dict = field(default_factory=dict)
     output: Tensor | None = None  # of a layer whose graph lives on
-    attention: list[list[Stored | None]] = field(default_factory=list)
+    recorded: Recorded | None = None  # once the layer has run, `Stored` in place of tensors
     traces: list[ops.Trace] | None = None  # one a target, where edges are asked for
     raised: list[Tensor] = field(default_factory=list)  # one a target in a float16 model
 
@@ -213,8 +213,8 @@ def _logits(model: nn.Module, input_ids: Tensor, positions: list[int]) -> Tensor
 
 def _fetch(layer: _Pass, store: Store) -> None:
     if layer.tier == "host":
-        for stored in [layer.x, *(one for kept in layer.attention for one in kept if one is not None)]:
-            store.fetch(stored)
+        store.fetch(layer.x)
+        layer.recorded.each(store.fetch)
 
 
 def _back(layer: _Pass, gs: list[Tensor], rules: Rules, store: Store, plan: Plan) -> tuple[Tensor, list[Tensor]]:
@@ -222,11 +222,10 @@ def _back(layer: _Pass, gs: list[Tensor], rules: Rules, store: Store, plan: Plan
     if layer.tier == "graph":
         return layer.x, _gradients(get_gradient_edge(layer.output), layer.x, gs)
     x = store.take(layer.x)
-    kept = [ops.Kept(*(None if one is None else store.take(one) for one in stored)) for stored in layer.attention]
+    recorded = layer.recorded.each(store.take)
     leaf = x.to(torch.promote_types(x.dtype, torch.float32)).requires_grad_()
-    with replaying(layer.module, rules, kept, plan.chunk_tokens, layer.traces):
+    with replaying(layer.module, rules, recorded, plan.chunk_tokens, layer.traces):
         output = _hidden(layer.module(leaf, *layer.rest, **layer.named))
-        del kept
         gs = [gs.pop(0).to(output.device, output.dtype) for _ in range(len(gs))]
         edge = get_gradient_edge(output)
         del output  # nobody reads its values
@@ -280,7 +279,7 @@ def _watched(layers: list[_Pass], store: Store, plan: Plan, tell: Callable[[int]
                 running.enter_context(tracing(module, layer.traces))
         else:
             running.enter_context(torch.no_grad())
-            layer.attention = running.enter_context(recording(module, plan.chunk_tokens))
+            layer.recorded = running.enter_context(recording(module, plan.chunk_tokens))
         return (layer.x, *layer.rest), layer.named
 
     def leave(module, args, output):
@@ -291,9 +290,7 @@ def _watched(layers: list[_Pass], store: Store, plan: Plan, tell: Callable[[int]
             layer.output = hidden
         else:
             layer.x = store.put(layer.x, layer.tier)
-            layer.attention = [
-                [None if one is None else store.put(one, layer.tier) for one in kept] for kept in layer.attention
-            ]
+            layer.recorded = layer.recorded.each(lambda tensor: store.put(tensor, layer.tier))
         _tidy(plan)
         tell(number[module] + 1)
         if layer is layers[-1]:

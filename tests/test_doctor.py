@@ -26,6 +26,11 @@ def test_a_whole_config_is_read_without_weights_and_left_alone(name):
     assert config.to_json_string() == before
 
 
+def test_a_config_without_a_causal_language_model_is_refused():
+    with pytest.raises(ValueError, match="no causal language model for a T5Config: nothing to explain$"):
+        doctor.examine(transformers.T5Config())
+
+
 def test_what_no_rule_covers_is_named_and_nothing_is_checked():
     found, checks = doctor.examine(transformers.MambaConfig(num_hidden_layers=2, hidden_size=32, vocab_size=50))
     (mixer,) = [one for one in found if one.name == "MambaMixer"]

@@ -99,6 +99,32 @@ def test_sixteen_bits_keep_a_float32_residual_stream(smollm2):
     assert streamed < 0.97 * direct, (streamed, direct)
 
 
+@pytest.mark.parametrize("rows", [23, 5])
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"])
+def test_a_replayed_token_keeps_its_experts_in_16_bits(family, rows, tiny, ids, monkeypatch):
+    """Experts in pairs between which rounding decides: a float32 residual stream would choose others of some pairs."""
+    setting = "num_local_experts" if family in ("mixtral", "gpt_oss") else "num_experts"
+    model, generator = tiny(family, torch.bfloat16, **{setting: 64}), torch.Generator().manual_seed(0)
+    for router in (module for module in model.modules() if hasattr(module, "top_k") and hasattr(module, "weight")):
+        with torch.no_grad():
+            router.weight[32:] = router.weight[:32] * (1 + 2**-8 * torch.randn(32, 64, generator=generator).sign())
+            if hasattr(router, "bias"):
+                router.bias[32:] = router.bias[:32]
+    calls, mixed = {}, lrp_fast.hf.experts._mixed
+
+    def noting(experts, x, chosen, *rest):
+        calls.setdefault(experts, []).append(chosen)
+        return mixed(experts, x, chosen, *rest)
+
+    monkeypatch.setattr(lrp_fast.hf.experts, "_mixed", noting)
+    run(model, ids, ["host"] * 3, rows)
+    parts = -(-23 // rows)
+    for first, again in ((chosen[:parts], chosen[parts:]) for chosen in calls.values()):
+        assert again
+        for chosen in again:
+            assert any(chosen.shape == one.shape and torch.equal(chosen, one) for one in first)
+
+
 def test_several_targets_are_the_single_ones(tiny, ids):
     model = tiny("llama", torch.float64)
     together = attribute(model, ids, target=[3, 4, None], contrast=[5, None, "mean"], position=[3, 22])

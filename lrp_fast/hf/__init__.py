@@ -6,7 +6,7 @@ from .contributions import contributions
 from .coverage import Coverage, UnsupportedModuleError, check, coverage
 from .families import decoder_layers, register
 from .patching import patched
-from .replay import recording, replaying, tracing
+from .replay import Recorded, recording, replaying, tracing
 from .sizes import LayerSize, device_of, layer_sizes, vocabulary_size, weight_bytes
 
 register_attention()
@@ -14,6 +14,7 @@ register_attention()
 __all__ = [
     "Coverage",
     "LayerSize",
+    "Recorded",
     "UnsupportedModuleError",
     "check",
     "contributions",

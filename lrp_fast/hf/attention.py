@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import causal_mask_function
 
 from .. import ops
 from ..rules import Rules
@@ -54,7 +55,8 @@ def attention_forward(
     if attention_mask is not None and attention_mask.shape != (query.shape[0], 2):
         raise ValueError(
             f"a ready attention mask of shape {tuple(attention_mask.shape)} reached {layer}: "
-            "pass the (B, N) padding mask, causality and windows are the model's own"
+            "pass the (B, N) padding mask, causality and windows are the model's own (a model that makes such masks "
+            "itself needs lrp_fast.patched or a newer transformers)"
         )
     # Qwen2-MoE leaves its window to the mask, where lrp_fast has none. A layer with a window keeps it, in all families.
     window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
@@ -99,9 +101,11 @@ def mask_bounds(
     Causality and sliding windows reach the attention by other ways, so nothing N x N is ever built.
     """
     # Older releases do not say q_offset; there the check below refuses such caches.
-    if "q_offset" in kwargs and kwargs["kv_offset"] + kwargs["kv_length"] > kwargs["q_offset"] + kwargs["q_length"]:
+    sizes_known = "q_offset" in kwargs
+    if sizes_known and kwargs["kv_offset"] + kwargs["kv_length"] > kwargs["q_offset"] + kwargs["q_length"]:
         raise ValueError("the cache is longer than what it holds (a StaticCache): use a DynamicCache, or none")
-    if not allow_is_causal_skip:
+    # Falcon wants its mask spelt out, whatever it is.
+    if not (allow_is_causal_skip or (sizes_known and kwargs.get("mask_function") is causal_mask_function)):
         raise ValueError(
             "the model asks for a mask that is neither causal nor a sliding window (packed sequences whose "
             "position_ids restart, or a custom mask function): run each sequence by itself"

@@ -10,6 +10,11 @@ from torch import nn
 from . import experts, handlers
 from .families import FAMILIES, handler_of
 
+# As their checkpoints name the weights, a bare from_pretrained of the language model would leave it random.
+_READS_IMAGES = {
+    "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM.from_pretrained(..., key_mapping={'^language_model.': ''})",
+}
+
 
 class UnsupportedModuleError(TypeError):
     """A model holds a module that no propagation rule covers."""
@@ -20,6 +25,11 @@ def check(model: nn.Module) -> None:
     for path, module in model.named_modules():
         if handler_of(module) is None:
             name = type(module).__name__
+            if name in _READS_IMAGES:
+                raise UnsupportedModuleError(
+                    f"no propagation rule covers what {name} does with images: load its language model alone, with "
+                    + _READS_IMAGES[name]
+                )
             where = f"module {path!r}, a {name}" if path else f"the model itself, a {name}"
             raise UnsupportedModuleError(
                 f"no propagation rule covers {where} (families covered: {', '.join(FAMILIES)}): register one with "
@@ -60,7 +70,7 @@ def coverage(model: nn.Module) -> list[Coverage]:
 
 
 def _words() -> Iterator[tuple]:
-    for handler in (handlers.leave, handlers.dropout):
+    for handler in (handlers.leave, handlers.masking_model, handlers.dropout):
         yield handler, ("left as it is: sums, constants, parts with rules of their own", "")
     for handler in (handlers.decoder_layer, handlers.pre_norm_decoder_layer):
         yield handler, ("residual sum: plain; what it puts out are nodes", "")
@@ -72,7 +82,7 @@ def _words() -> Iterator[tuple]:
     yield handlers.centred_rms_norm, ("rstd is a constant", "Triton, the mean by PyTorch")
     for handler in (handlers.gated_mlp, handlers.fused_gated_mlp):
         yield handler, ("act(gate) and up half each (cp: up)", "Triton")
-    for handler in (handlers.mlp, handlers.gpt2_mlp):
+    for handler in (handlers.mlp, handlers.falcon_mlp, handlers.gpt2_mlp):
         yield handler, ("left as it is: parts with rules of their own", "")
     yield handlers.capped_language_model, ("the cap on its logits: identity", "PyTorch")
     for handler in experts.ROUTERS:

@@ -24,7 +24,7 @@ def softmax_router(module: nn.Module, rules: Rules) -> Overlay:
     def forward(hidden_states):
         logits = _logits(module, hidden_states.reshape(-1, module.hidden_dim), rules)
         wide = torch.promote_types(logits.dtype, torch.float32)
-        weights, chosen = torch.topk(torch.softmax(logits.to(wide), -1), module.top_k, dim=-1)
+        weights, chosen = _best(module, torch.softmax(logits.to(wide), -1))
         if getattr(module, "norm_topk_prob", True):
             weights = weights / weights.sum(-1, keepdim=True)
         # Mixtral's stay wide.
@@ -38,7 +38,7 @@ def top_k_router(module: nn.Module, rules: Rules) -> Overlay:
 
     def forward(hidden_states):
         logits = _logits(module, hidden_states, rules)
-        best, chosen = torch.topk(logits, module.top_k, dim=-1)
+        best, chosen = _best(module, logits)
         return logits, torch.softmax(best, -1), chosen
 
     return {"forward": forward}
@@ -47,6 +47,15 @@ def top_k_router(module: nn.Module, rules: Rules) -> Overlay:
 def _logits(router: nn.Module, x: Tensor, rules: Rules) -> Tensor:
     bias = getattr(router, "bias", None)
     return ops.linear(x, router.weight, bias, epsilon=rules.epsilon, gamma=rules.gamma)
+
+
+def _best(router: nn.Module, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, k) scores and which they are: the best or, while a layer is replayed, those that were the best before."""
+    chosen = getattr(router, "lrp_fast_chosen", None)
+    if chosen is None:
+        return torch.topk(scores, router.top_k, dim=-1)
+    chosen = chosen.to(torch.long)
+    return scores.gather(-1, chosen), chosen
 
 
 def gated_experts(module: nn.Module, rules: Rules) -> Overlay:

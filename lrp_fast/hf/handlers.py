@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from .. import ops
 from ..ops.activation import ratio as ratio_of
 from ..rules import Rules
+from .attention import attention_forward, mask_bounds
 from .overlay import forward_name, forward_of, laid
 
 Overlay = dict[str, Any]
@@ -28,6 +30,21 @@ def leave(module: nn.Module, rules: Rules) -> Overlay:
     """Containers, embeddings, position tables: sums, look-ups, products with constants, and modules with handlers of
     their own."""
     return {}
+
+
+def masking_model(module: nn.Module, rules: Rules) -> Overlay:
+    """As `leave`; in older releases of transformers, a model that makes a mask of N x N by itself."""
+
+    def bounds(attention_mask, input_tensor, cache_position, past_key_values, *_):
+        if attention_mask is not None and attention_mask.ndim != 2:
+            return attention_mask  # refused by the attention
+        start, length = cache_position[0].item(), len(cache_position)
+        cached = past_key_values is not None
+        keys, offset = past_key_values.get_mask_sizes(cache_position, 0) if cached else (length, 0)
+        sizes = {"q_offset": start, "q_length": length, "kv_offset": offset, "kv_length": keys}
+        return mask_bounds(len(input_tensor), attention_mask, **sizes)
+
+    return {"_update_causal_mask": bounds} if hasattr(module, "_update_causal_mask") else {}
 
 
 def decoder_layer(module: nn.Module, rules: Rules) -> Overlay:
@@ -56,7 +73,30 @@ def capped_attention(module: nn.Module, rules: Rules) -> Overlay:
     return attention(module, rules)
 
 
-ATTENTIONS = (attention, capped_attention)
+def falcon_attention(module: nn.Module, rules: Rules) -> Overlay:
+    """Falcon's, which goes past the interface. One projection makes groups of queries, each with a key and a value."""
+    if module.config.alibi:
+        raise ValueError(
+            f"{type(module).__name__} has no rotary positions, but ALiBi's biases on its scores, which lrp_fast has no "
+            "rule for: only a Falcon whose config says alibi=False can be explained"
+        )
+    rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb
+
+    def forward(hidden_states, alibi=None, attention_mask=None, layer_past=None, position_embeddings=None, **named):
+        groups = module.query_key_value(hidden_states).unflatten(-1, (module.num_kv_heads, -1, module.head_dim))
+        parts = groups.split([groups.shape[3] - 2, 1, 1], 3)
+        query, key, value = (part.flatten(2, 3).transpose(1, 2) for part in parts)
+        query, key = rotate(query, key, *position_embeddings)
+        if layer_past is not None:
+            key, value = layer_past.update(key, value, module.layer_idx)
+        given = {"output_attentions": named.get("output_attentions")}
+        out, _ = attention_forward(module, query, key, value, attention_mask, **given)
+        return module.dense(out.flatten(2)), None
+
+    return {"forward": forward, **attention(module, rules)}
+
+
+ATTENTIONS = (attention, capped_attention, falcon_attention)
 
 
 def dropout(module: nn.Module, rules: Rules) -> Overlay:
@@ -205,6 +245,16 @@ def fused_gated_mlp(module: nn.Module, rules: Rules) -> Overlay:
 def mlp(module: nn.Module, rules: Rules) -> Overlay:
     """GPT-NeoX's: dense_4h_to_h(act(dense_h_to_4h(x)))."""
     return {}
+
+
+def falcon_mlp(module: nn.Module, rules: Rules) -> Overlay:
+    """As `mlp`. Falcon's layer drops of what it puts out, and adds to it in place, where the epsilon rule needs it."""
+    if module.training and module.hidden_dropout:
+        raise ValueError("the model applies dropout: call model.eval() first")
+    if not rules.epsilon:
+        return {}
+    own = forward_of(module)
+    return {"forward": lambda x: own(x).clone()}
 
 
 def gpt2_mlp(module: nn.Module, rules: Rules) -> Overlay:

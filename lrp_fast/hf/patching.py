@@ -30,8 +30,8 @@ def patched(model: nn.Module, rule: str | Rules = "attnlrp") -> Iterator[nn.Modu
             model(inputs_embeds=x).logits[0, -1, k].backward()      # x * x.grad is LRP relevance
 
     On a CPU the logits keep their bits where the model runs transformers' default attention (sdpa) on unpadded float32
-    or 16-bit inputs and no sliding window hides a key; those of a mixture of experts are equal but for rounding. A
-    float64 model's norms and routers, which transformers computes in float32, are kept in float64.
+    or 16-bit inputs and no sliding window hides a key; those of a mixture of experts or a Falcon are equal but for
+    rounding. A float64 model's norms and routers, which transformers computes in float32, are kept in float64.
 
     Args:
         model: a transformers model of a supported family.

@@ -1,7 +1,8 @@
 """One decoder layer of a patched model, run twice: without autograd, then again for its backward pass.
 
-The first run (`recording`) hands out what the attention computed. The second (`replaying`) takes it back, so that
-nothing of size N x N is computed twice, and skips what no backward pass reads.
+The first run (`recording`) hands out what the attention computed and which experts a token went to. The second
+(`replaying`) takes both back, so that nothing of size N x N is computed twice and no token goes another way, and skips
+what no backward pass reads.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +23,35 @@ from .families import MLPS, handler_of, mlps
 from .overlay import forward_name, forward_of, laid
 
 
+class Recorded(NamedTuple):
+    """What a layer's first run leaves for its second."""
+
+    attention: list[Kept]  # one an attention
+    experts: list[Tensor]  # one a router: (N, k) int16, those that each token went to
+
+    def each(self, do: Callable) -> Recorded:
+        """The same with ``do(tensor)`` in place of every tensor."""
+        attention = [Kept(*(None if one is None else do(one) for one in kept)) for kept in self.attention]
+        return Recorded(attention, [do(one) for one in self.experts])
+
+
 @contextmanager
-def recording(layer: nn.Module, rows: int) -> Iterator[list[Kept]]:
-    """While ``layer`` runs without autograd, its MLP on ``rows`` tokens at a time. Yields what attention computes."""
-    found: list[Kept] = []
+def recording(layer: nn.Module, rows: int) -> Iterator[Recorded]:
+    """While ``layer`` runs without autograd, its MLP on ``rows`` tokens at a time. What it yields is whole on exit."""
+    found = Recorded([], [])
 
     def attend(query, key, value, **given):
-        found.append(ops.attention_forward(query, key, value, **given))
-        return found[-1].out
+        found.attention.append(ops.attention_forward(query, key, value, **given))
+        return found.attention[-1].out
 
+    routers = _handled(layer, *experts.ROUTERS)
+    chosen: list[list[Tensor]] = [[] for _ in routers]
     overlays = _attend(layer, attend)
+    overlays += [(one, forward_name(one), _noting(one, parts)) for one, parts in zip(routers, chosen, strict=True)]
     overlays += [(mlp, forward_name(mlp), _in_parts(mlp, rows)) for mlp in _unwatched_mlps(layer)]
     with laid(overlays):
         yield found
+    found.experts.extend(torch.cat(parts) for parts in chosen)
 
 
 @contextmanager
@@ -45,15 +63,16 @@ def tracing(layer: nn.Module, traces: list[Trace]) -> Iterator[None]:
 
 @contextmanager
 def replaying(
-    layer: nn.Module, rules: Rules, kept: list[Kept], rows: int, traces: list[Trace] | None = None
+    layer: nn.Module, rules: Rules, recorded: Recorded, rows: int, traces: list[Trace] | None = None
 ) -> Iterator[None]:
     """While ``layer`` runs again with autograd, on float32 or wider hidden states.
 
     The residual stream stays that wide, and so does the relevance gradient on it; the layer's branches compute in the
-    dtype of its weights. Where the output is only added to the residual stream, it is left out: it comes back as NaN.
+    dtype of its weights. Tokens keep the experts of the first run, in which scores rounded otherwise. Where the MLP's
+    output is only added to the residual stream, it is left out: it comes back as NaN.
     ``traces`` is for `ops.attention`.
     """
-    remaining = iter(kept)
+    remaining = iter(recorded.attention)
     # A hook on the layer may read its output.
     unread = handler_of(layer) is handlers.pre_norm_decoder_layer and not layer._forward_hooks
 
@@ -61,6 +80,8 @@ def replaying(
         return ops.attention(query, key, value, **given, kept=next(remaining), traces=traces)
 
     overlays = _attend(layer, attend)
+    for router, chosen in zip(_handled(layer, *experts.ROUTERS), recorded.experts, strict=True):
+        overlays.append((router, "lrp_fast_chosen", chosen))
     for module in _handled(layer, handlers.linear, *handlers.NORMS):
         overlays.append((module, "lrp_fast_dtype", module.weight.dtype))
     for mlp in _unwatched_mlps(layer):
@@ -89,6 +110,17 @@ def _attend(layer: nn.Module, attend: Callable) -> list[tuple[nn.Module, str, ob
     return [(module, "lrp_fast_attend", attend) for module in _handled(layer, *handlers.ATTENTIONS)]
 
 
+def _noting(router: nn.Module, chosen: list[Tensor]) -> Callable:
+    own = forward_of(router)
+
+    def forward(hidden_states):
+        found = own(hidden_states)
+        chosen.append(found[2].to(torch.int16))
+        return found
+
+    return forward
+
+
 def _transposed(linear: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: ops.linear_unread(x, handlers.matrix(linear))
 
@@ -108,7 +140,14 @@ def _in_parts(mlp: nn.Module, rows: int) -> Callable[[Tensor], Tensor]:
 
 def _checkpointed(mlp: nn.Module, rows: int, unread: bool) -> Callable[[Tensor], Tensor]:
     whole, again = _alone(mlp)
-    return lambda x: again(_Checkpointed.apply(x, whole, rows, unread) if x.shape[1] > rows else whole(x))
+    routers = _handled(mlp, *experts.ROUTERS)
+
+    def part(x, start):
+        of_these = slice(start, start + x.shape[1])
+        with laid([(router, "lrp_fast_chosen", router.lrp_fast_chosen[of_these]) for router in routers]):
+            return whole(x)
+
+    return lambda x: again(_Checkpointed.apply(x, part, rows, unread) if x.shape[1] > rows else whole(x))
 
 
 def _alone(mlp: nn.Module) -> tuple[Callable, Callable]:
@@ -123,21 +162,22 @@ class _Checkpointed(torch.autograd.Function):
     """An MLP whose inside exists for ``rows`` tokens at a time, and whose output only where it is read."""
 
     @staticmethod
-    def forward(ctx, x, whole, rows, unread):
-        ctx.whole, ctx.rows = whole, rows
+    def forward(ctx, x, part, rows, unread):
+        ctx.part, ctx.rows = part, rows
         ctx.save_for_backward(x)
         if unread:
             return x.new_full((), torch.nan).expand(x.shape)
-        return torch.cat([whole(part) for part in x.split(rows, 1)], 1)
+        return torch.cat([part(x[:, start : start + rows], start) for start in range(0, x.shape[1], rows)], 1)
 
     @staticmethod
     def backward(ctx, g):
         (x,) = ctx.saved_tensors
         g_in = torch.zeros_like(x)
-        for part, g_part, g_in_part in zip(*(t.split(ctx.rows, 1) for t in (x, g, g_in)), strict=True):
+        for start in range(0, x.shape[1], ctx.rows):
+            x_part, g_part, g_in_part = (t[:, start : start + ctx.rows] for t in (x, g, g_in))
             if not g_part.any():
                 continue  # above the last attention most carry no relevance: worth a look, on CUDA too
             with torch.enable_grad():
-                leaf = part.detach().requires_grad_()
-                g_in_part.copy_(torch.autograd.grad(ctx.whole(leaf), leaf, g_part)[0])
+                leaf = x_part.detach().requires_grad_()
+                g_in_part.copy_(torch.autograd.grad(ctx.part(leaf, start), leaf, g_part)[0])
         return g_in, None, None, None

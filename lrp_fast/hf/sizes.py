@@ -80,7 +80,7 @@ def _layer_size(layer: nn.Module) -> LayerSize:
 
 # The plan reckons with a gated MLP of two projections. Halves of one keep each other alive; without a gate, what the
 # activation takes counts for more. Fitted, as the plan's own factors are.
-_MORE = {handlers.fused_gated_mlp: 1.4, handlers.mlp: 1.5, handlers.gpt2_mlp: 1.2}
+_MORE = {handlers.fused_gated_mlp: 1.4, handlers.mlp: 1.5, handlers.falcon_mlp: 1.5, handlers.gpt2_mlp: 1.2}
 
 
 def _inner(mlp: nn.Module) -> int:
@@ -107,7 +107,8 @@ def _heads(attention: nn.Module) -> tuple[int, int, int]:
     config = attention.config
     queries = config.num_attention_heads
     features = getattr(attention, "head_dim", None) or config.hidden_size // queries
-    return queries, queries // getattr(attention, "num_key_value_groups", 1), features
+    keys = getattr(attention, "num_kv_heads", None) or queries // getattr(attention, "num_key_value_groups", 1)
+    return queries, keys, features
 
 
 def _window(attention: list[nn.Module]) -> int | None:

@@ -10,7 +10,9 @@ from lrp_fast import Rules, patched, reference
 from lrp_fast.hf import decoder_layers
 
 N = 23
-RULES = [Rules("attnlrp"), Rules("cp"), Rules("gradient"), Rules("attnlrp", 0.01, 0.1, 0.02, 0.2)]
+RULES = [
+    Rules("attnlrp"), Rules("cp"), Rules("gradient"), Rules("attnlrp", 0.01, 0.1, 0.02, 0.2), Rules("cp", 0.01),
+]  # fmt: skip
 
 
 class By(torch.autograd.Function):
@@ -117,6 +119,25 @@ def gpt_neox(do, layer, h, tables):
     y = do.layer_norm(h, second.weight, second.bias, second.eps)
     m = do.of(layer.mlp.dense_4h_to_h, do.activation(do.of(layer.mlp.dense_h_to_4h, y), "gelu"))
     return h + do.of(attention.dense, joined(a)) + m
+
+
+def falcon(do, layer, h, tables):
+    """Of one key/value head or some; the MLP behind the attention, or beside it with a norm of its own or the same."""
+    attention, norms = layer.self_attention, dict(layer.named_children())
+
+    def norm(*names):
+        module = next(norms[name] for name in names if name in norms)
+        return lambda h: do.layer_norm(h, module.weight, module.bias, module.eps)
+
+    first = norm("ln_attn", "input_layernorm")
+    fused, keys = do.of(attention.query_key_value, first(h)), attention.num_kv_heads
+    query, key, value = fused.view(1, N, keys, 4 // keys + 2, 16).split([4 // keys, 1, 1], 3)
+    query, key, value = (part.reshape(1, N, -1, 16).transpose(1, 2) for part in (query, key, value))
+    a = do.attention(rotated(query, tables), rotated(key, tables), value, scale=16**-0.5)
+    a = do.of(attention.dense, joined(a))
+    behind = "post_attention_layernorm" in norms
+    x = norm("post_attention_layernorm")(h + a) if behind else norm("ln_mlp", "input_layernorm")(h)
+    return h + a + do.of(layer.mlp.dense_4h_to_h, do.activation(do.of(layer.mlp.dense_h_to_4h, x), "gelu"))
 
 
 def gpt2(do, layer, h, tables):
@@ -236,16 +257,24 @@ def gpt_oss(do, layer, h, tables):
 
 
 LAYERS = {
-    "gpt_neox": gpt_neox, "gpt2": gpt2, "gemma2": gemma, "gemma3": gemma, "phi3": phi3, "granite": granite,
+    "gpt_neox": gpt_neox, "falcon": falcon, "falcon_40b": falcon, "gpt2": gpt2, "gemma2": gemma, "gemma3": gemma,
+    "phi3": phi3, "granite": granite,
     "qwen2_moe": qwen_moe, "qwen3_moe": qwen_moe, "gpt_oss": gpt_oss,
 }  # fmt: skip
 
 
 @pytest.mark.shows("attribution")
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.name}-{rule.gamma}")
-@pytest.mark.parametrize("family", LAYERS)
-def test_a_layer_is_the_composition_of_the_definitions(family, rule, tiny, ids):
-    model = tiny(family, torch.float64)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.name}-{rule.epsilon}-{rule.gamma}")
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [(family, {}) for family in LAYERS]
+    + [
+        ("falcon", {"parallel_attn": False, "multi_query": False, "bias": True}),
+        ("falcon_40b", {"num_ln_in_parallel_attn": 1}),
+    ],
+)
+def test_a_layer_is_the_composition_of_the_definitions(family, config, rule, tiny, ids):
+    model = tiny(family, torch.float64, **config)
     model.requires_grad_(False)
     calls = []
     layer = decoder_layers(model)[0]

@@ -14,6 +14,7 @@ RULES = ["attnlrp", "cp", "gradient", Rules("attnlrp", 0.1, 0.1, 0.1, 0.1)]
 FEW_RULES = ["cp", Rules("attnlrp", 0.1, 0.1, 0.1, 0.1)]
 WITHOUT_SDPA = ("gemma2", "gpt_oss")  # soft-cap, sinks
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss")  # experts sum their rows in an order of their own
+TO_ROUNDING = (*MIXTURES, "falcon", "falcon_40b")  # Falcon hands sdpa a mask, where is_causal would do
 
 
 def state(model):
@@ -46,7 +47,7 @@ def test_logits_keep_their_bits(family, dtype, rule, tiny, ids):
         plain = model(ids).logits
         with patched(model, rule):
             found = model(ids).logits
-        if family in MIXTURES:
+        if family in TO_ROUNDING:
             assert (found - plain).abs().max() <= 20 * torch.finfo(dtype).eps * plain.abs().max()
         else:
             assert torch.equal(found, plain)
@@ -166,8 +167,9 @@ def test_padded_batches_give_each_row_what_it_gives_alone(family, side, tiny):
         assert not found[outside].any()
 
 
-def test_generation_works_inside(tiny, ids):
-    model = tiny("qwen2")
+@pytest.mark.parametrize("family", ["qwen2", "stablelm", "falcon"])
+def test_generation_works_inside(family, tiny, ids):
+    model = tiny(family)
     plain = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
     with patched(model):
         assert torch.equal(model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0), plain)
@@ -223,6 +225,23 @@ def test_register(tiny, ids, monkeypatch):
         lrp_fast.hf.register(Strange, None)
 
 
+def test_falcon_is_refused_with_biases_on_its_scores_and_in_training(tiny, ids):
+    biased = tiny("falcon", alibi=True)
+    with pytest.raises(ValueError, match="FalconAttention has no rotary positions, but ALiBi's .*alibi=False"):
+        lrp_fast.attribute(biased, ids)
+    training = tiny("falcon", hidden_dropout=0.1).train()
+    with pytest.raises(ValueError, match=r"applies dropout: call model.eval\(\) first"), patched(training):
+        pass
+
+
+def test_falcons_other_attention_class_is_replaced_as_well(tiny, ids):
+    model = tiny("falcon_40b")
+    expected = relevance(model, ids)
+    for layer in model.transformer.h:
+        layer.self_attention.__class__ = transformers.models.falcon.modeling_falcon.FalconFlashAttention2
+    assert torch.equal(relevance(model, ids), expected)
+
+
 def test_an_attention_that_leaves_out_the_cap_is_refused(tiny):
     model = tiny("gemma2")
     model.config._attn_implementation_internal = "sdpa"  # what older releases do by themselves
@@ -230,33 +249,68 @@ def test_an_attention_that_leaves_out_the_cap_is_refused(tiny):
         pass
 
 
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+LINEAR = {"linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+NO_RULE = r"no propagation rule covers the model itself, a {} \(families covered: Llama, "
+NO_LOGITS = r"{} has no next-token logits to explain: load the model with AutoModelForCausalLM"
+
+
 @pytest.mark.parametrize(
-    ("name", "config"),
+    ("name", "config", "message"),
     [
-        ("MambaForCausalLM", {"state_size": 4, "num_hidden_layers": 1, "hidden_size": 16}),
-        ("RwkvForCausalLM", {"num_hidden_layers": 2, "hidden_size": 16, "attention_hidden_size": 16}),
-        ("T5ForConditionalGeneration", {"d_model": 16, "num_layers": 1, "num_heads": 2, "d_kv": 8, "d_ff": 16}),
-        ("FalconForCausalLM", {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}),
+        ("MambaForCausalLM", {"state_size": 4, "num_hidden_layers": 1, "hidden_size": 16}, NO_RULE),
+        ("RwkvForCausalLM", {"num_hidden_layers": 2, "hidden_size": 16, "attention_hidden_size": 16}, NO_RULE),
+        (
+            "RecurrentGemmaForCausalLM",
+            SMALL | {"num_key_value_heads": 1, "lru_width": 16, "attention_window_size": 8, "head_dim": 8},
+            NO_RULE,
+        ),
+        (
+            "Qwen3NextForCausalLM",
+            SMALL | LINEAR | {"num_key_value_heads": 1, "head_dim": 8, "num_experts": 2, "num_experts_per_tok": 1},
+            NO_RULE,
+        ),
+        ("BloomForCausalLM", {"hidden_size": 16, "n_layer": 1, "n_head": 2}, NO_RULE),
+        ("BertLMHeadModel", SMALL | {"is_decoder": True}, NO_RULE),
+        ("BertForMaskedLM", SMALL, NO_LOGITS),
+        ("BertModel", SMALL, NO_LOGITS),
+        (
+            "T5ForConditionalGeneration",
+            {"d_model": 16, "num_layers": 1, "num_heads": 2, "d_kv": 8, "d_ff": 16},
+            "{} is an encoder-decoder model: lrp_fast explains decoder-only language models",
+        ),
     ],
 )
-def test_other_architectures_are_refused(name, config):
+def test_other_architectures_are_refused_before_anything_runs(name, config, message):
     model_class = getattr(transformers, name)
-    model = model_class(model_class.config_class(vocab_size=9, **config)).eval()
-    with pytest.raises(UnsupportedModuleError, match=r"no propagation rule covers .* \(families covered: Llama, "):
-        lrp_fast.hf.check(model)
-    with pytest.raises((ValueError, UnsupportedModuleError)):
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    model = model_class(model_class.config_class(vocab_size=9, **ids, **config)).eval()
+    for module in model.modules():
+        module.register_forward_pre_hook(lambda *_: pytest.fail("it ran"))
+    with pytest.raises((ValueError, UnsupportedModuleError), match=message.format(name)) as refused:
         lrp_fast.attribute(model, [1, 2, 3])
-
-
-def test_encoders_are_refused():
-    config = transformers.BertConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=9
-    )
-    with (
-        pytest.raises(UnsupportedModuleError, match="no propagation rule covers"),
-        patched(transformers.BertModel(config)),
-    ):
+    assert "\n" not in str(refused.value)
+    with pytest.raises(UnsupportedModuleError, match=NO_RULE.format(name)), patched(model):
         pass
+    with pytest.raises(UnsupportedModuleError, match=NO_RULE.format(name)):
+        lrp_fast.plan(model, 3)
+
+
+def test_a_model_that_reads_images_says_how_to_load_its_language_model(tmp_path):
+    text = SMALL | {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 97, "pad_token_id": 0}
+    given = {"text_config": text, "vision_config": SMALL | {"image_size": 28, "patch_size": 14}}
+    tokens = {"image_token_index": 90, "boi_token_index": 91, "eoi_token_index": 92, "mm_tokens_per_image": 4}
+    transformers.Gemma3ForConditionalGeneration(transformers.Gemma3Config(**given, **tokens)).save_pretrained(tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    if isinstance(model, transformers.Gemma3ForConditionalGeneration):
+        with pytest.raises(UnsupportedModuleError) as refused:
+            lrp_fast.attribute(model, [3, 4, 5])
+        call = "Gemma3ForCausalLM.from_pretrained(..., key_mapping={'^language_model.': ''})"
+        assert str(refused.value).endswith("load its language model alone, with " + call)
+    alone = transformers.Gemma3ForCausalLM.from_pretrained(tmp_path, key_mapping={"^language_model.": ""}).eval()
+    ids = torch.tensor([[3, 4, 5]])
+    assert torch.equal(alone(ids).logits, model(ids).logits)
+    assert torch.isfinite(lrp_fast.attribute(alone, ids).relevance).all()
 
 
 def test_somebody_elses_forward_is_refused(tiny):
@@ -308,8 +362,9 @@ def test_as_a_plain_attention_implementation_outside_of_patched(tiny, ids):
     assert torch.equal(model(ids).logits, plain)
 
 
-def test_a_cache_longer_than_its_content_is_refused(tiny, ids):
-    model = tiny("llama")
+@pytest.mark.parametrize("family", ["llama", "stablelm", "falcon"])
+def test_a_cache_longer_than_its_content_is_refused(family, tiny, ids):
+    model = tiny(family)
     cache = transformers.StaticCache(config=model.config, max_cache_len=64)
     with pytest.raises(ValueError), patched(model):  # older releases ask for a packed mask and are refused for that
         model(ids, past_key_values=cache)

@@ -11,7 +11,7 @@ def test_sizes_are_those_of_the_modules(family, tiny):
     model = tiny(family)
     (size, *_) = layer_sizes(model)
     features = getattr(model.config, "head_dim", None) or 16
-    keys = 4 if family in ("gpt_neox", "gpt2") else 2
+    keys = {"gpt_neox": 4, "gpt2": 4, "falcon": 1}.get(family, 2)
     assert (size.hidden, size.heads, size.query, size.key) == (64, 4, 4 * features, keys * features)
     matrices = sum(p.numel() for p in model.base_model.get_submodule(_layers(model)).parameters() if p.ndim > 1)
     weights = size.attention_weights + size.mlp_weights

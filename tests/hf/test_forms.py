@@ -1,0 +1,78 @@
+"""The code of transformers that the rules were written for, so that another release's change of it is noticed here.
+
+Identities of small models do not show every change: a new product in a layer's own code leaves patched logits alone
+and passes plain gradients, and an option that is off in these models shows in other people's alone. forms.json has,
+for each handler, a digest of every form that its classes have had in the releases that were read for it.
+"""
+
+import ast
+import hashlib
+import inspect
+import json
+import textwrap
+
+import pytest
+import transformers
+
+from lrp_fast.hf import decoder_layers
+from lrp_fast.hf.families import handler_of
+
+
+class Bare(ast.NodeTransformer):
+    """Without annotations, decorators and docstrings, as without comments and line breaks."""
+
+    def visit_FunctionDef(self, node):
+        self.generic_visit(node)
+        node.returns, node.decorator_list = None, []
+        if ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+        return node
+
+    def visit_arg(self, node):
+        node.annotation = None
+        return node
+
+
+def form(source):
+    """12 hexadecimal digits of what the methods of a class do, but for those that set it up."""
+    methods = [node for node in ast.parse(textwrap.dedent(source)).body[0].body if isinstance(node, ast.FunctionDef)]
+    bare = [ast.unparse(Bare().visit(node)) for node in methods if node.name not in ("__init__", "extra_repr")]
+    return hashlib.sha256("\n".join(bare).encode()).hexdigest()[:12]
+
+
+def test_every_part_of_a_layer_has_a_form_that_was_read(family, tiny, root):
+    known = json.loads((root / "tests" / "hf" / "forms.json").read_text(encoding="utf-8"))
+    for cls in {type(part) for layer in decoder_layers(tiny(family)) for part in layer.modules()}:
+        handler = handler_of(cls)
+        if cls.__module__.startswith("transformers."):
+            found, name = form(inspect.getsource(cls)), getattr(handler, "kind", handler.__name__)
+            assert found in known[name], (
+                f"{cls.__name__} of transformers {transformers.__version__} is not what handlers.{name} was written "
+                f"for: read what has changed, mend the handler if a rule has to change, then add {found} to forms.json"
+            )
+
+
+PART = '''
+class Part(Module):
+    def __init__(self, {setting}):
+        self.up = Linear({setting})
+
+    def forward(self, x{annotation}):
+        {docstring}
+        return self.down(self.act(self.gate(x)) * self.up(x)){term}
+'''
+PLAIN = {"setting": "config", "annotation": "", "docstring": "", "term": ""}
+
+
+@pytest.mark.parametrize(
+    ("what", "becomes", "same"),
+    [
+        ("setting", "config, device", True),
+        ("annotation", ": Tensor", True),
+        ("docstring", '"""What it is."""  # and why', True),
+        ("term", " * self.scale", False),
+        ("annotation", ", mask=None", False),
+    ],
+)
+def test_a_form_is_what_is_computed(what, becomes, same):
+    assert (form(PART.format(**PLAIN | {what: becomes})) == form(PART.format(**PLAIN))) == same
