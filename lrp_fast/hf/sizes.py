@@ -10,7 +10,7 @@ from torch import nn
 
 from . import experts, handlers
 from .families import MLPS, branch_dtype, decoder_layers, handled, handler_of, mlps
-from .weights import is_plain, nbytes, own_dtype, shape
+from .weights import copies, is_plain, nbytes, own_dtype, shape
 
 
 class LayerSize(NamedTuple):
@@ -27,7 +27,7 @@ class LayerSize(NamedTuple):
     skipped_weights: int  # of these, the last map's, which a replayed layer does without
     window: int | None  # keys that a query reads; None for all
     loaded: int  # bytes of weights that come to the device only while the layer runs
-    unpacked: int  # bytes of the largest matrix that is not kept in floats: its module makes it whole for each product
+    unpacked: int  # bytes to make the largest matrix that is not kept in floats: its module does for each product
 
 
 def layer_sizes(model: nn.Module) -> list[LayerSize]:
@@ -110,7 +110,8 @@ def _elements(linears: list[nn.Module]) -> int:
 
 
 def _unpacked_bytes(linear: nn.Module, layer: nn.Module) -> int:
-    return math.prod(shape(linear)) * (own_dtype(linear) or branch_dtype(layer)).itemsize
+    dtype = own_dtype(linear) or branch_dtype(layer)
+    return copies(linear) * math.prod(shape(linear)) * max(4, dtype.itemsize)
 
 
 def _heads(attention: nn.Module) -> tuple[int, int, int]:

@@ -122,6 +122,13 @@ def not_floats(weight: Tensor) -> str | None:
     )
 
 
+def copies(module: nn.Module) -> int:
+    """How many matrices of at least 32 bits an element are there at once while a matrix that is not plain is made."""
+    if _is_adapted(module):
+        return 1 if is_plain(module.base_layer) else copies(module.base_layer) + 1
+    return 5 if _kind(module.weight) in _TORCHAO else 1  # as measured
+
+
 def nbytes(tensor: Tensor) -> int:
     """Of memory, scales of what is quantised included."""
     if hasattr(tensor, "__tensor_flatten__"):
