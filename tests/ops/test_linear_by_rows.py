@@ -65,6 +65,14 @@ def test_rounds_no_worse_than_the_plain_form(epsilon, gamma, dtype, within_round
     within_rounding(found, plain, reference.linear_backward(*exact, epsilon=epsilon, gamma=gamma), terms=17 + 63)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tiles_add_up_without_rounding_each_time(dtype, asked):
+    x, weight, g = (torch.randn(*shape).to(dtype) for shape in ((31, 17), (2048, 17), (31, 2048)))
+    truth = g.double() @ weight.double()
+    errors = [(one.double() - truth).abs().mean() for one in (run(x, weight, None, g, 0, 0, asked)[1], g @ weight)]
+    assert len(asked) == 512 and errors[0] <= 3 * errors[1]
+
+
 @pytest.mark.parametrize("epsilon, gamma", RULES)
 def test_rows_without_relevance_are_skipped_exactly(epsilon, gamma, asked):
     x, weight, bias = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 9, 17), (13, 17), (13,)))
