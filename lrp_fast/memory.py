@@ -350,7 +350,7 @@ def _work_replayed(size: LayerSize, context: _Context, rows: int) -> int:
     mlp = context.tokens * (w * (4 * h + targets) + b * 2 * (q + k))
     mlp += min(rows, context.tokens) * b * inside * size.mlp
     traces, selecting = _work_on_edges(size, context)
-    return int(_heap_loss(size, context) * max(attention + traces, mlp, selecting)) + size.loaded
+    return int(_heap_loss(size, context) * max(attention + traces, mlp, selecting)) + size.loaded + size.unpacked
 
 
 def _work_with_graph(size: LayerSize, context: _Context) -> int:
@@ -360,7 +360,7 @@ def _work_with_graph(size: LayerSize, context: _Context) -> int:
     traces, selecting = _work_on_edges(size, context)
     selecting -= 2 * _graph(size, context)  # gone by then: the last layer has few edges to choose from
     work = context.tokens * context.dtype.itemsize
-    return int(_heap_loss(size, context) * max(work * attention + traces, work * mlp, selecting))
+    return int(_heap_loss(size, context) * max(work * attention + traces, work * mlp, selecting)) + size.unpacked
 
 
 def _work_on_edges(size: LayerSize, context: _Context) -> tuple[int, float]:

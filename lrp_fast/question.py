@@ -93,7 +93,8 @@ def check_model(model) -> None:
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{name} is an encoder-decoder model: lrp_fast explains decoder-only language models")
-    if not any(base.__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for base in type(model).__mro__):
+    classes = {base.__name__ for module in model.modules() for base in type(module).__mro__}  # an adapter may be around
+    if classes.isdisjoint(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
         raise ValueError(f"{name} has no next-token logits to explain: load the model with AutoModelForCausalLM")
     if model.training:
         raise ValueError(f"{name} is in training mode: call model.eval() first")

@@ -105,6 +105,24 @@ def test_edges_that_wait_for_their_share_of_the_mass_were_planned(room, monkeypa
     assert allocated.peak == pytest.approx(planned.peak["cpu"], rel=0.15)
 
 
+@pytest.mark.parametrize("name", ["Int8WeightOnlyConfig", "IntxWeightOnlyConfig"])
+@pytest.mark.parametrize("tokens", [64, 1024])
+@pytest.mark.parametrize("tier", ["graph", "file"])
+def test_dequantised_matrices_count(name, tokens, tier, monkeypatch):
+    quantization = pytest.importorskip("torchao.quantization")
+    monkeypatch.setattr(lrp_fast.store, "_BLOCK", 0)
+    monkeypatch.setattr(lrp_fast.memory, "_heap_loss", lambda size, context: 1.0)
+    subject, ids = model(intermediate_size=2000), torch.arange(tokens) % 97
+    layers = {f"model.layers.{i}.mlp.{part}_proj" for i in range(6) for part in ("gate", "up", "down")}
+    quantization.quantize_(subject, getattr(quantization, name)(), filter_fn=lambda _, path: path in layers)
+    memory = Memory(host_budget={"graph": None, "file": plan(subject, tokens).least["cpu"]}[tier])
+    planned = plan(subject, tokens, memory=memory)
+    assert set(planned.tiers) == {tier}
+    with Allocated(subject) as allocated:
+        attribute(subject, ids, target=3, contrast=5, memory=memory)
+    assert allocated.peak == pytest.approx(planned.peak["cpu"], rel=0.25)
+
+
 def test_edges_that_no_budget_holds_are_refused():
     memory = Memory(host_budget=10**6)
     with pytest.raises(ValueError, match=r"1.00 MB on cpu cannot hold the graph's edges, \d+.\d\d MB: take"):

@@ -10,8 +10,8 @@ from torch.autograd import forward_ad
 
 from .. import ops
 from ..rules import Rules
-from . import experts, handlers
-from .families import handler_of, mlps
+from . import experts, handlers, weights
+from .families import branch_dtype, handled, handler_of, mlps
 from .overlay import forward_name, laid
 
 _HOMOGENEOUS = (
@@ -19,7 +19,7 @@ _HOMOGENEOUS = (
     handlers.pre_norm_decoder_layer,
     *handlers.ATTENTIONS,
     handlers.dropout,
-    handlers.linear,
+    *handlers.LINEARS,
     *handlers.NORMS,
 )
 
@@ -42,10 +42,11 @@ def contributions(
         return query.new_full((), torch.nan).expand(query.shape)  # nobody reads it
 
     overlays = []
-    for module in layer.modules():
+    for _, module in handled(layer):
         handler = handler_of(module)
-        if handler is handlers.linear:
-            overlays.append((module, forward_name(module), _linear(module, rules)))
+        if handler in handlers.LINEARS:
+            dtype = weights.own_dtype(module) or branch_dtype(layer)
+            overlays.append((module, forward_name(module), _linear(module, rules, dtype)))
         elif handler in _NORMS:
             overlays.append((module, forward_name(module), _norm(module, _NORMS[handler], rules)))
         elif handler in handlers.ATTENTIONS:
@@ -64,19 +65,32 @@ def _is_homogeneous(layer: nn.Module, rules: Rules) -> bool:
     if rules.epsilon or rules.gamma or not rules.treatment.frozen_norm:
         return False
     inside = {part for mlp in mlps(layer) for part in mlp.modules()}
-    modules = [module for module in layer.modules() if module not in inside]
-    return all(handler_of(module) in _HOMOGENEOUS and getattr(module, "bias", None) is None for module in modules)
+    for _, module in handled(layer):
+        if module not in inside and (handler_of(module) not in _HOMOGENEOUS or _has_bias(module)):
+            return False
+    return True
 
 
-def _linear(module: nn.Module, rules: Rules) -> Callable[[Tensor], Tensor]:
+def _has_bias(module: nn.Module) -> bool:
+    if handler_of(module) in handlers.LINEARS:
+        return weights.bias(module) is not None
+    return getattr(module, "bias", None) is not None
+
+
+def _linear(module: nn.Module, rules: Rules, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    own, stabilisers = type(module).forward, {"epsilon": rules.epsilon, "gamma": rules.gamma}
+
     def forward(input):
-        weight = handlers.matrix(module)
         # The residual stream is wider than a 16-bit model: without a norm in front it comes as it is.
-        x, part = (None if t is None else t.to(weight.dtype) for t in forward_ad.unpack_dual(input))
+        x, part = (None if t is None else t.to(dtype) for t in forward_ad.unpack_dual(input))
         if part is None:  # behind the attention
-            return nn.functional.linear(x, weight, module.bias)
-        stabilisers = {"epsilon": rules.epsilon, "gamma": rules.gamma}
-        return forward_ad.make_dual(*ops.linear_jvp(x, part, weight, module.bias, **stabilisers))
+            return own(module, x)
+        if weights.is_plain(module):
+            matrix, bias = weights.matrix(module), module.bias
+            return forward_ad.make_dual(*ops.linear_jvp(x, part, matrix, bias, **stabilisers))
+        z = own(module, x)
+        through = ops.linear_by_rows_jvp(x, part, z, weights.rows(module), weights.bias(module), **stabilisers)
+        return forward_ad.make_dual(z, through)
 
     return forward
 

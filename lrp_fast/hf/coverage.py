@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from . import experts, handlers
-from .families import FAMILIES, handler_of
+from . import experts, handlers, weights
+from .families import FAMILIES, handled, handler_of
 
 # As their checkpoints name the weights, a bare from_pretrained of the language model would leave it random.
 _READS_IMAGES = {
@@ -21,16 +21,19 @@ class UnsupportedModuleError(TypeError):
 
 
 def check(model: nn.Module) -> None:
-    """Raise `UnsupportedModuleError` for the first module of ``model`` that has no handler."""
-    for path, module in model.named_modules():
+    """Raise `UnsupportedModuleError` for the first module of ``model`` that has no handler, or unreadable weights."""
+    for path, module in handled(model):
+        name = type(module).__name__
+        where = f"module {path!r}, a {name}" if path else f"the model itself, a {name}"
+        why = _unreadable(module)
+        if why is not None:
+            raise UnsupportedModuleError(f"{where}, {why}")
         if handler_of(module) is None:
-            name = type(module).__name__
             if name in _READS_IMAGES:
                 raise UnsupportedModuleError(
                     f"no propagation rule covers what {name} does with images: load its language model alone, with "
                     + _READS_IMAGES[name]
                 )
-            where = f"module {path!r}, a {name}" if path else f"the model itself, a {name}"
             raise UnsupportedModuleError(
                 f"no propagation rule covers {where} (families covered: {', '.join(FAMILIES)}): register one with "
                 f"lrp_fast.hf.register({name}, handler), where lrp_fast.hf.handlers has ready ones"
@@ -55,18 +58,32 @@ class Coverage(NamedTuple):
 
 def coverage(model: nn.Module) -> list[Coverage]:
     """One entry a module class, in the order in which the model holds them. The model may be on the "meta" device."""
-    found: dict[type, list[str]] = {}
-    for path, module in model.named_modules():
-        found.setdefault(type(module), []).append(path)
-    modules = dict(model.named_modules())
-    entries = []
-    for cls, paths in found.items():
-        handler = handler_of(modules[paths[0]])
-        rule, kernel = (None, "") if handler is None else _WORDS.get(handler, _REGISTERED)
-        if hasattr(handler, "kind"):
-            rule, kernel = f"identity: {handler.kind}(z)/z", "Triton"
-        entries.append(Coverage(cls.__name__, len(paths), paths[0], rule, kernel))
-    return entries
+    found: dict[tuple, list[str]] = {}
+    for path, module in handled(model):
+        found.setdefault((type(module), *_treatment(module)), []).append(path)
+    return [Coverage(cls.__name__, len(paths), paths[0], *how) for (cls, *how), paths in found.items()]
+
+
+def _treatment(module: nn.Module) -> tuple[str | None, str]:
+    """The rule in words, and the kernel."""
+    handler = handler_of(module)
+    if handler is None or _unreadable(module) is not None:
+        return None, ""
+    if hasattr(handler, "kind"):
+        return f"identity: {handler.kind}(z)/z", "Triton"
+    if handler in handlers.LINEARS and not weights.is_plain(module):
+        return _BY_ROWS
+    return _WORDS.get(handler, _REGISTERED)
+
+
+def _unreadable(module: nn.Module) -> str | None:
+    """Why the weights of a module that a rule covers cannot be had, as the end of a sentence that names it."""
+    handler = handler_of(module)
+    if handler in handlers.LINEARS:
+        return weights.unreadable(module)
+    if handler in (*experts.ROUTERS, *experts.EXPERTS, *handlers.NORMS):
+        return next(filter(None, map(weights.not_floats, module.parameters(recurse=False))), None)
+    return None
 
 
 def _words() -> Iterator[tuple]:
@@ -76,7 +93,8 @@ def _words() -> Iterator[tuple]:
         yield handler, ("residual sum: plain; what it puts out are nodes", "")
     for handler in handlers.ATTENTIONS:
         yield handler, ("values and weights half each, of these queries and keys half each (cp: values)", "Triton")
-    yield handlers.linear, ("plain transpose, epsilon and gamma rules", "PyTorch; with epsilon or gamma, Triton")
+    yield handlers.linear, (_LINEAR, "PyTorch; with epsilon or gamma, Triton")
+    yield handlers.adapted_embedding, ("left as it is: a look-up", "")
     for handler in (handlers.rms_norm, handlers.wide_rms_norm, handlers.offset_rms_norm, handlers.layer_norm):
         yield handler, ("rstd is a constant", "Triton")
     yield handlers.centred_rms_norm, ("rstd is a constant", "Triton, the mean by PyTorch")
@@ -93,5 +111,7 @@ def _words() -> Iterator[tuple]:
         yield handler, ("routing weight and expert half each (cp: expert)", "PyTorch")
 
 
+_LINEAR = "plain transpose, epsilon and gamma rules"
+_BY_ROWS = (f"{_LINEAR}, of the dequantised or adapted matrix", "PyTorch, some rows at a time")
 _WORDS = dict(_words())
 _REGISTERED = ("by a handler of its own", "")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
 from torch import nn
 
 from . import experts, handlers
 from .handlers import Handler
+from .weights import ADAPTED, qualified_name
 
 # What transformers calls the parts of a model, and how most of them are built: pre-norm blocks with RMSNorm, rotary
 # positions and a gated MLP.
@@ -100,17 +104,24 @@ MLPS = {
 }
 
 
-def qualified_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
 _TABLE: dict[str, Handler] = {
     "torch.nn.modules.container.ModuleList": handlers.leave,
+    "torch.nn.modules.container.ModuleDict": handlers.leave,
     "torch.nn.modules.sparse.Embedding": handlers.leave,
     "torch.nn.modules.linear.Identity": handlers.leave,
     "torch.nn.modules.dropout.Dropout": handlers.dropout,
     "torch.nn.modules.linear.Linear": handlers.linear,
     "transformers.pytorch_utils.Conv1D": handlers.linear,
+    "bitsandbytes.nn.modules.Linear8bitLt": handlers.linear,
+    "bitsandbytes.nn.modules.Linear4bit": handlers.linear,
+    "bitsandbytes.nn.modules.LinearNF4": handlers.linear,
+    "bitsandbytes.nn.modules.LinearFP4": handlers.linear,
+    **dict.fromkeys(ADAPTED, handlers.adapted_linear),
+    "peft.tuners.lora.layer.Embedding": handlers.adapted_embedding,
+    "peft.tuners.lora.model.LoraModel": handlers.leave,
+    "peft.utils.other.ModulesToSaveWrapper": handlers.leave,
+    "peft.peft_model.PeftModelForCausalLM": handlers.leave,
+    "peft.peft_model.PeftModel": handlers.leave,
     "torch.nn.modules.normalization.LayerNorm": handlers.layer_norm,
     "torch.nn.modules.activation.SiLU": handlers.activation("silu"),
     "torch.nn.modules.activation.ReLU": handlers.activation("relu"),
@@ -144,6 +155,29 @@ def register(cls: type[nn.Module], handler: Handler) -> None:
     if qualified_name(cls) in _TABLE:
         raise ValueError(f"{qualified_name(cls)} has a handler already")
     _TABLE[qualified_name(cls)] = handler
+
+
+def handled(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """As ``named_modules``, without the parts of modules that are handled whole."""
+    inside: set[nn.Module] = set()
+    for path, module in model.named_modules():
+        if module in inside:
+            continue
+        yield path, module
+        if handler_of(module) in handlers.WHOLE:
+            inside.update(module.modules())
+
+
+def branch_dtype(layer: nn.Module) -> torch.dtype:
+    """What a decoder layer's norms hand to the linear maps that have no dtype of their own."""
+    return next(module.weight.dtype for module in layer.modules() if handler_of(module) in handlers.NORMS)
+
+
+def last_linear(mlp: nn.Module) -> nn.Module | None:
+    """The linear map that makes what an MLP puts out; None where there is no such one."""
+    name = MLPS[handler_of(mlp)]
+    last = getattr(mlp, name) if name else None
+    return last if handler_of(last) in handlers.LINEARS else None
 
 
 def mlps(layer: nn.Module) -> list[nn.Module]:

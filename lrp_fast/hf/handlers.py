@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from .. import ops
 from ..ops.activation import ratio as ratio_of
 from ..rules import Rules
 from .attention import attention_forward, mask_bounds
 from .overlay import forward_name, forward_of, laid
+from .weights import bias, is_plain, matrix, rows
 
 Overlay = dict[str, Any]
 Handler = Callable[[nn.Module, Rules], Overlay]
@@ -106,16 +106,37 @@ def dropout(module: nn.Module, rules: Rules) -> Overlay:
 
 
 def linear(module: nn.Module, rules: Rules) -> Overlay:
+    own, stabilisers = forward_of(module), {"epsilon": rules.epsilon, "gamma": rules.gamma}
+
     def forward(input):
         input = input.to(getattr(module, "lrp_fast_dtype", input.dtype))  # while a layer is replayed
-        return ops.linear(input, matrix(module), module.bias, epsilon=rules.epsilon, gamma=rules.gamma)
+        if is_plain(module):
+            return ops.linear(input, matrix(module), module.bias, **stabilisers)
+        with torch.no_grad():  # first: it may pack its weights anew
+            # .data: LLM.int8 takes outliers out of what it is given, and puts them back; autograd is not to mind.
+            z = own(input.data)
+        return ops.linear_by_rows(input, z, rows(module), bias(module), **stabilisers)
 
     return {"forward": forward}
 
 
-def matrix(module: nn.Module) -> Tensor:
-    """The weights of a module that `linear` handles, (out, in): GPT-2 keeps them the other way round."""
-    return module.weight.T if isinstance(module, Conv1D) else module.weight
+def adapted_linear(module: nn.Module, rules: Rules) -> Overlay:
+    """peft's LoRA, as the one linear map that base layer and adapters are together."""
+    for part in module.lora_dropout.values():
+        if isinstance(part, nn.Dropout):
+            dropout(part, rules)
+    return linear(module, rules)
+
+
+LINEARS = (linear, adapted_linear)
+
+
+def adapted_embedding(module: nn.Module, rules: Rules) -> Overlay:
+    """As `leave`, its parts, which have no handlers, included."""
+    return {}
+
+
+WHOLE = (adapted_linear, adapted_embedding)  # their parts are none of anybody's business
 
 
 def rms_norm(module: nn.Module, rules: Rules) -> Overlay:

@@ -12,7 +12,7 @@ from torch import nn
 from ..rules import Rules, as_rules
 from . import attention
 from .coverage import check
-from .families import handler_of
+from .families import handled, handler_of
 from .overlay import forward_name, laid
 
 MARK = "lrp_fast_patched"
@@ -47,7 +47,7 @@ def patched(model: nn.Module, rule: str | Rules = "attnlrp") -> Iterator[nn.Modu
         raise RuntimeError("lrp_fast does not run under torch.autocast: load the model in the dtype that you want")
     configs: dict[int, object] = {}
     overlays = []
-    for path, module in model.named_modules():
+    for path, module in handled(model):
         overlays += [(module, name, value) for name, value in _overlay(path, module, rules, configs).items()]
     with laid(overlays):
         yield model

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops import Kept, Trace
 from ..rules import Rules
-from . import experts, handlers
-from .families import MLPS, handler_of, mlps
+from . import experts, handlers, weights
+from .families import branch_dtype, handled, handler_of, last_linear, mlps
 from .overlay import forward_name, forward_of, laid
 
 
@@ -68,9 +68,9 @@ def replaying(
     """While ``layer`` runs again with autograd, on float32 or wider hidden states.
 
     The residual stream stays that wide, and so does the relevance gradient on it; the layer's branches compute in the
-    dtype of its weights. Tokens keep the experts of the first run, in which scores rounded otherwise. Where the MLP's
-    output is only added to the residual stream, it is left out: it comes back as NaN.
-    ``traces`` is for `ops.attention`.
+    dtype of its weights, or of its norms where the weights have none. Tokens keep the experts of the first run, in
+    which scores rounded otherwise. Where the MLP's output is only added to the residual stream, it is left out: it
+    comes back as NaN. ``traces`` is for `ops.attention`.
     """
     remaining = iter(recorded.attention)
     # A hook on the layer may read its output.
@@ -82,11 +82,11 @@ def replaying(
     overlays = _attend(layer, attend)
     for router, chosen in zip(_handled(layer, *experts.ROUTERS), recorded.experts, strict=True):
         overlays.append((router, "lrp_fast_chosen", chosen))
-    for module in _handled(layer, handlers.linear, *handlers.NORMS):
-        overlays.append((module, "lrp_fast_dtype", module.weight.dtype))
+    for module in _handled(layer, *handlers.LINEARS, *handlers.NORMS):
+        overlays.append((module, "lrp_fast_dtype", weights.own_dtype(module) or branch_dtype(layer)))
     for mlp in _unwatched_mlps(layer):
-        if unread and MLPS[handler_of(mlp)] and not (rules.epsilon or rules.gamma):
-            last = getattr(mlp, MLPS[handler_of(mlp)])
+        last = last_linear(mlp)
+        if unread and last is not None and not (rules.epsilon or rules.gamma):
             overlays.append((last, forward_name(last), _transposed(last)))
         overlays.append((mlp, forward_name(mlp), _checkpointed(mlp, rows, unread)))
     with laid(overlays):
@@ -94,7 +94,7 @@ def replaying(
 
 
 def _handled(layer: nn.Module, *by: handlers.Handler) -> list[nn.Module]:
-    return [module for module in layer.modules() if handler_of(module) in by]
+    return [module for _, module in handled(layer) if handler_of(module) in by]
 
 
 def _unwatched_mlps(layer: nn.Module) -> list[nn.Module]:
@@ -122,7 +122,15 @@ def _noting(router: nn.Module, chosen: list[Tensor]) -> Callable:
 
 
 def _transposed(linear: nn.Module) -> Callable[[Tensor], Tensor]:
-    return lambda x: ops.linear_unread(x, handlers.matrix(linear))
+    if weights.is_plain(linear):
+        return lambda x: ops.linear_unread(x, weights.matrix(linear))
+    nan = torch.tensor(torch.nan)
+
+    def forward(x):
+        z = nan.to(x).expand(*x.shape[:-1], weights.shape(linear)[0])
+        return ops.linear_by_rows(x, z, weights.rows(linear))
+
+    return forward
 
 
 def _in_parts(mlp: nn.Module, rows: int) -> Callable[[Tensor], Tensor]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from . import experts, handlers
-from .families import MLPS, decoder_layers, handler_of, mlps
+from .families import MLPS, branch_dtype, decoder_layers, handled, handler_of, mlps
+from .weights import copies, is_plain, nbytes, own_dtype, shape
 
 
 class LayerSize(NamedTuple):
@@ -25,6 +27,7 @@ class LayerSize(NamedTuple):
     skipped_weights: int  # of these, the last map's, which a replayed layer does without
     window: int | None  # keys that a query reads; None for all
     loaded: int  # bytes of weights that come to the device only while the layer runs
+    unpacked: int  # bytes to make the largest matrix that is not kept in floats: its module does for each product
 
 
 def layer_sizes(model: nn.Module) -> list[LayerSize]:
@@ -35,12 +38,12 @@ def layer_sizes(model: nn.Module) -> list[LayerSize]:
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of the model's parameters and buffers, shared ones once."""
     tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return sum(map(nbytes, tensors.values()))
 
 
 def vocabulary_size(model: nn.Module) -> int:
     """How many logits a position has."""
-    return model.get_output_embeddings().weight.shape[0]
+    return shape(model.get_output_embeddings())[0]
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -58,9 +61,8 @@ def _layer_size(layer: nn.Module) -> LayerSize:
     lasts = [getattr(mlp, MLPS[handler_of(mlp)]) for mlp in found if MLPS[handler_of(mlp)]]
     mixtures = [_mixture(mlp) for mlp in found if not MLPS[handler_of(mlp)]]
     projections = {id(linear) for module in attention for linear in module.modules()}
-    linears = [module for module in layer.modules() if handler_of(module) is handlers.linear]
+    linears = [module for _, module in handled(layer) if handler_of(module) in handlers.LINEARS]
     inside = [linear for linear in linears if id(linear) not in projections]
-    weights = [linear.weight.numel() for linear in linears]
     skips = handler_of(layer) is handlers.pre_norm_decoder_layer
     heads = [_heads(module) for module in attention]
     return LayerSize(
@@ -70,11 +72,12 @@ def _layer_size(layer: nn.Module) -> LayerSize:
         query=sum(queries * features for queries, _, features in heads),
         key=sum(keys * features for _, keys, features in heads),
         mlp=max([_inner(mlp) for mlp in found if MLPS[handler_of(mlp)]] + [width for width, _ in mixtures], default=0),
-        attention_weights=sum(weights) - sum(linear.weight.numel() for linear in inside),
-        mlp_weights=sum(linear.weight.numel() for linear in inside) + sum(weights for _, weights in mixtures),
-        skipped_weights=sum(last.weight.numel() for last in lasts) if skips else 0,
+        attention_weights=_elements(linears) - _elements(inside),
+        mlp_weights=_elements(inside) + sum(elements for _, elements in mixtures),
+        skipped_weights=_elements(lasts) if skips else 0,
         window=_window(attention),
         loaded=sum(_loaded_bytes(module) for module in layer.modules()),
+        unpacked=max((_unpacked_bytes(linear, layer) for linear in linears if not is_plain(linear)), default=0),
     )
 
 
@@ -85,7 +88,7 @@ _MORE = {handlers.fused_gated_mlp: 1.4, handlers.mlp: 1.5, handlers.falcon_mlp: 
 
 def _inner(mlp: nn.Module) -> int:
     last = getattr(mlp, MLPS[handler_of(mlp)])
-    return int(_MORE.get(handler_of(mlp), 1) * handlers.matrix(last).shape[1])
+    return int(_MORE.get(handler_of(mlp), 1) * shape(last)[1])
 
 
 def _mixture(mlp: nn.Module) -> tuple[int, int]:
@@ -98,8 +101,17 @@ def _mixture(mlp: nn.Module) -> tuple[int, int]:
     of_each = sum(mixed.get_parameter(name)[0].numel() for name in ("gate_up_proj", "down_proj"))
     hidden = router.weight.shape[1]
     inner = mixed.down_proj[0].numel() // hidden
-    shared = [part.down_proj.weight.shape[1] for part in mlp.modules() if handler_of(part) is handlers.gated_mlp]
+    shared = [shape(part.down_proj)[1] for part in mlp.modules() if handler_of(part) is handlers.gated_mlp]
     return router.top_k * (inner + hidden) + sum(shared), router.top_k * of_each + router.weight.numel()
+
+
+def _elements(linears: list[nn.Module]) -> int:
+    return sum(math.prod(shape(linear)) for linear in linears)
+
+
+def _unpacked_bytes(linear: nn.Module, layer: nn.Module) -> int:
+    dtype = own_dtype(linear) or branch_dtype(layer)
+    return copies(linear) * math.prod(shape(linear)) * max(4, dtype.itemsize)
 
 
 def _heads(attention: nn.Module) -> tuple[int, int, int]:
@@ -120,4 +132,4 @@ def _loaded_bytes(module: nn.Module) -> int:
     """Of the module's own weights, those that accelerate loads whenever it runs."""
     if not getattr(module.__dict__.get("_hf_hook"), "offload", False):
         return 0
-    return sum(weight.numel() * weight.element_size() for weight in module.parameters(recurse=False))
+    return sum(map(nbytes, module.parameters(recurse=False)))

@@ -11,11 +11,13 @@ from .edges import attention_edges, crossing
 from .gated_mlp import gated_mlp
 from .identity import identity, share
 from .linear import linear, linear_jvp, linear_unread
+from .linear_by_rows import Rows, linear_by_rows, linear_by_rows_jvp
 from .norm import layer_norm, layer_norm_jvp, rms_norm, rms_norm_jvp
 from .relevance import node_relevance
 
 __all__ = [
     "Kept",
+    "Rows",
     "Trace",
     "activation",
     "attention",
@@ -27,6 +29,8 @@ __all__ = [
     "layer_norm",
     "layer_norm_jvp",
     "linear",
+    "linear_by_rows",
+    "linear_by_rows_jvp",
     "linear_jvp",
     "linear_unread",
     "node_relevance",

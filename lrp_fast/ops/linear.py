@@ -34,9 +34,13 @@ def linear(
     Returns:
         (..., out), the same bits as ``torch.nn.functional.linear`` but where the Triton kernel makes it (gamma > 0).
     """
+    check_stabilisers(epsilon, gamma)
+    return _Linear.apply(x, weight, bias, epsilon, gamma, fused(x, impl, served=x.dtype == weight.dtype))
+
+
+def check_stabilisers(epsilon: float, gamma: float) -> None:
     if not (epsilon >= 0 and gamma >= 0):
         raise ValueError(f"epsilon and gamma must be numbers >= 0, not {epsilon!r} and {gamma!r}")
-    return _Linear.apply(x, weight, bias, epsilon, gamma, fused(x, impl, served=x.dtype == weight.dtype))
 
 
 def linear_unread(x: Tensor, weight: Tensor) -> Tensor:
@@ -63,15 +67,20 @@ def linear_jvp(
     the relevance gradient that `linear` hands back for ``g``. The bias contributes to neither.
     """
     z = F.linear(x, weight, bias)
+    return z, contribution(x, part, weight, bias, z, epsilon, gamma)
+
+
+def contribution(x, part, weight, bias, z, epsilon, gamma):
+    """The second result of `linear_jvp`, from the first, ``z``."""
     through = F.linear(part, weight)
     if gamma:
-        t = _signed_factor(x, weight, bias, z, epsilon, gamma)
+        t = signed_factor(x, weight, bias, z, epsilon, gamma)
         same = F.linear(part * x.sign(), weight.abs().mul_(gamma / 2))
         through = through.mul_(1 + gamma / 2).mul_(t.abs()).addcmul_(t, same)
     elif epsilon:
         size = z.abs()
         through.mul_(size / (size + epsilon).clamp_(min=torch.finfo(size.dtype).tiny))
-    return z, through
+    return through
 
 
 class _Linear(torch.autograd.Function):
@@ -84,7 +93,7 @@ class _Linear(torch.autograd.Function):
             return z
         z = F.linear(x, weight, bias)
         if gamma:
-            ctx.save_for_backward(weight, x, _signed_factor(x, weight, bias, z, epsilon, gamma))
+            ctx.save_for_backward(weight, x, signed_factor(x, weight, bias, z, epsilon, gamma))
         elif epsilon:
             ctx.save_for_backward(weight, z)
         else:
@@ -95,14 +104,11 @@ class _Linear(torch.autograd.Function):
     @once
     def backward(ctx, g):
         weight, *saved = ctx.saved_tensors
-        rule = ctx.epsilon, ctx.gamma, ctx.fused
-        flat = g.reshape(-1, g.shape[-1])
-        rows = active_rows(flat)
-        if rows is None:
-            return _backward(g, weight, saved, *rule), None, None, None, None, None
-        few = _backward(flat[rows], weight, [t.reshape(-1, t.shape[-1])[rows] for t in saved], *rule)
-        g_in = few.new_zeros(g.shape[:-1].numel(), few.shape[-1]).index_copy_(0, rows, few)
-        return g_in.view(*g.shape[:-1], -1), None, None, None, None, None
+
+        def back(g, saved):
+            return relevance_gradient(g, weight, saved, ctx.epsilon, ctx.gamma, ctx.fused)
+
+        return of_active_rows(back, g, saved), None, None, None, None, None
 
 
 class _Unread(_Linear):
@@ -113,7 +119,7 @@ class _Unread(_Linear):
         return x.new_full((), torch.nan).expand(*x.shape[:-1], weight.shape[0])
 
 
-def _signed_factor(x, weight, bias, z, epsilon, gamma):
+def signed_factor(x, weight, bias, z, epsilon, gamma):
     """t = sigma s / g, one number an output that holds both the factor |t| and the sign of z that the backward needs.
 
     With a = |x||W|^T + |b|, the denominator z + gamma z^sigma + epsilon sigma is
@@ -131,7 +137,19 @@ def _signed_factor(x, weight, bias, z, epsilon, gamma):
     return torch.div(z, denominator, out=denominator)
 
 
-def _backward(g, weight, saved, epsilon, gamma, fused):
+def of_active_rows(back, g, saved):
+    """``back(g, saved)``, whose rows are those of ``g`` and of each tensor saved, for those that carry anything."""
+    flat = g.reshape(-1, g.shape[-1])
+    rows = active_rows(flat)
+    if rows is None:
+        return back(g, saved)
+    few = back(flat[rows], [t.reshape(-1, t.shape[-1])[rows] for t in saved])
+    g_in = few.new_zeros(g.shape[:-1].numel(), few.shape[-1]).index_copy_(0, rows, few)
+    return g_in.view(*g.shape[:-1], -1)
+
+
+def relevance_gradient(g, weight, saved, epsilon, gamma, fused):
+    """That of the input. ``saved``: x and the signed factor for gamma, z for epsilon alone, otherwise nothing."""
     if gamma:
         x, t = saved
         if fused:

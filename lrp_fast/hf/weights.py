@@ -1,0 +1,221 @@
+"""The matrix of a linear map, however its module keeps it: a tensor of floats, quantised, or with LoRA adapters.
+
+bitsandbytes, torchao and peft are known by the names of their classes: none of them is imported.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..ops import Rows
+
+ADAPTED = (
+    "peft.tuners.lora.layer.Linear",
+    "peft.tuners.lora.bnb.Linear8bitLt",
+    "peft.tuners.lora.bnb.Linear4bit",
+    "peft.tuners.lora.torchao.TorchaoLoraLinear",
+)
+_ADAPTABLE = (
+    "torch.nn.modules.linear.Linear",
+    "transformers.pytorch_utils.Conv1D",
+    "bitsandbytes.nn.modules.Linear8bitLt",
+    "bitsandbytes.nn.modules.Linear4bit",
+)
+_PLAIN = ("torch.Tensor", "torch.nn.parameter.Parameter")
+_INT8 = "bitsandbytes.nn.modules.Int8Params"
+_4_BITS = "bitsandbytes.nn.modules.Params4bit"
+_TORCHAO = (
+    "torchao.quantization.Int8Tensor",
+    "torchao.quantization.IntxUnpackedToInt8Tensor",
+    "torchao.quantization.Float8Tensor",
+)
+
+
+def qualified_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether the module's weight is its matrix, in floats."""
+    return not _is_adapted(module) and _is_floats(module.weight)
+
+
+def matrix(module: nn.Module) -> Tensor:
+    """(out, in), of a module that `is_plain`: GPT-2 keeps it the other way round."""
+    return module.weight.T if isinstance(module, Conv1D) else module.weight
+
+
+def shape(module: nn.Module) -> tuple[int, int]:
+    """(out, in)"""
+    if is_plain(module):
+        return tuple(matrix(module).shape)
+    return module.out_features, module.in_features
+
+
+def own_dtype(module: nn.Module) -> torch.dtype | None:
+    """What the module computes in; None where that is what its input comes in."""
+    if _is_adapted(module):
+        return own_dtype(module.base_layer)
+    return None if _kind(module.weight) in (_INT8, _4_BITS) else module.weight.dtype
+
+
+def bias(module: nn.Module) -> Tensor | None:
+    """(out,), that of the adapters included."""
+    if not _is_adapted(module):
+        return module.bias
+    total = bias(module.base_layer)
+    for name in _active(module):
+        if module.lora_B[name].bias is not None:
+            more = module.scaling[name] * module.lora_B[name].bias.detach()
+            total = more if total is None else total.detach() + more
+    return total
+
+
+def rows(module: nn.Module) -> Rows:
+    """Of the matrix as it is now. The tensors that it is made of are held on to, whatever becomes of the module."""
+    if _is_adapted(module):
+        return _with_adapters(module)
+    weight, kind = module.weight.detach(), _kind(module.weight)
+    if kind == _INT8:
+        return _int8(weight, module.weight.SCB if module.state.SCB is None else module.state.SCB)
+    if kind == _4_BITS:
+        return _four_bits(module.weight.data, module.weight.quant_state)
+    if kind in _TORCHAO:
+        return lambda start, stop: weight[start:stop].dequantize()
+    return lambda start, stop: matrix(module)[start:stop].detach()
+
+
+def unreadable(module: nn.Module) -> str | None:
+    """Why the module's matrix cannot be had, as the end of a sentence that names the module; None where it can."""
+    if _is_adapted(module):
+        for name in _active(module):
+            if name in module.lora_variant:
+                variant = type(module.lora_variant[name]).__name__
+                return f"has the adapter {name!r} of a kind that is not plain LoRA ({variant}): merge it first"
+        if qualified_name(type(module.base_layer)) not in (*ADAPTED, *_ADAPTABLE):
+            return f"has adapters on a {type(module.base_layer).__name__}, which lrp_fast cannot read: merge them first"
+        return unreadable(module.base_layer)
+    weight = module.weight
+    kind = _kind(weight)
+    if kind in (_INT8, _4_BITS) and weight.dtype.is_floating_point:
+        return "is not quantised yet: call model.to(device) first, or load the model with a quantization_config"
+    if kind == _4_BITS and weight.quant_state.shape[1] % weight.quant_state.blocksize:
+        width, block = weight.quant_state.shape[1], weight.quant_state.blocksize
+        return (
+            f"reads {width} features, in 4-bit blocks of {block} that end within a row, which bitsandbytes gets wrong "
+            "on a CPU: leave the module out (llm_int8_skip_modules)"
+        )
+    if kind in _TORCHAO and getattr(weight, "act_pre_scale", None) is not None:
+        return "scales its input before it is quantised: quantise the model without SmoothQuant or AWQ"
+    return None if kind in (_INT8, _4_BITS, *_TORCHAO) else not_floats(weight)
+
+
+def not_floats(weight: Tensor) -> str | None:
+    """As `unreadable`, of weights that are never quantised."""
+    if _is_floats(weight):
+        return None
+    return (
+        f"keeps its weights as a {type(weight).__name__} of {weight.dtype}, which lrp_fast cannot read: load the model "
+        "in float32 or bfloat16, or quantised by bitsandbytes or by torchao's Int8, Intx or Float8 configs"
+    )
+
+
+def copies(module: nn.Module) -> int:
+    """How many matrices of at least 32 bits an element are there at once while a matrix that is not plain is made."""
+    if _is_adapted(module):
+        return 1 if is_plain(module.base_layer) else copies(module.base_layer) + 1
+    return 5 if _kind(module.weight) in _TORCHAO else 1  # as measured
+
+
+def nbytes(tensor: Tensor) -> int:
+    """Of memory, scales of what is quantised included."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        return sum(nbytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    state = getattr(tensor, "quant_state", None)
+    scales = [] if state is None else [state.absmax] + ([state.state2.absmax] if state.nested else [])
+    return tensor.numel() * tensor.element_size() + sum(map(nbytes, scales))
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    return qualified_name(type(module)) in ADAPTED
+
+
+def _kind(weight: Tensor) -> str:
+    return qualified_name(type(weight))
+
+
+def _is_floats(weight: Tensor) -> bool:
+    return _kind(weight) in _PLAIN and weight.is_floating_point() and weight.element_size() > 1
+
+
+def _active(module: nn.Module) -> list[str]:
+    """The adapters whose part is not in the base layer's weights, and counts."""
+    if module.disable_adapters or module.merged:
+        return []
+    return [name for name in module.active_adapters if name in module.lora_A]
+
+
+def _with_adapters(module: nn.Module) -> Rows:
+    base = rows(module.base_layer)
+    parts = [
+        (module.lora_B[name].weight.detach(), module.lora_A[name].weight.detach(), module.scaling[name])
+        for name in _active(module)
+    ]
+
+    def adapted(start, stop):
+        total = base(start, stop)
+        for up, down, scaling in parts:
+            wide = torch.promote_types(total.dtype, down.dtype)
+            total = torch.addmm(total.to(wide), up[start:stop].to(wide), down.to(wide), alpha=scaling)
+        return total
+
+    return adapted
+
+
+def _int8(integers: Tensor, largest: Tensor) -> Rows:
+    """bitsandbytes' 8 bits: of each row 127 stands for its largest magnitude."""
+    return lambda start, stop: integers[start:stop].float().mul_(largest[start:stop].float().unsqueeze(1) / 127)
+
+
+def _four_bits(packed: Tensor, state) -> Rows:
+    """bitsandbytes' 4 bits: blocks of a row, each with its largest magnitude."""
+    if getattr(state, "packing_format_for_cpu", False):
+        return _four_bits_for_cpu(packed, state)
+    (out, width), blocks = state.shape, state.shape[1] // state.blocksize
+    codes = packed.reshape(-1).view(torch.uint8).view(out, width // 2)
+
+    def dequantised(start, stop):
+        first, last = start * blocks, stop * blocks
+        scales = state.absmax[first:last]
+        if state.nested:  # quantised in turn, in blocks of their own
+            block_of = torch.arange(first, last, device=scales.device) // state.state2.blocksize
+            scales = state.state2.code[scales.int()] * state.state2.absmax[block_of] + state.offset
+        return _decoded(codes[start:stop], scales, state, (stop - start, width))
+
+    return dequantised
+
+
+_ROWS_TOGETHER = 32  # of which bitsandbytes' layout for CPUs with AVX512-BF16 interleaves the codes
+
+
+def _four_bits_for_cpu(packed: Tensor, state) -> Rows:
+    """The same, laid out for a CPU's matrix units: bytes that hold a code of row r and one of row r + 16."""
+    width, n = state.shape[1], _ROWS_TOGETHER
+    groups = packed.reshape(-1, width // 2, n // 2, 2)
+
+    def dequantised(start, stop):
+        first, last = start // n, -(stop // -n)
+        even, odd = groups[first:last].unbind(-1)
+        codes = torch.cat([(even & 15) << 4 | odd & 15, even & 240 | odd >> 4], -1)  # (groups, width / 2, rows)
+        scales = state.absmax[:, first * n : last * n].T.reshape(-1)
+        part = _decoded(codes.transpose(1, 2).reshape(-1), scales, state, ((last - first) * n, width))
+        return part[start - first * n : stop - first * n]
+
+    return dequantised
+
+
+def _decoded(codes: Tensor, scales: Tensor, state, size: tuple[int, ...]) -> Tensor:
+    decode = torch.ops.bitsandbytes.dequantize_4bit
+    return decode(codes, scales.float().contiguous(), state.blocksize, state.quant_type, size, torch.float32)

@@ -1,0 +1,241 @@
+"""LoRA adapters of peft, not merged: relevance is that of the merged model."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import lrp_fast
+from lrp_fast import GraphSpec, Memory, Rules, UnsupportedModuleError, attribute, patched, reference
+from lrp_fast.hf import coverage, layer_sizes, weight_bytes, weights
+
+peft = pytest.importorskip("peft")
+
+RULES = [Rules("attnlrp"), Rules("cp"), Rules("attnlrp", 0.01, 0.1, 0.01, 0.1), Rules("gradient", epsilon=0.01)]
+TARGETS = {
+    "llama": ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj", "lm_head"],
+    "phi3": ["qkv_proj", "gate_up_proj"],
+    "gpt2": ["c_attn", "c_fc", "c_proj"],
+    "qwen3": ["k_proj", "gate_proj", "embed_tokens"],
+}
+
+
+def adapted(model, seed=0, name="default", **given):
+    """``model`` with random adapters, large enough to matter, that count in the model's dtype."""
+    given = {"r": 4, "lora_alpha": 6, "lora_dropout": 0.1, "task_type": "CAUSAL_LM"} | given
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(**given), adapter_name=name, autocast_adapter_dtype=False)
+    fill(wrapped, seed)
+    return wrapped.eval()
+
+
+def fill(wrapped, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for path, parameter in wrapped.named_parameters():
+            if "lora_" in path:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+
+
+def merged(wrapped):
+    return copy.deepcopy(wrapped).merge_and_unload().eval()
+
+
+def gap(found, truth):
+    return ((found - truth).abs().max() / truth.abs().max()).item()
+
+
+def least(model, rule, **given):
+    return Memory(host_budget=lrp_fast.plan(model, 23, rule=rule, **given).least["cpu"])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.name}-{rule.epsilon}-{rule.gamma}")
+@pytest.mark.parametrize("family", TARGETS)
+def test_relevance_is_that_of_the_merged_model(family, rule, tiny, ids):
+    model = adapted(tiny(family, torch.float64), target_modules=TARGETS[family], fan_in_fan_out=family == "gpt2")
+    plain = merged(model)
+    truth = attribute(plain, ids, 3, 5, rule=rule)
+    base = attribute(tiny(family, torch.float64), ids, 3, 5, rule=rule)
+    assert gap(base.layers, truth.layers) > 0.1, "the adapters do nothing"
+    for memory in (None, least(model, rule)):
+        found = attribute(model, ids, 3, 5, rule=rule, memory=memory)
+        assert gap(found.layers, truth.layers) <= 1e-12 and found.value == pytest.approx(truth.value, rel=1e-12)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.name}-{rule.epsilon}-{rule.gamma}")
+@pytest.mark.parametrize("family", ["llama", "qwen3"])  # with biases, and without
+def test_edges_are_those_of_the_merged_model(family, rule, tiny, ids):
+    model = adapted(tiny(family, torch.float64), target_modules=["k_proj", "v_proj", "up_proj"])
+    spec = GraphSpec(topk=10**6)
+    truth = attribute(merged(model), ids, 3, 5, rule=rule, graph=spec).graph
+    for memory in (None, least(model, rule, graph=spec)):
+        found = attribute(model, ids, 3, 5, rule=rule, graph=spec, memory=memory).graph
+        assert all(gap(found.dense(layer), truth.dense(layer)) <= 1e-12 for layer in range(3))
+
+
+def test_the_way_of_one_backward_pass(tiny, ids):
+    model = adapted(tiny("llama"), target_modules=TARGETS["llama"])
+    before = [(path, sorted(part.__dict__)) for path, part in model.named_modules()]
+    with torch.no_grad():
+        own = model(ids).logits
+    x = model.get_input_embeddings()(ids).detach().requires_grad_()
+    with patched(model):
+        with torch.no_grad():
+            assert torch.equal(model(ids).logits, own)
+        logits = model(inputs_embeds=x).logits[0, -1]
+        (logits[3] - logits[5]).backward()
+    found = attribute(model, ids, 3, 5)
+    assert gap((x * x.grad).sum(-1)[0].detach(), found.relevance) <= 1e-5
+    assert [(path, sorted(part.__dict__)) for path, part in model.named_modules()] == before
+    assert all(p.grad is None for path, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("given", [{"use_rslora": True}, {"lora_bias": True}, {"r": 8, "rank_pattern": {"v_proj": 2}}])
+@pytest.mark.parametrize("rule", RULES[1:3], ids=lambda rule: rule.name)
+def test_kinds_of_lora(given, rule, tiny, ids):
+    model = adapted(tiny("llama", torch.float64), target_modules=["q_proj", "v_proj", "down_proj"], **given)
+    truth = attribute(merged(model), ids, 3, 5, rule=rule)
+    found = attribute(model, ids, 3, 5, rule=rule, graph=GraphSpec(topk=4))
+    assert gap(found.layers, truth.layers) <= 1e-12
+
+
+def test_the_active_adapters_count(tiny, ids):
+    """Several at once, one of them, none, and some that are merged."""
+    plain = tiny("llama", torch.float64)
+    model = adapted(copy.deepcopy(plain), target_modules=["v_proj", "up_proj"], name="one")
+    config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=["v_proj", "q_proj"], task_type="CAUSAL_LM")
+    model.add_adapter("two", config, autocast_adapter_dtype=False)
+    fill(model, 1)
+    results = {}
+    for names in (["one"], ["two"], ["one", "two"]):
+        model.base_model.set_adapter(names)
+        results[tuple(names)] = found = attribute(model.eval(), ids, 3, 5).layers
+        assert gap(found, attribute(merged(model), ids, 3, 5).layers) <= 1e-12
+    assert gap(results["one",], results["two",]) > 0.1 and gap(results["one", "two"], results["one",]) > 0.1
+    with model.disable_adapter():
+        assert gap(attribute(model, ids, 3, 5).layers, attribute(plain, ids, 3, 5).layers) <= 1e-12
+    model.merge_adapter(["one", "two"])
+    assert gap(attribute(model, ids, 3, 5).layers, results["one", "two"]) <= 1e-12
+
+
+def test_modules_that_are_saved_whole(tiny, ids):
+    model = adapted(
+        tiny("llama", torch.float64), target_modules=["v_proj"], modules_to_save=["lm_head", "embed_tokens"]
+    )
+    with torch.no_grad():
+        for name in ("lm_head", "embed_tokens"):
+            (part,) = (part for path, part in model.named_modules() if path.endswith(f"{name}.modules_to_save.default"))
+            part.weight += 0.2 * torch.randn(part.weight.shape, generator=torch.Generator().manual_seed(3))
+    truth = attribute(merged(model), ids, 3, 5)
+    assert gap(attribute(model, ids, 3, 5).layers, truth.layers) <= 1e-12
+    assert gap(truth.layers, attribute(tiny("llama", torch.float64), ids, 3, 5).layers) > 0.1
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.name}-{rule.epsilon}-{rule.gamma}")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_with_adapters_in_float32(dtype, rule, tiny, ids, within_rounding):
+    """As peft has them. Held against the definition map by map: a whole model multiplies what 16 bits round."""
+    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=TARGETS["llama"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(tiny("llama", dtype), config).eval()
+    fill(model)
+    part, generator = model.base_model.model.model.layers[0].mlp.up_proj, torch.Generator().manual_seed(0)
+    assert part.lora_A["default"].weight.dtype == torch.float32
+    x, g = (torch.randn(9, n, generator=generator).to(dtype) for n in (64, 96))
+    x.requires_grad_()
+    with patched(model, rule):
+        found = torch.autograd.grad(part(x), x, g)[0]
+    delta = 1.5 * part.lora_B["default"].weight.double() @ part.lora_A["default"].weight.double()
+    given = g.double(), x.detach().double(), part.weight.double() + delta, part.bias.double()
+    plain, truth = (
+        reference.linear_backward(*(t.to(one) for t in given), epsilon=rule.epsilon, gamma=rule.gamma).detach()
+        for one in (dtype, torch.float64)
+    )
+    within_rounding(found, plain, truth, terms=64 + 96)
+    for memory in (None, least(model, rule, graph=GraphSpec(topk=4))):
+        found = attribute(model, ids, 3, 5, rule=rule, graph=GraphSpec(topk=4), memory=memory)
+        assert torch.isfinite(found.layers).all()
+
+
+@pytest.mark.parametrize("form", ["nf4", "llm.int8", "int8"])
+def test_adapters_on_quantised_layers(form, tiny, ids, tmp_path):
+    """As users load them: quantised, then adapted."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    tiny("llama", intermediate_size=128).save_pretrained(tmp_path)
+    if form == "int8":
+        given = transformers.TorchAoConfig(pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig())
+    else:
+        pytest.importorskip("bitsandbytes")
+        given = transformers.BitsAndBytesConfig(
+            **({"load_in_8bit": True} if form == "llm.int8" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"})
+        )
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=given, device_map="cpu", dtype=torch.float32
+    )
+    model = adapted(model, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"])
+    assert sum(type(part).__module__.startswith("peft.tuners.lora") for part in model.modules()) >= 12
+    plain = copy.deepcopy(model.base_model.model).requires_grad_(False)  # one plain linear map each
+    for path, part in list(model.base_model.model.named_modules()):
+        if path.endswith("_proj"):
+            part.get_submodule("base_layer" if hasattr(part, "base_layer") else "").support_avx512bf16_for_cpu = False
+            out, inner = weights.shape(part)
+            new = nn.Linear(inner, out)
+            new.weight = nn.Parameter(library_matrix(part))
+            new.bias = weights.bias(part)
+            plain.set_submodule(path, new)
+    for rule in RULES[:3]:
+        found = attribute(model, ids, 3, 5, rule=rule).layers
+        assert gap(attribute(model, ids, 3, 5, rule=rule, memory=least(model, rule)).layers, found) <= 1e-4
+        truth = attribute(plain.eval(), ids, 3, 5, rule=rule).layers
+        assert gap(found, truth) <= (0.5 if form == "llm.int8" else 1e-4)  # which rounds activations
+
+
+def library_matrix(part):
+    """What peft would make of the adapters, on what the library that quantised the base layer dequantises."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    if not hasattr(part, "base_layer"):
+        return dequantize_module_weight(part).detach().float()
+    return (dequantize_module_weight(part.base_layer) + part.get_delta_weight("default")).detach().float()
+
+
+def test_a_plan_counts_the_maps_once(tiny):
+    plain = tiny("llama")
+    model = adapted(copy.deepcopy(plain), target_modules=TARGETS["llama"])
+    (size, *_), (expected, *_) = layer_sizes(model), layer_sizes(plain)
+    assert size._replace(unpacked=0) == expected and size.unpacked == 64 * 96 * 4
+    assert weight_bytes(model) > weight_bytes(plain)
+    assert lrp_fast.plan(model, 23).forward_flops == lrp_fast.plan(plain, 23).forward_flops
+
+
+def test_the_doctor_counts_an_adapted_map_as_one(tiny):
+    found = coverage(adapted(tiny("llama"), target_modules=["q_proj", "v_proj"]))
+    assert all(one.rule for one in found)
+    (entry,) = [one for one in found if "adapted" in one.rule]
+    assert (entry.name, entry.count) == ("Linear", 6)
+    assert not any("lora_A" in one.path for one in found)
+
+
+def test_what_is_not_one_linear_map_is_refused(tiny, ids):
+    dora = adapted(tiny("llama"), target_modules=["v_proj"], use_dora=True)
+    with pytest.raises(
+        UnsupportedModuleError, match="v_proj', a Linear, has the adapter 'default' of a kind that is not"
+    ):
+        attribute(dora, ids)
+    with dora.disable_adapter():
+        attribute(dora, ids)
+    config = peft.IA3Config(target_modules=["v_proj"], feedforward_modules=[], task_type="CAUSAL_LM")
+    with pytest.raises(UnsupportedModuleError, match="no propagation rule covers module 'base_model', a IA3Model"):
+        attribute(peft.get_peft_model(tiny("llama"), config).eval(), ids)
+    config = peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    with pytest.raises(
+        UnsupportedModuleError, match="no propagation rule covers module 'prompt_encoder.*PromptEmbedding"
+    ):
+        attribute(peft.get_peft_model(tiny("llama"), config).eval(), ids)
+
+
+def test_dropout_of_a_training_model_is_refused(tiny, ids):
+    model = adapted(tiny("llama"), target_modules=["v_proj"])
+    model.train()
+    with pytest.raises(ValueError, match=r"call model.eval\(\) first"), patched(model):
+        pass
