@@ -59,7 +59,7 @@ def test_transformers_imports_from_the_root_of_the_repository():
 def test_importing_changes_nothing(tmp_path):
     # What torch and transformers do when they are imported is their own affair, so they come first.
     result = python(
-        "import os, torch, transformers.modeling_utils, warnings\n"
+        "import os, sys, torch, transformers.modeling_utils, warnings\n"
         "def state():\n"
         "    attention = dict(transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS)\n"
         "    attention.pop('lrp_fast', None)  # a new name of our own disturbs nobody\n"
@@ -67,12 +67,14 @@ def test_importing_changes_nothing(tmp_path):
         "        torch.get_num_threads(), torch.is_grad_enabled(), torch.get_rng_state().tolist(),\n"
         "        list(warnings.filters), torch.backends.cuda.matmul.allow_tf32, attention)\n"
         "before = state()\n"
+        "print('imported', file=sys.stderr, flush=True)\n"
         "import lrp_fast, lrp_fast.kernels, lrp_fast._native\n"
         "for then, now in zip(before, state(), strict=True):\n"
         "    assert then == now, (then, now)\n",
         tmp_path,
     )
-    assert (result.stdout, result.stderr) == ("", "")
+    _, _, stderr = result.stderr.partition("imported\n")
+    assert (result.stdout, stderr) == ("", "")
 
 
 @pytest.fixture(scope="module")

@@ -118,6 +118,16 @@ def test_the_active_adapters_count(tiny, ids):
     assert gap(attribute(model, ids, 3, 5).layers, results["one", "two"]) <= 1e-12
 
 
+def test_an_adapter_that_transformers_holds_itself(tiny, ids):
+    """As ``from_pretrained`` of an adapter's folder makes it, without a PeftModel around."""
+    model = tiny("llama", torch.float64)
+    model.add_adapter(peft.LoraConfig(r=4, lora_alpha=6, target_modules=TARGETS["llama"][:-1]))
+    fill(model.double())
+    wrapped = adapted(tiny("llama", torch.float64), target_modules=TARGETS["llama"][:-1])
+    truth = attribute(merged(wrapped), ids, 3, 5)
+    assert gap(attribute(model.eval(), ids, 3, 5).layers, truth.layers) <= 1e-12
+
+
 def test_modules_that_are_saved_whole(tiny, ids):
     model = adapted(
         tiny("llama", torch.float64), target_modules=["v_proj"], modules_to_save=["lm_head", "embed_tokens"]
@@ -163,7 +173,9 @@ def test_adapters_on_quantised_layers(form, tiny, ids, tmp_path):
     pytest.importorskip("accelerate")
     tiny("llama", intermediate_size=128).save_pretrained(tmp_path)
     if form == "int8":
-        given = transformers.TorchAoConfig(pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig())
+        given = transformers.TorchAoConfig(
+            pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig(set_inductor_config=False)
+        )
     else:
         pytest.importorskip("bitsandbytes")
         given = transformers.BitsAndBytesConfig(

@@ -54,21 +54,22 @@ def by_torchao(name, **given):
     return quantise
 
 
+UNTUNED = {"set_inductor_config": lambda q: False}  # otherwise torchao sets the whole process's matmul precision
 FORMATS = {
     "nf4": by_bitsandbytes(4, quant_type="nf4", compress_statistics=False),
     "nf4-nested": by_bitsandbytes(4, quant_type="nf4", compress_statistics=True),
     "fp4": by_bitsandbytes(4, quant_type="fp4", compress_statistics=False),
-    "int8": by_torchao("Int8WeightOnlyConfig"),
-    "int8-tensor": by_torchao("Int8WeightOnlyConfig", granularity=lambda q: q.PerTensor()),
+    "int8": by_torchao("Int8WeightOnlyConfig", **UNTUNED),
+    "int8-tensor": by_torchao("Int8WeightOnlyConfig", granularity=lambda q: q.PerTensor(), **UNTUNED),
     "int4-groups": by_torchao(
         "IntxWeightOnlyConfig", weight_dtype=lambda q: torch.int4, granularity=lambda q: q.PerGroup(32)
     ),
-    "float8": by_torchao("Float8WeightOnlyConfig"),
+    "float8": by_torchao("Float8WeightOnlyConfig", **UNTUNED),
 }
 # These round what they multiply too.
 ACTIVATIONS = {
     "llm.int8": by_bitsandbytes(8, threshold=6.0),
-    "int8-int8": by_torchao("Int8DynamicActivationInt8WeightConfig"),
+    "int8-int8": by_torchao("Int8DynamicActivationInt8WeightConfig", **UNTUNED),
     "int8-int4": by_torchao("Int8DynamicActivationIntxWeightConfig"),
 }
 
@@ -336,7 +337,9 @@ def test_models_are_loaded_as_users_load_them(form, small, ids, tmp_path):
     pytest.importorskip("accelerate")
     small("llama").save_pretrained(tmp_path)
     if form == "int8":
-        given = transformers.TorchAoConfig(pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig())
+        given = transformers.TorchAoConfig(
+            pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig(set_inductor_config=False)
+        )
     else:
         pytest.importorskip("bitsandbytes")
         given = transformers.BitsAndBytesConfig(
