@@ -269,11 +269,9 @@ def mlp(module: nn.Module, rules: Rules) -> Overlay:
 
 
 def falcon_mlp(module: nn.Module, rules: Rules) -> Overlay:
-    """As `mlp`. Falcon's layer drops of what it puts out, and adds to it in place, where the epsilon rule needs it."""
+    """As `mlp`. Falcon's layer drops of what it puts out, and adds to it in place, where autograd may still need it."""
     if module.training and module.hidden_dropout:
         raise ValueError("the model applies dropout: call model.eval() first")
-    if not rules.epsilon:
-        return {}
     own = forward_of(module)
     return {"forward": lambda x: own(x).clone()}
 

@@ -18,6 +18,7 @@ ADAPTED = (
     "peft.tuners.lora.torchao.TorchaoLoraLinear",
 )
 _ADAPTABLE = (
+    "transformers.models.falcon.modeling_falcon.FalconLinear",
     "torch.nn.modules.linear.Linear",
     "transformers.pytorch_utils.Conv1D",
     "bitsandbytes.nn.modules.Linear8bitLt",

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 import lrp_fast
 from lrp_fast import GraphSpec, Memory, Rules, UnsupportedModuleError, attribute, patched, reference
@@ -59,6 +60,19 @@ def test_relevance_is_that_of_the_merged_model(family, rule, tiny, ids):
     assert gap(base.layers, truth.layers) > 0.1, "the adapters do nothing"
     for memory in (None, least(model, rule)):
         found = attribute(model, ids, 3, 5, rule=rule, memory=memory)
+        assert gap(found.layers, truth.layers) <= 1e-12 and found.value == pytest.approx(truth.value, rel=1e-12)
+
+
+@pytest.mark.shows("adapters")
+def test_every_family_with_adapters(family, tiny, ids):
+    """On its attention's linear maps, whatever they are called, and on the MLP's where there are no experts."""
+    model = tiny(family, torch.float64)
+    linears = {path.split(".")[-1] for path, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D)}
+    model = adapted(model, target_modules=sorted(linears - {"lm_head"}), fan_in_fan_out=family == "gpt2")
+    truth, base = attribute(merged(model), ids, 3, 5), attribute(tiny(family, torch.float64), ids, 3, 5)
+    assert gap(base.layers, truth.layers) > 0.1, "the adapters do nothing"
+    for memory in (None, least(model, "attnlrp")):
+        found = attribute(model, ids, 3, 5, memory=memory)
         assert gap(found.layers, truth.layers) <= 1e-12 and found.value == pytest.approx(truth.value, rel=1e-12)
 
 
