@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from . import experts, handlers
+from .contributions import is_homogeneous
 from .families import MLPS, decoder_layers, handler_of, mlps
 
 
@@ -25,6 +26,7 @@ class LayerSize(NamedTuple):
     skipped_weights: int  # of these, the last map's, which a replayed layer does without
     window: int | None  # keys that a query reads; None for all
     loaded: int  # bytes of weights that come to the device only while the layer runs
+    plain: bool  # whether its keys and values are a linear map of its input, but for norms (see `contributions`)
 
 
 def layer_sizes(model: nn.Module) -> list[LayerSize]:
@@ -75,6 +77,7 @@ def _layer_size(layer: nn.Module) -> LayerSize:
         skipped_weights=sum(last.weight.numel() for last in lasts) if skips else 0,
         window=_window(attention),
         loaded=sum(_loaded_bytes(module) for module in layer.modules()),
+        plain=is_homogeneous(layer),
     )
 
 
