@@ -370,10 +370,15 @@ def _work_on_edges(size: LayerSize, context: _Context) -> tuple[int, float]:
     b, w, h, q, k = context.dtype.itemsize, context.wide, size.hidden, size.query, size.key
     traces = b * (q + k + (context.targets - 1) * (q + 2 * k))
     held = w * h * (1 + context.targets) + b * (2 * q + 3 * k) + w * 2 * k + traces
-    tiles = (25 if context.rules.treatment.score else 15) * min(1 << 21, 64 * size.heads * context.tokens)
+    chosen = (25 if context.rules.treatment.score else 15) * min(1 << 21, 64 * size.heads * context.tokens)
     if context.graph.mass is not None:
-        tiles += w * min(HELD, context.tokens * min(context.tokens // 2 + 32, (size.window or context.tokens) + 64))
-    return context.tokens * traces, context.tokens * held + tiles
+        chosen += w * min(HELD, context.tokens * min(context.tokens // 2 + 32, (size.window or context.tokens) + 64))
+    rules = context.rules
+    if not size.plain or rules.epsilon or rules.gamma or not rules.treatment.frozen_norm:
+        # What the input contributes to keys and values takes a pass of its own, up to the attention, beforehand.
+        held += w * h
+        chosen = max(chosen, context.tokens * (5 * w * h + 8 * b * q))
+    return context.tokens * traces, context.tokens * held + chosen
 
 
 def _edges(layers: int, context: _Context) -> int:

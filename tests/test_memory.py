@@ -70,6 +70,26 @@ def test_what_is_allocated_is_what_was_planned(shape, rule, tier, monkeypatch):
     assert allocated.peak == pytest.approx(planned.peak["cpu"], rel=0.15 if rule == "attnlrp" else 0.2)
 
 
+def falcon():
+    settings = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "num_kv_heads": 2}
+    config = transformers.FalconConfig(**settings, new_decoder_architecture=True, vocab_size=97)
+    return transformers.FalconForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("build", [lambda: model(attention_bias=True), falcon], ids=["biases", "falcon"])
+@pytest.mark.parametrize("rule", ["attnlrp", "cp", "gradient", Rules("cp", epsilon=0.1)])
+def test_a_graph_of_layers_that_run_up_to_their_attention_again(build, rule, monkeypatch):
+    """See `hf.contributions`."""
+    monkeypatch.setattr(lrp_fast.store, "_BLOCK", 0)
+    monkeypatch.setattr(lrp_fast.memory, "_heap_loss", lambda size, context: 1.0)
+    subject, given = build(), {"rule": rule, "graph": GraphSpec(topk=40)}
+    memory = Memory(host_budget=plan(subject, 1024, **given).least["cpu"])
+    planned = plan(subject, 1024, memory=memory, **given)
+    with Allocated(subject) as allocated:
+        attribute(subject, torch.arange(1024) % 97, target=3, contrast=5, memory=memory, **given)
+    assert allocated.peak == pytest.approx(planned.peak["cpu"], rel=0.2)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rule", ["attnlrp", "cp"])
 @pytest.mark.parametrize("tier", ["graph", "file"])

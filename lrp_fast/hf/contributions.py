@@ -33,7 +33,7 @@ def contributions(
     bias, the stabilisers' factors in. A forward-mode derivative, for which a patched layer's own code is run up to its
     attention once more. Where nothing but the map is there, its result is the key and value themselves: None, None.
     """
-    if _is_homogeneous(layer, rules):
+    if is_homogeneous(layer) and rules.treatment.frozen_norm and not (rules.epsilon or rules.gamma):
         return None, None
     found: list[Tensor] = []
 
@@ -60,10 +60,8 @@ def contributions(
     return found[0], found[1]
 
 
-def _is_homogeneous(layer: nn.Module, rules: Rules) -> bool:
-    """Whether keys and values are the modified map of the input, with nothing added and nothing scaled."""
-    if rules.epsilon or rules.gamma or not rules.treatment.frozen_norm:
-        return False
+def is_homogeneous(layer: nn.Module) -> bool:
+    """Whether keys and values are the map of the input with nothing added: norms frozen, without stabilisers."""
     inside = {part for mlp in mlps(layer) for part in mlp.modules()}
     for _, module in handled(layer):
         if module not in inside and (handler_of(module) not in _HOMOGENEOUS or _has_bias(module)):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from . import experts, handlers
+from .contributions import is_homogeneous
 from .families import MLPS, branch_dtype, decoder_layers, handled, handler_of, mlps
 from .weights import copies, is_plain, nbytes, own_dtype, shape
 
@@ -28,6 +29,7 @@ class LayerSize(NamedTuple):
     window: int | None  # keys that a query reads; None for all
     loaded: int  # bytes of weights that come to the device only while the layer runs
     unpacked: int  # bytes to make the largest matrix that is not kept in floats: its module does for each product
+    plain: bool  # whether its keys and values are a linear map of its input, but for norms (see `contributions`)
 
 
 def layer_sizes(model: nn.Module) -> list[LayerSize]:
@@ -78,6 +80,7 @@ def _layer_size(layer: nn.Module) -> LayerSize:
         window=_window(attention),
         loaded=sum(_loaded_bytes(module) for module in layer.modules()),
         unpacked=max((_unpacked_bytes(linear, layer) for linear in linears if not is_plain(linear)), default=0),
+        plain=is_homogeneous(layer),
     )
 
 
