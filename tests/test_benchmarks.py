@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -52,7 +53,8 @@ def test_without_a_gpu_one_sentence_says_so(root):
         # what make tells the makes below it: with it a make in a make prefixes its lines otherwise
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
         done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment)
-        sentence, *rest = done.stderr.splitlines()
+        # but for what torchao says, where it is installed, when transformers imports it
+        sentence, *rest = (line for line in done.stderr.splitlines() if not re.search("torchao|_pytree.py", line))
         assert done.returncode == 2 and not done.stdout and "no" in sentence and "CUDA device" in sentence
         assert all(line.startswith("make:") for line in rest)
 
