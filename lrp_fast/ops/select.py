@@ -93,7 +93,8 @@ def by_mass(
     parts, sizes = [], []
     for position, keys, entries in again:
         size = _sizes(position, keys, entries, own)
-        part, found = _collected(keys, entries, size, (_bins(size) >= last) & (size > 0))
+        bits = _BITS[size.dtype]
+        part, found = _collected(keys, entries, size, size.view(bits.integer) >= max(last << bits.low, 1))
         parts.append(part)
         sizes.append(found)
     size = torch.cat(sizes)
@@ -130,7 +131,7 @@ def _masses(tiles: Iterable[Tile], own: Tensor | None, impl: str) -> Tensor:
             kernels("histogram").add_magnitudes(size, sums[0], low)
             continue
         bits = size.view(integer).flatten()
-        whole = (bits & (1 << mantissa) - 1) + ((bits >= 1 << mantissa).to(integer) << mantissa)
+        whole = bits - ((bits >> mantissa).sub_(1).clamp_(min=0) << mantissa)  # all but denormals begin with a 1
         for i, piece in enumerate(sums):
             part = (whole >> i * _PIECE) & (1 << _PIECE) - 1
             piece += torch.bincount(bits >> low, part.double(), len(piece)).long()
@@ -142,11 +143,11 @@ def _masses(tiles: Iterable[Tile], own: Tensor | None, impl: str) -> Tensor:
 
 def _sizes(position: Tensor, keys: slice, entries: Tensor, own: Tensor | None) -> Tensor:
     """|entries|, those of the diagonal with ``own`` added."""
-    if own is None:
-        return entries.abs()
-    entries = entries.clone()
-    entries[torch.arange(len(position), device=entries.device), position - keys.start] += own[position]
-    return entries.abs_()
+    size = entries.abs()
+    if own is not None:
+        diagonal = torch.arange(len(position), device=entries.device), position - keys.start
+        size[diagonal] = (entries[diagonal] + own[position]).abs()
+    return size
 
 
 def _bins(size: Tensor) -> Tensor:

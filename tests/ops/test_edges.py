@@ -95,6 +95,8 @@ MATRICES = {
     "ties": lambda n, g: torch.randint(-3, 4, (n, n), generator=g) / 4,
     "equal": lambda n, g: torch.ones(n, n),
     "zero": lambda n, g: torch.zeros(n, n),
+    "denormal": lambda n, g: torch.randint(-3, 4, (n, n), generator=g) * 2.0**-149,
+    "tiny": lambda n, g: torch.randint(-(2**25), 2**25, (n, n), generator=g) * 2.0**-149,  # a quarter are denormals
 }
 
 
