@@ -411,10 +411,13 @@ def _doctor(options: argparse.Namespace) -> int:
 def _read_config(transformers, options: argparse.Namespace):
     transformers.utils.logging.set_verbosity_error()
     try:
-        return transformers.AutoConfig.from_pretrained(options.model)
+        config = transformers.AutoConfig.from_pretrained(options.model)
     except (OSError, ValueError, KeyError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"cannot read the config of {options.model!r}: {why}") from error
+    if getattr(config, "quantization_config", None) is not None:
+        print(f"{options.model} is quantised: what follows is about the same model in floats", file=sys.stderr)
+    return config
 
 
 def _count(text: str) -> int:

@@ -313,6 +313,16 @@ def test_a_plan_needs_no_weights(directory, tmp_path, capsys):
     assert planned["tiers"] == ["graph"] * 3 and planned["n_tokens"] == 1000 and planned["peak"]["cpu"] > 0
 
 
+@pytest.mark.parametrize("command", [["plan", "--tokens", "10"], ["doctor"]])
+def test_a_quantised_config_is_read_as_one_in_floats_and_that_is_said(command, directory, tmp_path, capsys):
+    config = json.loads((Path(directory) / "config.json").read_text("utf-8"))
+    for quantised in (False, True):
+        more = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}} if quantised else {}
+        (tmp_path / "config.json").write_text(json.dumps(config | more), "utf-8")
+        assert main([command[0], str(tmp_path), *command[1:]]) == 0
+        assert ("is quantised: what follows is about the same model in floats" in capsys.readouterr().err) == quantised
+
+
 def test_a_plan_counts_a_graph(directory, capsys):
     sizes = ["plan", directory, "--tokens", "1000", "--device", "cpu", "--json"]
     peaks = []
