@@ -59,14 +59,24 @@ void check_columns(const Graph<T>& graph) {
         }
         descents[i] = found;
     });
-    std::int64_t between_rows = 0, out_of_range = 0;
-    for (std::int64_t row = 0; row < graph.num_rows; ++row) {
-        const Range range = edges_of(graph, row);
-        if (range.begin == range.end) continue;
-        out_of_range += columns[range.begin] < 0 || columns[range.end - 1] >= graph.tokens;
-        between_rows += range.begin > 0 && columns[range.begin] <= columns[range.begin - 1];
-    }
-    if (out_of_range == 0 && std::accumulate(descents.begin(), descents.end(), -between_rows) == 0) return;
+    constexpr std::int64_t rows_together = 1 << 13;
+    std::vector<std::int64_t> between((graph.num_rows + rows_together - 1) / rows_together), outside(between.size());
+    parallel_for(between.size(), [&](std::int64_t i) {
+        const std::int64_t last = std::min(graph.num_rows, (i + 1) * rows_together);
+        std::int64_t found_between = 0, found_outside = 0;
+        for (std::int64_t row = i * rows_together; row < last; ++row) {
+            const Range range = edges_of(graph, row);
+            if (range.begin == range.end) continue;
+            found_outside += columns[range.begin] < 0 || columns[range.end - 1] >= graph.tokens;
+            found_between += range.begin > 0 && columns[range.begin] <= columns[range.begin - 1];
+        }
+        between[i] = found_between;
+        outside[i] = found_outside;
+    });
+    const auto sum = [](const std::vector<std::int64_t>& counts) {
+        return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+    };
+    if (sum(outside) == 0 && sum(descents) == sum(between)) return;
     for (std::int64_t row = 0; row < graph.num_rows; ++row) {
         const Range range = edges_of(graph, row);
         const std::int64_t bad = first_disorder(columns, range.begin, range.end, graph.tokens);
