@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import UserDict
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 
 from . import question
@@ -70,20 +74,27 @@ def _unpadded(input_ids, attention_mask) -> list:
     """The rows, each without its padding."""
     if isinstance(input_ids, str):
         raise TypeError("input_ids is one string: attribute_batch takes a sequence of prompts")
+    if isinstance(input_ids, Mapping | UserDict):
+        raise TypeError("input_ids is all that a tokenizer returned: call attribute_batch(model, **batch)")
     if attention_mask is None:
-        if hasattr(input_ids, "shape"):
-            raise ValueError("input_ids is a tensor, which may be padded: give its attention_mask with it")
-        prompts = list(input_ids)
+        if isinstance(input_ids, torch.Tensor) or (isinstance(input_ids, np.ndarray) and input_ids.dtype.kind in "iuf"):
+            raise ValueError("input_ids is an array, which may be padded: give its attention_mask with it")
+        try:
+            prompts = list(input_ids)
+        except TypeError as error:
+            raise TypeError(f"input_ids must be a sequence of prompts, not {type(input_ids).__name__}") from error
     else:
         try:
             ids, mask = torch.as_tensor(input_ids), torch.as_tensor(attention_mask)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             message = f"input_ids and attention_mask must both be (B, N), or leave the mask out: {error}"
             raise ValueError(message) from error
         if ids.ndim != 2 or ids.shape != mask.shape:
             raise ValueError(
                 f"input_ids and attention_mask must both be (B, N), not {tuple(ids.shape)} and {tuple(mask.shape)}"
             )
+        if not ((mask == 0) | (mask == 1)).all():
+            raise ValueError("attention_mask must hold 1 for tokens and 0 for padding, and nothing else")
         prompts = [row[start:end] for row, (start, end) in zip(ids, real_tokens(mask).tolist(), strict=True)]
     if not prompts:
         raise ValueError("input_ids is an empty batch: give at least one prompt")

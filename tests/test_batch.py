@@ -1,7 +1,9 @@
 """attribute_batch(): each row is what it is alone, whatever the padding."""
 
+import numpy as np
 import pytest
 import torch
+from transformers import BatchEncoding
 
 import lrp_fast
 from lrp_fast import GraphSpec, attribute, attribute_batch
@@ -51,7 +53,15 @@ def test_a_padded_patched_forward_agrees(tiny):
     [
         ({"input_ids": "text"}, TypeError, "input_ids is one string: attribute_batch takes a sequence"),
         ({"input_ids": torch.ones(2, 3, dtype=int)}, ValueError, "give its attention_mask with it"),
+        ({"input_ids": BatchEncoding({"input_ids": [[1]]})}, TypeError, r"all that a tokenizer returned: .*\*\*batch\)"),
+        ({"input_ids": {"input_ids": [[1]]}}, TypeError, "all that a tokenizer returned"),
+        ({"input_ids": np.ones((2, 3), int)}, ValueError, "give its attention_mask with it"),
+        ({"input_ids": None}, TypeError, "must be a sequence of prompts, not NoneType"),
+        ({"input_ids": [[1]], "attention_mask": [[None]]}, ValueError, "or leave the mask out"),
+        ({"input_ids": [[1, 2]], "attention_mask": [[-1e9, 0.0]]}, ValueError, "1 for tokens and 0 for padding"),
+        ({"input_ids": np.array(["a", "b"])}, ValueError, "row 0: input_ids is a string: give tokenizer="),
         ({"input_ids": []}, ValueError, "an empty batch"),
+        ({"input_ids": torch.ones(0, 3), "attention_mask": torch.ones(0, 3)}, ValueError, "an empty batch"),
         ({"input_ids": [[1], [2, 3]], "attention_mask": [[1], [1, 1]]}, ValueError, "or leave the mask out"),
         ({"input_ids": [[1], [2]], "attention_mask": [[1, 1]]}, ValueError, r"not \(2, 1\) and \(1, 2\)"),
         ({"input_ids": [[1, 2], [2, 1]], "attention_mask": [[1, 1], [0, 0]]}, ValueError, "row 1 .* no real token"),
