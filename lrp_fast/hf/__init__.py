@@ -4,6 +4,7 @@ from . import handlers
 from .attention import real_tokens, register_attention
 from .contributions import contributions
 from .coverage import Coverage, UnsupportedModuleError, check, coverage
+from .definitions import gaps_to_definitions
 from .families import decoder_layers, register
 from .patching import patched
 from .replay import Recorded, recording, replaying, tracing
@@ -21,6 +22,7 @@ __all__ = [
     "coverage",
     "decoder_layers",
     "device_of",
+    "gaps_to_definitions",
     "handlers",
     "layer_sizes",
     "patched",
