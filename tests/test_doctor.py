@@ -38,6 +38,34 @@ def test_what_no_rule_covers_is_named_and_nothing_is_checked():
 
 
 @pytest.mark.parametrize(
+    ("config", "mend"),
+    [
+        (
+            transformers.Gemma3Config(),
+            "what Gemma3ForConditionalGeneration does with images: load its language model alone, with "
+            "Gemma3ForCausalLM.from_pretrained(..., key_mapping={'^language_model.': ''})",
+        ),
+        (
+            transformers.FalconConfig(alibi=True),
+            "has no rotary positions, but ALiBi's biases on its scores, which lrp_fast has no rule for: only a Falcon "
+            "whose config says alibi=False can be explained",
+        ),
+    ],
+    ids=["Gemma3", "Falcon"],
+)
+def test_what_is_refused_for_a_reason_is_told_that_reason_and_everywhere(config, mend, tmp_path, capsys):
+    found, checks = doctor.examine(config)
+    refused = [one for one in found if one.rule is None]
+    assert refused and {one.mend for one in refused} == {mend} and checks == []
+    config.save_pretrained(tmp_path)
+    assert main(["doctor", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert out.count(mend) == 1 and "register" not in out
+    assert main(["plan", str(tmp_path), "--tokens", "10"]) == 2
+    assert mend in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("operation", "failed"),
     [
         ("rms_norm", "logits are the model's own"),
@@ -126,10 +154,13 @@ def test_the_command_line(tiny, tmp_path, capsys):
     assert "Qwen2Attention" in out and "  ok    edges in closed form" in out and "FAIL" not in out
     assert main(["doctor", str(tmp_path / "good"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["healthy"] and {"name", "count", "path", "rule", "kernel"} == set(told["modules"][0])
+    assert told["healthy"] and {"name", "count", "path", "rule", "kernel", "mend"} == set(told["modules"][0])
+    assert not any(one["mend"] for one in told["modules"])
 
     transformers.MambaConfig(num_hidden_layers=2, hidden_size=32, vocab_size=50).save_pretrained(tmp_path / "bad")
     assert main(["doctor", str(tmp_path / "bad")]) == 1
-    assert "NOT COVERED: lrp_fast.hf.register teaches it a rule (backbone.layers.0.mixer)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "NOT COVERED: backbone.layers.0.mixer" in out and "NOT COVERED: the model" in out
+    assert "  MambaForCausalLM and 5 more: lrp_fast.hf.register teaches a class its rule\n" in out
     assert main(["doctor", str(tmp_path / "nothing")]) == 2
     assert torch.get_default_dtype() == torch.float32
