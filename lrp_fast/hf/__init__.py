@@ -9,6 +9,7 @@ from .families import decoder_layers, register
 from .patching import patched
 from .replay import Recorded, recording, replaying, tracing
 from .sizes import LayerSize, device_of, layer_sizes, vocabulary_size, weight_bytes
+from .weights import unreadable_format
 
 register_attention()
 
@@ -31,6 +32,7 @@ __all__ = [
     "register",
     "replaying",
     "tracing",
+    "unreadable_format",
     "vocabulary_size",
     "weight_bytes",
 ]

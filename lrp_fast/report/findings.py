@@ -6,8 +6,11 @@ from ..doctor import Check
 from ..hf import Coverage
 
 
-def findings(found: list[Coverage], checks: list[Check]) -> str:
-    """A row a module class, a line for what is not covered, a row a check. Ends without a newline."""
+def findings(found: list[Coverage], weights: str | None, checks: list[Check]) -> str:
+    """A row a module class, a line for what is not covered, a row a check. Ends without a newline.
+
+    ``weights``: why the checkpoint's cannot be read, and what to do; None where they can.
+    """
     rows = [("module", "count", "rule", "on CUDA")]
     rows += [
         (one.name, str(one.count), one.rule or f"NOT COVERED: {one.path or 'the model'}", one.kernel) for one in found
@@ -21,6 +24,8 @@ def findings(found: list[Coverage], checks: list[Check]) -> str:
     for one in found:
         if one.rule is None:
             mends.setdefault(one.mend, []).append(one.name)
+    if weights is not None:
+        lines += ["", f"weights NOT COVERED: {weights}"]
     if mends:
         lines += ["", "what to do:"]
     for mend, (first, *others) in mends.items():
