@@ -395,16 +395,18 @@ def _doctor(options: argparse.Namespace) -> int:
     import transformers
 
     from .doctor import examine
+    from .hf import unreadable_format
     from .report.findings import findings
 
     config = _read_config(transformers, options)
+    weights = unreadable_format(config)
     found, checks = examine(config)
-    healthy = bool(checks) and all(check.passed for check in checks)
+    healthy = weights is None and bool(checks) and all(check.passed for check in checks)
     if options.json:
         told = {"modules": [one._asdict() for one in found], "checks": [one._asdict() for one in checks]}
-        print(json.dumps(told | {"healthy": healthy}))
+        print(json.dumps(told | {"weights": weights, "healthy": healthy}))
     else:
-        print(findings(found, checks))
+        print(findings(found, weights, checks))
     return 0 if healthy else 1
 
 

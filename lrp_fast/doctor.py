@@ -11,7 +11,7 @@ import transformers
 from .attribution import attribute
 from .between import between
 from .graph import GraphSpec
-from .hf import Coverage, coverage, decoder_layers, patched
+from .hf import Coverage, coverage, decoder_layers, gaps_to_definitions, patched
 from .memory import Memory, plan
 
 
@@ -45,7 +45,8 @@ def checks(config, tokens: int = 19) -> list[Check]:
     """Identities of the maths on a small random float64 copy of an architecture, on the CPU.
 
     The logits under `patched` are the model's own; the streamed pass gives the numbers of one plain backward pass, and
-    edges in closed form those of a backward pass a row; edges out of a node add up to its relevance.
+    edges in closed form those of a backward pass a row; edges out of a node add up to its relevance. What each kind of
+    operation hands back is what its definition in `lrp_fast.reference` does (`gaps_to_definitions` says of which).
     """
     model = _small(config)
     ids = torch.randint(3, model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
@@ -78,6 +79,10 @@ def checks(config, tokens: int = 19) -> list[Check]:
         Check("streamed relevance is that of one backward pass", _gap(result.relevance, direct), 1e-9),
         Check("edges in closed form are those of a backward pass a row", _gap(result.graph.dense(0), rows), 1e-7),
         Check("edges out of a node add up to its relevance", _gap(sums, result.layers[:-1]), 1e-9),
+        *(
+            Check(f"{operations} pass relevance as defined", gap, 1e-10)
+            for operations, gap in gaps_to_definitions(model, ids).items()
+        ),
     ]
 
 

@@ -13,7 +13,7 @@ from lrp_fast.cli import main
 
 def test_every_family_is_healthy(family, tiny):
     found, checks = doctor.examine(tiny(family).config)
-    assert all(one.rule for one in found) and len(checks) == 4
+    assert all(one.rule for one in found) and len(checks) >= 7
     assert all(check.passed for check in checks), checks
 
 
@@ -38,6 +38,34 @@ def test_what_no_rule_covers_is_named_and_nothing_is_checked():
 
 
 @pytest.mark.parametrize(
+    ("config", "mend"),
+    [
+        (
+            transformers.Gemma3Config(),
+            "what Gemma3ForConditionalGeneration does with images: load its language model alone, with "
+            "Gemma3ForCausalLM.from_pretrained(..., key_mapping={'^language_model.': ''})",
+        ),
+        (
+            transformers.FalconConfig(alibi=True),
+            "has no rotary positions, but ALiBi's biases on its scores, which lrp_fast has no rule for: only a Falcon "
+            "whose config says alibi=False can be explained",
+        ),
+    ],
+    ids=["Gemma3", "Falcon"],
+)
+def test_what_is_refused_for_a_reason_is_told_that_reason_and_everywhere(config, mend, tmp_path, capsys):
+    found, checks = doctor.examine(config)
+    refused = [one for one in found if one.rule is None]
+    assert refused and {one.mend for one in refused} == {mend} and checks == []
+    config.save_pretrained(tmp_path)
+    assert main(["doctor", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert out.count(mend) == 1 and "register" not in out
+    assert main(["plan", str(tmp_path), "--tokens", "10"]) == 2
+    assert mend in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("operation", "failed"),
     [
         ("rms_norm", "logits are the model's own"),
@@ -48,6 +76,71 @@ def test_what_is_broken_is_found(operation, failed, tiny, monkeypatch):
     own = getattr(lrp_fast.ops, operation)
     monkeypatch.setattr(lrp_fast.ops, operation, lambda *args, **named: own(*args, **named) * 1.01)
     assert failed in [check.what for check in doctor.checks(tiny("llama").config) if not check.passed]
+
+
+OPERATIONS = {
+    "llama": ["attentions", "gated MLPs", "linear maps", "norms"],
+    "phi3": ["attentions", "gated MLPs", "linear maps", "norms"],
+    "gpt2": ["activations", "attentions", "linear maps", "norms"],
+    "qwen2_moe": ["attentions", "experts", "gated MLPs", "linear maps", "norms"],
+    "gpt_oss": ["attentions", "experts", "linear maps", "norms"],
+}
+
+
+@pytest.mark.parametrize("family", OPERATIONS)
+def test_all_kinds_of_operations_are_held_against_their_definitions(family, tiny):
+    names = [check.what for check in doctor.checks(tiny(family).config)[4:]]
+    assert sorted(names) == [f"{name} pass relevance as defined" for name in OPERATIONS[family]]
+
+
+def told(rule):
+    return lambda own: lambda *args, **named: own(*args, **named | {"rule": rule})
+
+
+def plain_product(own):
+    return lambda gate, up, kind, rule: torch.nn.functional.silu(gate) * up
+
+
+@pytest.mark.parametrize(
+    ("family", "operation", "wrong", "failed"),
+    [
+        ("llama", "gated_mlp", plain_product, ["gated MLPs"]),
+        ("llama", "gated_mlp", told("cp"), ["gated MLPs"]),
+        ("phi3", "gated_mlp", plain_product, ["gated MLPs"]),
+        ("llama", "rms_norm", told("gradient"), ["norms"]),
+        ("olmo2", "rms_norm", told("gradient"), ["norms"]),
+        ("gemma", "rms_norm", told("gradient"), ["norms"]),
+        ("cohere", "rms_norm", told("gradient"), ["norms"]),
+        ("gpt_neox", "layer_norm", told("gradient"), ["norms"]),
+        ("gpt_neox", "activation", told("gradient"), ["activations"]),
+        ("gemma2", "attention", told("cp"), ["attentions"]),
+        ("gpt_oss", "attention", told("gradient"), ["attentions"]),
+        ("mixtral", "share", lambda own: lambda x, share: x, ["experts"]),
+        ("gpt_oss", "share", lambda own: lambda x, share: x, ["experts"]),
+        ("gpt_oss", "identity", lambda own: lambda z, y, ratio: z * (y / z).detach() / 2, ["experts"]),
+        (
+            "gpt2",
+            "linear",
+            lambda own: lambda x, *args, **named: own(x / 2 + (x / 2).detach(), *args, **named),
+            ["linear maps"],
+        ),
+    ],
+)
+def test_what_differs_from_a_definition_is_found(family, operation, wrong, failed, tiny, monkeypatch):
+    """Whether or not the code agrees with itself: whatever else it does wrong, this operation is named."""
+    monkeypatch.setattr(lrp_fast.ops, operation, wrong(getattr(lrp_fast.ops, operation)))
+    checks = [check for check in doctor.checks(tiny(family).config) if check.what.endswith("as defined")]
+    expected = [f"{name} pass relevance as defined" for name in failed]
+    assert [check.what for check in checks if not check.passed] == expected
+
+
+def test_an_operation_that_is_never_called_fails(tiny, monkeypatch):
+    """As an attention would whose handler says that it goes through the interface, where it does not."""
+    model = doctor._small(tiny("llama").config)
+    attention = type(model.model.layers[0].self_attn)
+    monkeypatch.setattr(attention, "forward", lambda self, hidden_states, **_: (hidden_states, None))
+    gaps = lrp_fast.hf.gaps_to_definitions(model, torch.tensor([[3, 4, 5]]))
+    assert gaps["attentions"] != gaps["attentions"] and gaps["norms"] < 1e-12
 
 
 def test_a_number_that_is_none_fails():
@@ -61,10 +154,13 @@ def test_the_command_line(tiny, tmp_path, capsys):
     assert "Qwen2Attention" in out and "  ok    edges in closed form" in out and "FAIL" not in out
     assert main(["doctor", str(tmp_path / "good"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["healthy"] and {"name", "count", "path", "rule", "kernel"} == set(told["modules"][0])
+    assert told["healthy"] and {"name", "count", "path", "rule", "kernel", "mend"} == set(told["modules"][0])
+    assert not any(one["mend"] for one in told["modules"])
 
     transformers.MambaConfig(num_hidden_layers=2, hidden_size=32, vocab_size=50).save_pretrained(tmp_path / "bad")
     assert main(["doctor", str(tmp_path / "bad")]) == 1
-    assert "NOT COVERED: lrp_fast.hf.register teaches it a rule (backbone.layers.0.mixer)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "NOT COVERED: backbone.layers.0.mixer" in out and "NOT COVERED: the model" in out
+    assert "  MambaForCausalLM and 5 more: lrp_fast.hf.register teaches a class its rule\n" in out
     assert main(["doctor", str(tmp_path / "nothing")]) == 2
     assert torch.get_default_dtype() == torch.float32

@@ -4,10 +4,12 @@ from . import handlers
 from .attention import real_tokens, register_attention
 from .contributions import contributions
 from .coverage import Coverage, UnsupportedModuleError, check, coverage
+from .definitions import gaps_to_definitions
 from .families import decoder_layers, register
 from .patching import patched
 from .replay import Recorded, recording, replaying, tracing
 from .sizes import LayerSize, device_of, layer_sizes, vocabulary_size, weight_bytes
+from .weights import unreadable_format
 
 register_attention()
 
@@ -21,6 +23,7 @@ __all__ = [
     "coverage",
     "decoder_layers",
     "device_of",
+    "gaps_to_definitions",
     "handlers",
     "layer_sizes",
     "patched",
@@ -29,6 +32,7 @@ __all__ = [
     "register",
     "replaying",
     "tracing",
+    "unreadable_format",
     "vocabulary_size",
     "weight_bytes",
 ]

@@ -21,19 +21,16 @@ class UnsupportedModuleError(TypeError):
 
 
 def check(model: nn.Module) -> None:
-    """Raise `UnsupportedModuleError` for the first module of ``model`` that has no handler, or unreadable weights."""
+    """Raise `UnsupportedModuleError` for the first module of ``model`` that has no handler, or is refused with it."""
     for path, module in handled(model):
         name = type(module).__name__
         where = f"module {path!r}, a {name}" if path else f"the model itself, a {name}"
-        why = _unreadable(module)
+        why = _refused(module)
         if why is not None:
             raise UnsupportedModuleError(f"{where}, {why}")
         if handler_of(module) is None:
             if name in _READS_IMAGES:
-                raise UnsupportedModuleError(
-                    f"no propagation rule covers what {name} does with images: load its language model alone, with "
-                    + _READS_IMAGES[name]
-                )
+                raise UnsupportedModuleError(f"no propagation rule covers {_images(name)}")
             raise UnsupportedModuleError(
                 f"no propagation rule covers {where} (families covered: {', '.join(FAMILIES)}): register one with "
                 f"lrp_fast.hf.register({name}, handler), where lrp_fast.hf.handlers has ready ones"
@@ -47,6 +44,7 @@ class Coverage(NamedTuple):
         name: of the class. count: how many there are. path: of the first.
         rule: what they do to relevance, in words; None where no rule covers them.
         kernel: what computes that on CUDA in float16, bfloat16 and float32: "Triton", "PyTorch" or nothing.
+        mend: where no rule covers them, why not and what to do; else nothing.
     """
 
     name: str
@@ -54,20 +52,29 @@ class Coverage(NamedTuple):
     path: str
     rule: str | None
     kernel: str
+    mend: str
 
 
 def coverage(model: nn.Module) -> list[Coverage]:
     """One entry a module class, in the order in which the model holds them. The model may be on the "meta" device."""
     found: dict[tuple, list[str]] = {}
+    whole = next((type(one).__name__ for _, one in handled(model) if type(one).__name__ in _READS_IMAGES), None)
+    teach = "lrp_fast.hf.register teaches a class its rule" if whole is None else _images(whole)
     for path, module in handled(model):
-        found.setdefault((type(module), *_treatment(module)), []).append(path)
+        rule, kernel = _treatment(module)
+        mend = "" if rule is not None else _refused(module) or teach
+        found.setdefault((type(module), rule, kernel, mend), []).append(path)
     return [Coverage(cls.__name__, len(paths), paths[0], *how) for (cls, *how), paths in found.items()]
+
+
+def _images(name: str) -> str:
+    return f"what {name} does with images: load its language model alone, with {_READS_IMAGES[name]}"
 
 
 def _treatment(module: nn.Module) -> tuple[str | None, str]:
     """The rule in words, and the kernel."""
     handler = handler_of(module)
-    if handler is None or _unreadable(module) is not None:
+    if handler is None or _refused(module) is not None:
         return None, ""
     if hasattr(handler, "kind"):
         return f"identity: {handler.kind}(z)/z", "Triton"
@@ -76,9 +83,14 @@ def _treatment(module: nn.Module) -> tuple[str | None, str]:
     return _WORDS.get(handler, _REGISTERED)
 
 
-def _unreadable(module: nn.Module) -> str | None:
-    """Why the weights of a module that a rule covers cannot be had, as the end of a sentence that names it."""
+def _refused(module: nn.Module) -> str | None:
+    """Why a rule does not cover a module of a class that it covers, as the end of a sentence that names the module."""
     handler = handler_of(module)
+    if handler is handlers.falcon_attention and module.config.alibi:
+        return (
+            "has no rotary positions, but ALiBi's biases on its scores, which lrp_fast has no rule for: only a Falcon "
+            "whose config says alibi=False can be explained"
+        )
     if handler in handlers.LINEARS:
         return weights.unreadable(module)
     if handler in (*experts.ROUTERS, *experts.EXPERTS, *handlers.NORMS):

@@ -119,15 +119,15 @@ def _mixed(experts, x, chosen, weights, between, rules) -> Tensor:
     sizes = torch.bincount(experts_of, minlength=experts.num_experts).tolist()
     for expert, part in enumerate(rows.split(sizes)):
         if len(part):
-            hidden = between(ops.linear(part, *_weights(experts, "gate_up_proj", expert), **stabilisers))
-            parts.append(ops.linear(hidden, *_weights(experts, "down_proj", expert), **stabilisers))
+            hidden = between(ops.linear(part, *matrix_of(experts, "gate_up_proj", expert), **stabilisers))
+            parts.append(ops.linear(hidden, *matrix_of(experts, "down_proj", expert), **stabilisers))
     shares = rules.treatment
     out = ops.share(torch.cat(parts), shares.up) * ops.share(weights.flatten()[order].unsqueeze(-1), shares.gate)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     return out[back].view(len(x), count, -1).sum(1).to(x.dtype)
 
 
-def _weights(experts: nn.Module, name: str, expert: int) -> tuple[Tensor, Tensor | None]:
+def matrix_of(experts: nn.Module, name: str, expert: int) -> tuple[Tensor, Tensor | None]:
     """(out, in) and bias of one expert."""
     weight, bias = getattr(experts, name)[expert], getattr(experts, f"{name}_bias", None)
     return weight.T if experts.is_transposed else weight, None if bias is None else bias[expert]

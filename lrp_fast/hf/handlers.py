@@ -75,11 +75,6 @@ def capped_attention(module: nn.Module, rules: Rules) -> Overlay:
 
 def falcon_attention(module: nn.Module, rules: Rules) -> Overlay:
     """Falcon's, which goes past the interface. One projection makes groups of queries, each with a key and a value."""
-    if module.config.alibi:
-        raise ValueError(
-            f"{type(module).__name__} has no rotary positions, but ALiBi's biases on its scores, which lrp_fast has no "
-            "rule for: only a Falcon whose config says alibi=False can be explained"
-        )
     rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb
 
     def forward(hidden_states, alibi=None, attention_mask=None, layer_past=None, position_embeddings=None, **named):

@@ -27,6 +27,8 @@ _ADAPTABLE = (
 _PLAIN = ("torch.Tensor", "torch.nn.parameter.Parameter")
 _INT8 = "bitsandbytes.nn.modules.Int8Params"
 _4_BITS = "bitsandbytes.nn.modules.Params4bit"
+_METHODS = ("bitsandbytes", "torchao")  # as a quantization_config calls them
+_INSTEAD = "in float32 or bfloat16, or quantised by bitsandbytes or by torchao's Int8, Intx or Float8 configs"
 _TORCHAO = (
     "torchao.quantization.Int8Tensor",
     "torchao.quantization.IntxUnpackedToInt8Tensor",
@@ -119,7 +121,23 @@ def not_floats(weight: Tensor) -> str | None:
         return None
     return (
         f"keeps its weights as a {type(weight).__name__} of {weight.dtype}, which lrp_fast cannot read: load the model "
-        "in float32 or bfloat16, or quantised by bitsandbytes or by torchao's Int8, Intx or Float8 configs"
+        + _INSTEAD
+    )
+
+
+def unreadable_format(config) -> str | None:
+    """Why a checkpoint with the quantization_config of ``config`` cannot be read; None where it can, or has none."""
+    given = getattr(config, "quantization_config", None)
+    if given is None:
+        return None
+    given = given if isinstance(given, dict) else given.to_dict()
+    by_bits = given.get("load_in_8bit") or given.get("load_in_4bit")  # older ones do not name bitsandbytes
+    method = given.get("quant_method") or ("bitsandbytes" if by_bits else "a method without a name")
+    if method in _METHODS or given.get("dequantize"):
+        return None
+    return (
+        f"the checkpoint is quantised by {getattr(method, 'value', method)}, which lrp_fast cannot read: load one "
+        f"{_INSTEAD}; or this one in floats, where transformers' config of that method takes dequantize=True"
     )
 
 

@@ -227,8 +227,13 @@ def test_register(tiny, ids, monkeypatch):
 
 def test_falcon_is_refused_with_biases_on_its_scores_and_in_training(tiny, ids):
     biased = tiny("falcon", alibi=True)
-    with pytest.raises(ValueError, match="FalconAttention has no rotary positions, but ALiBi's .*alibi=False"):
+    message = "'transformer.h.0.self_attention', a FalconAttention, has no rotary positions, but ALiBi's .*alibi=False"
+    with pytest.raises(UnsupportedModuleError, match=message):
         lrp_fast.attribute(biased, ids)
+    with pytest.raises(UnsupportedModuleError, match=message):
+        lrp_fast.plan(biased, 23)
+    with pytest.raises(UnsupportedModuleError, match=message), patched(biased):
+        pass
     training = tiny("falcon", hidden_dropout=0.1).train()
     with pytest.raises(ValueError, match=r"applies dropout: call model.eval\(\) first"), patched(training):
         pass
