@@ -100,13 +100,14 @@ def unreadable(module: nn.Module) -> str | None:
         return unreadable(module.base_layer)
     weight = module.weight
     kind = _kind(weight)
-    if kind in (_INT8, _4_BITS) and weight.dtype.is_floating_point:
+    # Not its dtype: 4 bits are kept as any one (bnb_4bit_quant_storage).
+    if (kind == _INT8 and weight.dtype.is_floating_point) or (kind == _4_BITS and weight.quant_state is None):
         return "is not quantised yet: call model.to(device) first, or load the model with a quantization_config"
     if kind == _4_BITS and weight.quant_state.shape[1] % weight.quant_state.blocksize:
         width, block = weight.quant_state.shape[1], weight.quant_state.blocksize
         return (
             f"reads {width} features, in 4-bit blocks of {block} that end within a row, which bitsandbytes gets wrong "
-            "on a CPU: leave the module out (llm_int8_skip_modules)"
+            "on a CPU (elsewhere it was not tried): leave the module out (llm_int8_skip_modules)"
         )
     if kind in _TORCHAO and getattr(weight, "act_pre_scale", None) is not None:
         return "scales its input before it is quantised: quantise the model without SmoothQuant or AWQ"
