@@ -11,7 +11,7 @@ from torch import nn
 from . import experts, handlers
 from .contributions import is_homogeneous
 from .families import MLPS, branch_dtype, decoder_layers, handled, handler_of, mlps
-from .weights import copies, is_plain, nbytes, own_dtype, shape
+from .weights import copies, is_offloaded, is_plain, nbytes, own_dtype, shape
 
 
 class LayerSize(NamedTuple):
@@ -133,6 +133,4 @@ def _window(attention: list[nn.Module]) -> int | None:
 
 def _loaded_bytes(module: nn.Module) -> int:
     """Of the module's own weights, those that accelerate loads whenever it runs."""
-    if not getattr(module.__dict__.get("_hf_hook"), "offload", False):
-        return 0
-    return sum(map(nbytes, module.parameters(recurse=False)))
+    return sum(map(nbytes, module.parameters(recurse=False))) if is_offloaded(module) else 0

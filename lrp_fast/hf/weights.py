@@ -85,7 +85,8 @@ def rows(module: nn.Module) -> Rows:
         return _four_bits(module.weight.data, module.weight.quant_state)
     if kind in _TORCHAO:
         return lambda start, stop: weight[start:stop].dequantize()
-    return lambda start, stop: matrix(module)[start:stop].detach()
+    whole = matrix(module).detach()
+    return lambda start, stop: whole[start:stop]
 
 
 def unreadable(module: nn.Module) -> str | None:
@@ -97,6 +98,11 @@ def unreadable(module: nn.Module) -> str | None:
                 return f"has the adapter {name!r} of a kind that is not plain LoRA ({variant}): merge it first"
         if qualified_name(type(module.base_layer)) not in (*ADAPTED, *_ADAPTABLE):
             return f"has adapters on a {type(module.base_layer).__name__}, which lrp_fast cannot read: merge them first"
+        if any(map(is_offloaded, module.modules())):
+            return (
+                "has adapters, and weights that accelerate loads only while each of its parts runs: merge the adapters "
+                "(merge_and_unload) before the weights are offloaded, or keep these layers on a device"
+            )
         return unreadable(module.base_layer)
     weight = module.weight
     kind = _kind(weight)
@@ -129,6 +135,11 @@ def copies(module: nn.Module) -> int:
     if _is_adapted(module):
         return 1 if is_plain(module.base_layer) else copies(module.base_layer) + 1
     return 5 if _kind(module.weight) in _TORCHAO else 1  # as measured
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether accelerate loads the module's own weights whenever it runs, and takes them away behind it."""
+    return bool(getattr(module.__dict__.get("_hf_hook"), "offload", False))
 
 
 def nbytes(tensor: Tensor) -> int:
