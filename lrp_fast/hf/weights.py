@@ -32,6 +32,7 @@ _TORCHAO = (
     "torchao.quantization.IntxUnpackedToInt8Tensor",
     "torchao.quantization.Float8Tensor",
 )
+_PER_TENSOR = "torchao.quantization.granularity.PerTensor"
 
 
 def qualified_name(cls: type) -> str:
@@ -128,6 +129,16 @@ def not_floats(weight: Tensor) -> str | None:
         f"keeps its weights as a {type(weight).__name__} of {weight.dtype}, which lrp_fast cannot read: load the model "
         "in float32 or bfloat16, or quantised by bitsandbytes or by torchao's Int8, Intx or Float8 configs"
     )
+
+
+def mixes_tokens(module: nn.Module) -> bool:
+    """Whether what the module makes of one token may depend on which others come with it: they are rounded together."""
+    if _is_adapted(module):
+        return mixes_tokens(module.base_layer)
+    if _kind(module.weight) == _INT8:  # what is an outlier in one token is spared the rounding in all
+        return module.state.threshold > 0
+    rounding = getattr(module.weight, "act_quant_kwargs", None)  # torchao's, of the input
+    return rounding is not None and qualified_name(type(rounding.granularity)) == _PER_TENSOR
 
 
 def copies(module: nn.Module) -> int:

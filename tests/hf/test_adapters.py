@@ -204,6 +204,7 @@ def test_adapters_on_quantised_layers(form, tiny, ids, tmp_path):
     for path, part in list(model.base_model.model.named_modules()):
         if path.endswith("_proj"):
             part.get_submodule("base_layer" if hasattr(part, "base_layer") else "").support_avx512bf16_for_cpu = False
+            assert weights.mixes_tokens(part) == (form == "llm.int8")
             out, inner = weights.shape(part)
             new = nn.Linear(inner, out)
             new.weight = nn.Parameter(library_matrix(part))

@@ -69,8 +69,12 @@ FORMATS = {
 ACTIVATIONS = {
     "llm.int8": by_bitsandbytes(8, threshold=6.0),
     "int8-int8": by_torchao("Int8DynamicActivationInt8WeightConfig", **UNTUNED),
+    "int8-int8-tensor": by_torchao(
+        "Int8DynamicActivationInt8WeightConfig", granularity=lambda q: q.PerTensor(), **UNTUNED
+    ),
     "int8-int4": by_torchao("Int8DynamicActivationIntxWeightConfig"),
 }
+TOGETHER = ["llm.int8", "int8-int8-tensor"]  # of these, those that round tokens together
 
 
 def odd_linears(model):
@@ -226,6 +230,74 @@ def test_activations_that_are_rounded(form, rule, small, ids):
     assert gap(tight.layers, whole.layers) <= 1e-4
 
 
+@pytest.fixture
+def with_outliers(small):
+    """As ``small`` of the family Llama, quantised; some tokens have outliers of LLM.int8 in front of its MLPs."""
+
+    def build(form, **config):
+        model = small("llama", **config)
+        with torch.no_grad():
+            for layer in model.model.layers:
+                layer.post_attention_layernorm.weight[:2] *= 4
+        return (FORMATS | ACTIVATIONS)[form](model)
+
+    return build
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.name}-{rule.gamma}")
+@pytest.mark.parametrize("form", ["nf4", *ACTIVATIONS])
+def test_an_mlp_is_split_where_tokens_are_rounded_alone(form, rule, with_outliers, ids, monkeypatch):
+    """Parts of 5 tokens give the whole pass's numbers, because there are none where they would not."""
+    model, seen = with_outliers(form), []
+    memory = least(model, rule)
+    whole = attribute(model, ids, 3, 5, rule=rule)
+    monkeypatch.setattr(lrp_fast.memory, "_rows", lambda size, context: 5)
+    gates = [layer.mlp.gate_proj for layer in model.model.layers]
+    gate, own = gates[0], type(gates[0]).forward
+
+    def watched(module, x):
+        if module in gates:
+            seen.append(x.shape[1])
+        return own(module, x)
+
+    with monkeypatch.context() as watching:  # not by a hook, which would leave the MLP whole
+        watching.setattr(type(gate), "forward", watched)
+        found = attribute(model, ids, 3, 5, rule=rule, memory=memory)
+    assert set(seen) == ({23} if form in TOGETHER else {5, 3})
+    assert found.value == pytest.approx(whole.value, rel=1e-4) and gap(found.layers, whole.layers) <= 1e-4
+    x = torch.randn(23, 64, generator=torch.Generator().manual_seed(0))
+    x[3, 5] = 9
+    with torch.no_grad():
+        together, apart = gate(x), torch.cat([gate(part) for part in x.split(5)])
+    assert (gap(apart, together) > 1e-4) == (form in TOGETHER), "what the library does"
+
+
+def tightest(model):
+    """The plan of two targets in as little memory as they take, and the operations that the second adds to a replay:
+    in parts, an MLP is computed for every target."""
+    plans = []
+    for targets in (1, 2):
+        memory = Memory(host_budget=lrp_fast.plan(model, 1024, targets=targets).least["cpu"])
+        plans.append(lrp_fast.plan(model, 1024, targets=targets, memory=memory))
+    one, two = plans
+    return two, two.replay_flops - one.replay_flops
+
+
+@pytest.mark.parametrize("form", ["nf4", *ACTIVATIONS])
+def test_a_plan_knows_which_mlps_are_never_split(form, with_outliers, small):
+    model = with_outliers(form, intermediate_size=512)
+    assert [size.whole for size in layer_sizes(model)] == [form in TOGETHER] * 3
+    tight, again = tightest(model)
+    assert tight.chunk_tokens == (1024 if form in TOGETHER else 256)
+    assert tight.working["cpu"] > tight.chunk_tokens * 5 * 512 * 4
+    assert (again == 0) == (form in TOGETHER)
+    plain = small("llama", intermediate_size=512)
+    model.model.layers[0] = plain.model.layers[0]
+    mixed, again = tightest(model)
+    assert mixed.chunk_tokens == 256 and mixed.working == tight.working
+    assert again == tightest(plain)[1] / (3 if form in TOGETHER else 1)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_outliers_are_put_back(seed, small, ids):
     """LLM.int8 takes them out of its float16 input itself, in place, which is a tensor that autograd knows."""
@@ -307,7 +379,8 @@ def test_a_plan_counts_what_there_is(form, small):
     plain = small("llama")
     model = (FORMATS | ACTIVATIONS)[form](copy.deepcopy(plain))
     (size, *_), (expected, *_) = layer_sizes(model), layer_sizes(plain)
-    assert size._replace(unpacked=0) == expected and expected.unpacked == 0
+    assert size._replace(unpacked=0, whole=False) == expected and expected.unpacked == 0
+    assert size.whole == (form in TOGETHER)
     assert size.unpacked == 64 * 128 * 4 * (5 if form == "int4-groups" else 1)
     linears = sum(part.weight.numel() for part in plain.model.layers.modules() if isinstance(part, nn.Linear))
     bits = {
