@@ -65,7 +65,8 @@ class Plan:
         n_tokens: of the context.
         tiers: one a layer, first to last: "graph" (autograd's graph stays, nothing is computed twice), or where the
             layer's input and attention output wait to be replayed: "device", "host" or "file".
-        chunk_tokens: how many tokens a replayed layer's MLP takes at a time.
+        chunk_tokens: how many tokens a replayed layer's MLP takes at a time. It takes all of them where its weights are
+            quantised in a way that rounds tokens together (LLM.int8's outliers).
         stored: bytes by tier.
         working: bytes by device ("cuda:0", "cpu"), what one layer takes while it is at work.
         least: bytes by device, the smallest budget that would do, with everything else in files.
@@ -348,7 +349,7 @@ def _work_replayed(size: LayerSize, context: _Context, rows: int) -> int:
     if on_host and size.window is not None and size.window < context.tokens:  # masks of blocks of queries
         attention += 12 * 1024 * (size.window + 1536)
     mlp = context.tokens * (w * (4 * h + targets) + b * 2 * (q + k))
-    mlp += min(rows, context.tokens) * b * inside * size.mlp
+    mlp += (context.tokens if size.whole else min(rows, context.tokens)) * b * inside * size.mlp
     traces, selecting = _work_on_edges(size, context)
     return int(_heap_loss(size, context) * max(attention + traces, mlp, selecting)) + size.loaded + size.unpacked
 
@@ -405,6 +406,8 @@ def _work_on_logits(size: LayerSize, context: _Context) -> int:
 
 def _rows(size: LayerSize, context: _Context) -> int:
     """As many tokens as let an MLP's inside take no more than the attention does, in parts of one size."""
+    if size.whole:
+        return context.tokens
     most = max(_FEWEST_ROWS, int(context.tokens * (2.1 * size.query + 1.5 * size.key) / (5 * size.mlp)))
     return math.ceil(context.tokens / math.ceil(context.tokens / most))
 
@@ -421,7 +424,8 @@ def _flops(sizes: list[LayerSize], tiers: list[str], context: _Context, rows: in
         forward += linear + 4 * pairs * size.query
         if tier != "graph":
             skipped = 0 if rules.epsilon or rules.gamma else 2 * n * size.skipped_weights
-            again = context.targets - 1 if rows < n else 0  # in parts, an MLP's inside is computed for every target
+            # In parts, an MLP's inside is computed for every target.
+            again = context.targets - 1 if rows < n and not size.whole else 0
             replay += linear - skipped + again * (2 * gamma * n * size.mlp_weights - skipped)
         if index == len(sizes) - 1:  # only the explained positions carry relevance there, but for keys and values
             pairs = n * context.positions

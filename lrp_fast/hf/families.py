@@ -9,7 +9,7 @@ from torch import nn
 
 from . import experts, handlers
 from .handlers import Handler
-from .weights import ADAPTED, qualified_name
+from .weights import ADAPTED, mixes_tokens, qualified_name
 
 # What transformers calls the parts of a model, and how most of them are built: pre-norm blocks with RMSNorm, rotary
 # positions and a gated MLP.
@@ -91,7 +91,8 @@ _FAMILIES = {
 # family: its module in transformers
 FAMILIES = {family: home for family, (home, *_) in _FAMILIES.items()}
 
-# Modules that send each token through on its own, and the linear map that makes what they put out, where one does.
+# Modules that send each token through on its own (but see `splits`), and the linear map that makes what they put out,
+# where one does.
 MLPS = {
     handlers.gated_mlp: "down_proj",
     handlers.fused_gated_mlp: "down_proj",
@@ -185,6 +186,12 @@ def mlps(layer: nn.Module) -> list[nn.Module]:
     found = [module for module in layer.modules() if handler_of(module) in MLPS]
     inside = {part for module in found for part in module.modules() if part is not module}
     return [module for module in found if module not in inside]
+
+
+def splits(mlp: nn.Module) -> bool:
+    """Whether an MLP may take some tokens at a time: it makes the same of them, whichever come together."""
+    linears = (module for _, module in handled(mlp) if handler_of(module) in handlers.LINEARS)
+    return not any(map(mixes_tokens, linears))
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

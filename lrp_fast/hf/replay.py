@@ -19,7 +19,7 @@ from .. import ops
 from ..ops import Kept, Trace
 from ..rules import Rules
 from . import experts, handlers, weights
-from .families import branch_dtype, handled, handler_of, last_linear, mlps
+from .families import branch_dtype, handled, handler_of, last_linear, mlps, splits
 from .overlay import forward_name, forward_of, laid
 
 
@@ -37,7 +37,10 @@ class Recorded(NamedTuple):
 
 @contextmanager
 def recording(layer: nn.Module, rows: int) -> Iterator[Recorded]:
-    """While ``layer`` runs without autograd, its MLP on ``rows`` tokens at a time. What it yields is whole on exit."""
+    """While ``layer`` runs without autograd, its MLP, if it `splits`, on ``rows`` tokens at a time.
+
+    What it yields is whole on exit.
+    """
     found = Recorded([], [])
 
     def attend(query, key, value, **given):
@@ -48,7 +51,7 @@ def recording(layer: nn.Module, rows: int) -> Iterator[Recorded]:
     chosen: list[list[Tensor]] = [[] for _ in routers]
     overlays = _attend(layer, attend)
     overlays += [(one, forward_name(one), _noting(one, parts)) for one, parts in zip(routers, chosen, strict=True)]
-    overlays += [(mlp, forward_name(mlp), _in_parts(mlp, rows)) for mlp in _unwatched_mlps(layer)]
+    overlays += [(mlp, forward_name(mlp), _in_parts(mlp, rows)) for mlp in _unwatched_mlps(layer) if splits(mlp)]
     with laid(overlays):
         yield found
     found.experts.extend(torch.cat(parts) for parts in chosen)
@@ -88,7 +91,8 @@ def replaying(
         last = last_linear(mlp)
         if unread and last is not None and not (rules.epsilon or rules.gamma):
             overlays.append((last, forward_name(last), _transposed(last)))
-        overlays.append((mlp, forward_name(mlp), _checkpointed(mlp, rows, unread)))
+        if splits(mlp):
+            overlays.append((mlp, forward_name(mlp), _checkpointed(mlp, rows, unread)))
     with laid(overlays):
         yield
 

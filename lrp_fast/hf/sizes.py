@@ -10,8 +10,8 @@ from torch import nn
 
 from . import experts, handlers
 from .contributions import is_homogeneous
-from .families import MLPS, branch_dtype, decoder_layers, handled, handler_of, mlps
-from .weights import copies, is_plain, nbytes, own_dtype, shape
+from .families import MLPS, branch_dtype, decoder_layers, handled, handler_of, mlps, splits
+from .weights import copies, is_offloaded, is_plain, nbytes, own_dtype, shape
 
 
 class LayerSize(NamedTuple):
@@ -23,6 +23,7 @@ class LayerSize(NamedTuple):
     query: int  # of all heads together
     key: int  # of all key/value heads together
     mlp: int  # of one of the MLP's inner tensors
+    whole: bool  # whether the MLP takes all tokens at once, however many there are
     attention_weights: int  # elements of the linear maps outside of the MLP
     mlp_weights: int  # of those inside
     skipped_weights: int  # of these, the last map's, which a replayed layer does without
@@ -74,6 +75,7 @@ def _layer_size(layer: nn.Module) -> LayerSize:
         query=sum(queries * features for queries, _, features in heads),
         key=sum(keys * features for _, keys, features in heads),
         mlp=max([_inner(mlp) for mlp in found if MLPS[handler_of(mlp)]] + [width for width, _ in mixtures], default=0),
+        whole=not all(map(splits, found)),
         attention_weights=_elements(linears) - _elements(inside),
         mlp_weights=_elements(inside) + sum(elements for _, elements in mixtures),
         skipped_weights=_elements(lasts) if skips else 0,
@@ -133,6 +135,4 @@ def _window(attention: list[nn.Module]) -> int | None:
 
 def _loaded_bytes(module: nn.Module) -> int:
     """Of the module's own weights, those that accelerate loads whenever it runs."""
-    if not getattr(module.__dict__.get("_hf_hook"), "offload", False):
-        return 0
-    return sum(map(nbytes, module.parameters(recurse=False)))
+    return sum(map(nbytes, module.parameters(recurse=False))) if is_offloaded(module) else 0

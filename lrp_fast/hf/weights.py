@@ -34,6 +34,7 @@ _TORCHAO = (
     "torchao.quantization.IntxUnpackedToInt8Tensor",
     "torchao.quantization.Float8Tensor",
 )
+_PER_TENSOR = "torchao.quantization.granularity.PerTensor"
 
 
 def qualified_name(cls: type) -> str:
@@ -87,7 +88,8 @@ def rows(module: nn.Module) -> Rows:
         return _four_bits(module.weight.data, module.weight.quant_state)
     if kind in _TORCHAO:
         return lambda start, stop: weight[start:stop].dequantize()
-    return lambda start, stop: matrix(module)[start:stop].detach()
+    whole = matrix(module).detach()
+    return lambda start, stop: whole[start:stop]
 
 
 def unreadable(module: nn.Module) -> str | None:
@@ -99,16 +101,22 @@ def unreadable(module: nn.Module) -> str | None:
                 return f"has the adapter {name!r} of a kind that is not plain LoRA ({variant}): merge it first"
         if qualified_name(type(module.base_layer)) not in (*ADAPTED, *_ADAPTABLE):
             return f"has adapters on a {type(module.base_layer).__name__}, which lrp_fast cannot read: merge them first"
+        if any(map(is_offloaded, module.modules())):
+            return (
+                "has adapters, and weights that accelerate loads only while each of its parts runs: merge the adapters "
+                "(merge_and_unload) before the weights are offloaded, or keep these layers on a device"
+            )
         return unreadable(module.base_layer)
     weight = module.weight
     kind = _kind(weight)
-    if kind in (_INT8, _4_BITS) and weight.dtype.is_floating_point:
+    # Not its dtype: 4 bits are kept as any one (bnb_4bit_quant_storage).
+    if (kind == _INT8 and weight.dtype.is_floating_point) or (kind == _4_BITS and weight.quant_state is None):
         return "is not quantised yet: call model.to(device) first, or load the model with a quantization_config"
     if kind == _4_BITS and weight.quant_state.shape[1] % weight.quant_state.blocksize:
         width, block = weight.quant_state.shape[1], weight.quant_state.blocksize
         return (
             f"reads {width} features, in 4-bit blocks of {block} that end within a row, which bitsandbytes gets wrong "
-            "on a CPU: leave the module out (llm_int8_skip_modules)"
+            "on a CPU (elsewhere it was not tried): leave the module out (llm_int8_skip_modules)"
         )
     if kind in _TORCHAO and getattr(weight, "act_pre_scale", None) is not None:
         return "scales its input before it is quantised: quantise the model without SmoothQuant or AWQ"
@@ -141,11 +149,26 @@ def unreadable_format(config) -> str | None:
     )
 
 
+def mixes_tokens(module: nn.Module) -> bool:
+    """Whether what the module makes of one token may depend on which others come with it: they are rounded together."""
+    if _is_adapted(module):
+        return mixes_tokens(module.base_layer)
+    if _kind(module.weight) == _INT8:  # what is an outlier in one token is spared the rounding in all
+        return module.state.threshold > 0
+    rounding = getattr(module.weight, "act_quant_kwargs", None)  # torchao's, of the input
+    return rounding is not None and qualified_name(type(rounding.granularity)) == _PER_TENSOR
+
+
 def copies(module: nn.Module) -> int:
     """How many matrices of at least 32 bits an element are there at once while a matrix that is not plain is made."""
     if _is_adapted(module):
         return 1 if is_plain(module.base_layer) else copies(module.base_layer) + 1
     return 5 if _kind(module.weight) in _TORCHAO else 1  # as measured
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether accelerate loads the module's own weights whenever it runs, and takes them away behind it."""
+    return bool(getattr(module.__dict__.get("_hf_hook"), "offload", False))
 
 
 def nbytes(tensor: Tensor) -> int:

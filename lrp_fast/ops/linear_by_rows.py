@@ -32,6 +32,7 @@ def linear_by_rows(
 
     Raises:
         ValueError: for a negative stabiliser.
+        RuntimeError: where rows are on the "meta" device, without ``x`` being there: adding them would do nothing.
     """
     check_stabilisers(epsilon, gamma)
     return _LinearByRows.apply(x, z, rows, bias, epsilon, gamma)
@@ -50,7 +51,7 @@ def linear_by_rows_jvp(
     """What ``part``, a share of ``x``, contributes to `linear_by_rows`: the second result of `linear_jvp`."""
     through = torch.empty_like(z)
     for tile in _tiles(z, x):
-        weight = rows(tile.start, tile.stop).to(x.dtype)
+        weight = _weight(rows, tile, x)
         through[..., tile] = contribution(x, part, weight, _of(bias, tile, x), z[..., tile], epsilon, gamma)
         del weight  # before there is another
     return through
@@ -63,7 +64,7 @@ class _LinearByRows(torch.autograd.Function):
         if gamma:
             t = torch.empty_like(z)
             for tile in _tiles(z, x):
-                weight = rows(tile.start, tile.stop).to(x.dtype)
+                weight = _weight(rows, tile, x)
                 t[..., tile] = signed_factor(x, weight, _of(bias, tile, x), z[..., tile], epsilon, gamma)
                 del weight
             ctx.save_for_backward(x, t)
@@ -78,7 +79,7 @@ class _LinearByRows(torch.autograd.Function):
             inputs, outputs = saved[:-1], saved[-1:]
             g_in = g.new_zeros(*g.shape[:-1], ctx.inner, dtype=torch.promote_types(g.dtype, torch.float32))
             for tile in _tiles(g, g_in):
-                weight = ctx.rows(tile.start, tile.stop).to(g.dtype)
+                weight = _weight(ctx.rows, tile, g)
                 of_tile = [*inputs, *(t[..., tile] for t in outputs)]
                 g_in += relevance_gradient(g[..., tile], weight, of_tile, ctx.epsilon, ctx.gamma, False)
                 del weight
@@ -92,6 +93,16 @@ def _tiles(outputs: Tensor, inputs: Tensor) -> Iterator[slice]:
     count = max(1, _TILE // inputs.shape[-1])
     for start in range(0, outputs.shape[-1], count):
         yield slice(start, min(start + count, outputs.shape[-1]))
+
+
+def _weight(rows: Rows, tile: slice, like: Tensor) -> Tensor:
+    weight = rows(tile.start, tile.stop)
+    if weight.is_meta and not like.is_meta:
+        raise RuntimeError(
+            "the matrix of a linear map is on the meta device, without numbers, where its input is not: keep its "
+            "weights loaded until the backward pass is done"
+        )
+    return weight.to(like.dtype)
 
 
 def _of(bias: Tensor | None, tile: slice, x: Tensor) -> Tensor | None:

@@ -204,6 +204,7 @@ def test_adapters_on_quantised_layers(form, tiny, ids, tmp_path):
     for path, part in list(model.base_model.model.named_modules()):
         if path.endswith("_proj"):
             part.get_submodule("base_layer" if hasattr(part, "base_layer") else "").support_avx512bf16_for_cpu = False
+            assert weights.mixes_tokens(part) == (form == "llm.int8")
             out, inner = weights.shape(part)
             new = nn.Linear(inner, out)
             new.weight = nn.Parameter(library_matrix(part))
@@ -258,6 +259,53 @@ def test_what_is_not_one_linear_map_is_refused(tiny, ids):
         UnsupportedModuleError, match="no propagation rule covers module 'prompt_encoder.*PromptEmbedding"
     ):
         attribute(peft.get_peft_model(tiny("llama"), config).eval(), ids)
+
+
+@pytest.mark.parametrize("where", ["all", "a layer", "an adapter"])
+def test_weights_that_are_offloaded_are_refused(where, tiny, ids, tmp_path):
+    """Each part of an adapted map has them only while it runs; by then nobody has asked for the matrix."""
+    accelerate = pytest.importorskip("accelerate")
+    model = adapted(tiny("llama", torch.float64), target_modules=["v_proj", "up_proj"])
+    part, cpu = model.base_model.model.model.layers[1].self_attn.v_proj, torch.device("cpu")
+    if where == "all":
+        accelerate.cpu_offload(model, execution_device=cpu)
+    elif where == "a layer":
+        inner = model.base_model.model
+        others = (inner.model.embed_tokens, inner.model.norm, inner.model.rotary_emb, inner.lm_head)
+        paths = {one: path for path, one in model.named_modules()}
+        places = {paths[one]: "cpu" for one in (*others, *inner.model.layers)} | {paths[inner.model.layers[1]]: "disk"}
+        accelerate.dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path)
+    else:
+        accelerate.cpu_offload(part.lora_B, execution_device=cpu)
+    layer = 0 if where == "all" else 1
+    why = f"layers.{layer}.self_attn.v_proj', a Linear, has adapters, and weights that accelerate loads only while"
+    with pytest.raises(UnsupportedModuleError, match=why):
+        attribute(model, ids, 3, 5)
+    with pytest.raises(UnsupportedModuleError, match=why), patched(model):
+        pass
+    with pytest.raises(UnsupportedModuleError, match=why), model.disable_adapter():
+        lrp_fast.plan(model, 23)
+
+
+def test_merged_adapters_may_be_offloaded(tiny, ids):
+    accelerate = pytest.importorskip("accelerate")
+    model = adapted(tiny("llama", torch.float64), target_modules=["v_proj", "up_proj"])
+    truth = attribute(model, ids, 3, 5)
+    model = accelerate.cpu_offload(merged(model), execution_device=torch.device("cpu"))
+    assert gap(attribute(model, ids, 3, 5).layers, truth.layers) <= 1e-12
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_rows_stay_what_they_were(family, tiny):
+    """A backward pass asks for them long after the module ran."""
+    name = {"llama": "v_proj", "gpt2": "c_attn"}[family]
+    model = adapted(tiny(family), target_modules=[name], fan_in_fan_out=family == "gpt2")
+    (part, *_) = (part for path, part in model.named_modules() if path.endswith(name))
+    rows = weights.rows(part)
+    before = rows(2, 9)
+    for inner in (part.base_layer, part.lora_A["default"], part.lora_B["default"]):
+        inner.weight = nn.Parameter(torch.empty_like(inner.weight, device="meta"))
+    assert torch.equal(rows(2, 9), before)
 
 
 def test_dropout_of_a_training_model_is_refused(tiny, ids):

@@ -32,8 +32,7 @@ def by_bitsandbytes(bits, **given):
                     new.weight = modules.Int8Params(weight, requires_grad=False)
                 else:
                     new = modules.Linear4bit(inner, out, part.bias is not None, **given)
-                    kinds = {name: given[name] for name in ("quant_type", "compress_statistics")}
-                    new.weight = modules.Params4bit(weight, requires_grad=False, module=new, **kinds)
+                    new.weight = modules.Params4bit(weight, requires_grad=False, module=new, **given)
                     new.support_avx512bf16_for_cpu = False  # which rounds to bfloat16: see below
                 new.bias = part.bias
                 model.set_submodule(path, new.to("cpu"))
@@ -70,8 +69,12 @@ FORMATS = {
 ACTIVATIONS = {
     "llm.int8": by_bitsandbytes(8, threshold=6.0),
     "int8-int8": by_torchao("Int8DynamicActivationInt8WeightConfig", **UNTUNED),
+    "int8-int8-tensor": by_torchao(
+        "Int8DynamicActivationInt8WeightConfig", granularity=lambda q: q.PerTensor(), **UNTUNED
+    ),
     "int8-int4": by_torchao("Int8DynamicActivationIntxWeightConfig"),
 }
+TOGETHER = ["llm.int8", "int8-int8-tensor"]  # of these, those that round tokens together
 
 
 def odd_linears(model):
@@ -126,8 +129,22 @@ def test_rows_are_those_of_the_dequantised_matrix(form, small, ids):
 def test_blocks_that_end_within_a_row_are_refused(small, ids):
     """bitsandbytes 0.50's kernel for CPUs takes another matrix for them than the one that was quantised."""
     model = FORMATS["nf4"](small("mistral", intermediate_size=96))
-    with pytest.raises(UnsupportedModuleError, match="down_proj', a Linear4bit, reads 96 features, in 4-bit"):
+    why = r"down_proj', a Linear4bit, reads 96 features, in 4-bit .* on a CPU \(elsewhere it was not tried\)"
+    with pytest.raises(UnsupportedModuleError, match=why):
         attribute(model, ids)
+
+
+@pytest.mark.parametrize("storage", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("nested", [False, True])
+def test_four_bits_are_kept_as_any_dtype(nested, storage, small, ids):
+    """bnb_4bit_quant_storage, which whoever shards a model sets: the same bytes by another name."""
+    given = {"quant_type": "nf4", "compress_statistics": nested}
+    model, plain = (by_bitsandbytes(4, **given, **more)(small("llama")) for more in ({"quant_storage": storage}, {}))
+    assert all(part.weight.dtype == storage for part in odd_linears(model).values())
+    assert weight_bytes(model) == weight_bytes(plain)
+    for memory in (None, least(model, RULES[-1])):
+        found, truth = (attribute(one, ids, 3, 5, rule=RULES[-1], memory=memory) for one in (model, plain))
+        assert torch.equal(found.layers, truth.layers) and found.value == truth.value
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.name}-{rule.gamma}")
@@ -212,6 +229,74 @@ def test_activations_that_are_rounded(form, rule, small, ids):
     assert gap(tight.layers, whole.layers) <= 1e-4
 
 
+@pytest.fixture
+def with_outliers(small):
+    """As ``small`` of the family Llama, quantised; some tokens have outliers of LLM.int8 in front of its MLPs."""
+
+    def build(form, **config):
+        model = small("llama", **config)
+        with torch.no_grad():
+            for layer in model.model.layers:
+                layer.post_attention_layernorm.weight[:2] *= 4
+        return (FORMATS | ACTIVATIONS)[form](model)
+
+    return build
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.name}-{rule.gamma}")
+@pytest.mark.parametrize("form", ["nf4", *ACTIVATIONS])
+def test_an_mlp_is_split_where_tokens_are_rounded_alone(form, rule, with_outliers, ids, monkeypatch):
+    """Parts of 5 tokens give the whole pass's numbers, because there are none where they would not."""
+    model, seen = with_outliers(form), []
+    memory = least(model, rule)
+    whole = attribute(model, ids, 3, 5, rule=rule)
+    monkeypatch.setattr(lrp_fast.memory, "_rows", lambda size, context: 5)
+    gates = [layer.mlp.gate_proj for layer in model.model.layers]
+    gate, own = gates[0], type(gates[0]).forward
+
+    def watched(module, x):
+        if module in gates:
+            seen.append(x.shape[1])
+        return own(module, x)
+
+    with monkeypatch.context() as watching:  # not by a hook, which would leave the MLP whole
+        watching.setattr(type(gate), "forward", watched)
+        found = attribute(model, ids, 3, 5, rule=rule, memory=memory)
+    assert set(seen) == ({23} if form in TOGETHER else {5, 3})
+    assert found.value == pytest.approx(whole.value, rel=1e-4) and gap(found.layers, whole.layers) <= 1e-4
+    x = torch.randn(23, 64, generator=torch.Generator().manual_seed(0))
+    x[3, 5] = 9
+    with torch.no_grad():
+        together, apart = gate(x), torch.cat([gate(part) for part in x.split(5)])
+    assert (gap(apart, together) > 1e-4) == (form in TOGETHER), "what the library does"
+
+
+def tightest(model):
+    """The plan of two targets in as little memory as they take, and the operations that the second adds to a replay:
+    in parts, an MLP is computed for every target."""
+    plans = []
+    for targets in (1, 2):
+        memory = Memory(host_budget=lrp_fast.plan(model, 1024, targets=targets).least["cpu"])
+        plans.append(lrp_fast.plan(model, 1024, targets=targets, memory=memory))
+    one, two = plans
+    return two, two.replay_flops - one.replay_flops
+
+
+@pytest.mark.parametrize("form", ["nf4", *ACTIVATIONS])
+def test_a_plan_knows_which_mlps_are_never_split(form, with_outliers, small):
+    model = with_outliers(form, intermediate_size=512)
+    assert [size.whole for size in layer_sizes(model)] == [form in TOGETHER] * 3
+    tight, again = tightest(model)
+    assert tight.chunk_tokens == (1024 if form in TOGETHER else 256)
+    assert tight.working["cpu"] > tight.chunk_tokens * 5 * 512 * 4
+    assert (again == 0) == (form in TOGETHER)
+    plain = small("llama", intermediate_size=512)
+    model.model.layers[0] = plain.model.layers[0]
+    mixed, again = tightest(model)
+    assert mixed.chunk_tokens == 256 and mixed.working == tight.working
+    assert again == tightest(plain)[1] / (3 if form in TOGETHER else 1)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_outliers_are_put_back(seed, small, ids):
     """LLM.int8 takes them out of its float16 input itself, in place, which is a tensor that autograd knows."""
@@ -293,7 +378,8 @@ def test_a_plan_counts_what_there_is(form, small):
     plain = small("llama")
     model = (FORMATS | ACTIVATIONS)[form](copy.deepcopy(plain))
     (size, *_), (expected, *_) = layer_sizes(model), layer_sizes(plain)
-    assert size._replace(unpacked=0) == expected and expected.unpacked == 0
+    assert size._replace(unpacked=0, whole=False) == expected and expected.unpacked == 0
+    assert size.whole == (form in TOGETHER)
     assert size.unpacked == 64 * 128 * 4 * (5 if form == "int4-groups" else 1)
     linears = sum(part.weight.numel() for part in plain.model.layers.modules() if isinstance(part, nn.Linear))
     bits = {

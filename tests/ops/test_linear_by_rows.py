@@ -106,3 +106,13 @@ def test_the_output_that_is_given_is_what_epsilon_and_gamma_look_at():
 def test_negative_stabilisers_are_refused():
     with pytest.raises(ValueError, match="epsilon and gamma must be numbers >= 0, not 0.0 and -1.0"):
         ops.linear_by_rows(torch.ones(2, 3), torch.ones(2, 4), lambda start, stop: torch.ones(4, 3), gamma=-1.0)
+
+
+@pytest.mark.parametrize("epsilon, gamma", RULES)
+def test_a_matrix_without_numbers_is_refused(epsilon, gamma):
+    """Adding a meta tensor to one that is not does nothing, and says nothing."""
+    x, z, missing = torch.ones(2, 3, requires_grad=True), torch.ones(2, 4), torch.ones(4, 3, device="meta")
+    with pytest.raises(RuntimeError, match="the matrix of a linear map is on the meta device"):
+        ops.linear_by_rows(x, z, rows_of(missing, []), epsilon=epsilon, gamma=gamma).sum().backward()
+    with pytest.raises(RuntimeError, match="the matrix of a linear map is on the meta device"):
+        ops.linear_by_rows_jvp(x.detach(), x.detach(), z, rows_of(missing, []), epsilon=epsilon, gamma=gamma)
