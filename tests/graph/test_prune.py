@@ -15,7 +15,7 @@ def mass_twin(values, share):
     ordered = sorted((abs(value) for value in values if value), reverse=True)
     if not ordered:
         return float("inf")
-    wanted, held = share * sum(ordered), 0.0
+    wanted, held = share * np.cumsum(ordered)[-1], 0.0  # one by one: from Python 3.12 on, sum() compensates
     for value in ordered:
         held += value
         if held >= wanted:
