@@ -184,23 +184,10 @@ def test_sixteen_bits_with_adapters_in_float32(dtype, rule, tiny, ids, within_ro
 
 
 @pytest.mark.parametrize("form", ["nf4", "llm.int8", "int8"])
-def test_adapters_on_quantised_layers(form, tiny, ids, tmp_path):
+def test_adapters_on_quantised_layers(form, tiny, ids, tmp_path, load_quantised):
     """As users load them: quantised, then adapted."""
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
     tiny("llama", intermediate_size=128).save_pretrained(tmp_path)
-    if form == "int8":
-        given = transformers.TorchAoConfig(
-            pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig(set_inductor_config=False)
-        )
-    else:
-        pytest.importorskip("bitsandbytes")
-        given = transformers.BitsAndBytesConfig(
-            **({"load_in_8bit": True} if form == "llm.int8" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"})
-        )
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path, quantization_config=given, device_map="cpu", dtype=torch.float32
-    )
+    model = load_quantised(tmp_path, form)
     model = adapted(model, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"])
     assert sum(type(part).__module__.startswith("peft.tuners.lora") for part in model.modules()) >= 12
     plain = copy.deepcopy(model.base_model.model).requires_grad_(False)  # one plain linear map each

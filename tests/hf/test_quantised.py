@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -432,21 +431,9 @@ def test_other_quantised_modules_are_refused(small, ids):
 
 
 @pytest.mark.parametrize("form", ["nf4", "llm.int8", "int8"])
-def test_models_are_loaded_as_users_load_them(form, small, ids, tmp_path):
-    pytest.importorskip("accelerate")
+def test_models_are_loaded_as_users_load_them(form, small, ids, tmp_path, load_quantised):
     small("llama").save_pretrained(tmp_path)
-    if form == "int8":
-        given = transformers.TorchAoConfig(
-            pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig(set_inductor_config=False)
-        )
-    else:
-        pytest.importorskip("bitsandbytes")
-        given = transformers.BitsAndBytesConfig(
-            **({"load_in_8bit": True} if form == "llm.int8" else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"})
-        )
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path, quantization_config=given, device_map="cpu", dtype=torch.float32
-    ).eval()
+    model = load_quantised(tmp_path, form)
     assert len(odd_linears(model)) == 21 and weights.is_plain(model.lm_head)
     for part in odd_linears(model).values():
         part.support_avx512bf16_for_cpu = False
