@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,18 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from . import ops
-from .hf import Recorded, contributions, decoder_layers, patched, recording, replaying, tracing
+from .hf import (
+    Recorded,
+    check_hooks,
+    contributions,
+    decoder_layers,
+    is_thread,
+    is_watched,
+    passing,
+    recording,
+    replaying,
+    tracing,
+)
 from .memory import Plan
 from .rules import Rules
 from .store import Store, Stored, give_back_free_heap
@@ -42,12 +54,13 @@ Objective = Callable[[Tensor], list[Tensor]]  # (P, V) logits -> scalars, one a 
 Progress = Callable[[str, int, int], None]  # phase, layers done, layers in all
 
 
-@dataclass
+@dataclass(eq=False)  # tensors have no one truth value to compare by
 class _Pass:
     """One decoder layer, between its forward and its backward pass."""
 
     module: nn.Module
     tier: str  # where its tensors wait, or "graph": autograd's graph lives on
+    watched: bool  # by hooks of others, which may ask for gradients
     x: Tensor | Stored | None = None
     rest: tuple = ()  # the other arguments of its call: masks, rotary tables
     named: dict = field(default_factory=dict)
@@ -189,7 +202,9 @@ class _Descent:
 @contextmanager
 def _descent(model, input_ids, positions, objective, rules, plan, tell, trace) -> Iterator[_Descent]:
     """Runs the forward pass; for the rest see `propagate`."""
-    layers = [_Pass(module, tier) for module, tier in zip(decoder_layers(model), plan.tiers, strict=True)]
+    check_hooks(model)
+    run = decoder_layers(model)
+    layers = [_Pass(module, tier, is_watched(module)) for module, tier in zip(run, plan.tiers, strict=True)]
     if trace:
         for layer in layers:
             layer.traces = []
@@ -198,17 +213,20 @@ def _descent(model, input_ids, positions, objective, rules, plan, tell, trace) -
         leaving.callback(store.close)
         if "file" in plan.tiers:
             store.open_file()  # now, so that a folder that takes no files is not found out half-way
-        leaving.enter_context(patched(model, rules))
+        leaving.enter_context(passing(model, rules))
         input_ids = input_ids.clone()  # a caller's inference_mode made it what autograd cannot save
         with _watched(layers, store, plan, lambda done: tell("forward", done, len(layers))) as top:
-            scalars = objective(_logits(model, input_ids, positions)[0])
+            logits = _logits(model, input_ids, positions)[0]
+            if not top:
+                raise RuntimeError("the model did not run all of its decoder layers: it runs others at other lengths")
+            scalars = objective(logits)
         yield _Descent(layers, top, scalars, rules, plan, store)
 
 
 def _logits(model: nn.Module, input_ids: Tensor, positions: list[int]) -> Tensor:
     """(1, P, V) logits at the positions alone: those of a long context would not fit."""
     # A list: a tensor would have to lie where the last layer does.
-    return model(input_ids=input_ids, use_cache=False, logits_to_keep=positions).logits
+    return model(input_ids=input_ids, use_cache=False, logits_to_keep=positions, return_dict=True).logits
 
 
 def _fetch(layer: _Pass, store: Store) -> None:
@@ -265,43 +283,60 @@ def _watched(layers: list[_Pass], store: Store, plan: Plan, tell: Callable[[int]
     """While the model runs, take down every call of a layer. The last one's output goes to the list, as a leaf."""
     top: list[Tensor] = []
     running = ExitStack()
+    thread, coming = threading.get_ident(), iter(layers)
+    entered: list[_Pass] = []  # the layer that runs
 
     def enter(module, args, named):
-        layer = layers[number[module]]
-        if layer.x is not None:
-            raise RuntimeError("the model was called again while it was explained: call it from one thread at a time")
+        if not is_thread(thread):
+            return None
+        layer = next(coming, None)
+        if layer is None or layer.module is not module or entered:
+            raise RuntimeError(
+                "a decoder layer was called again, or out of turn, while the model was explained: call neither of them "
+                "from hooks or progress"
+            )
         hidden, *layer.rest = args if args else (named["hidden_states"],)
+        if layer is layers[0] and (hidden._backward_hooks or hidden.retains_grad):
+            raise ValueError(
+                "a hook has asked the embeddings for their gradient, which a pass that goes layer by layer does not "
+                "give them: leave it out, or call backward yourself within lrp_fast.patched"
+            )
+        entered.append(layer)
         layer.named = {name: value for name, value in named.items() if name != "hidden_states"}
         layer.x = hidden.detach()
         if layer.tier == "graph":
             layer.x.requires_grad_()
             if layer.traces is not None:
                 running.enter_context(tracing(module, layer.traces))
-        else:
-            running.enter_context(torch.no_grad())
-            layer.recorded = running.enter_context(recording(module, plan.chunk_tokens))
-        return (layer.x, *layer.rest), layer.named
+            return (layer.x, *layer.rest), layer.named
+        running.enter_context(torch.set_grad_enabled(layer.watched))
+        layer.recorded = running.enter_context(recording(module, plan.chunk_tokens))
+        return (layer.x.detach().requires_grad_(layer.watched), *layer.rest), layer.named
 
     def leave(module, args, output):
-        layer = layers[number[module]]
+        if not is_thread(thread):
+            return None
+        layer = entered.pop()
         hidden = _hidden(output)
         running.close()
         if layer.tier == "graph":
             layer.output = hidden
         else:
+            hidden = hidden.detach()
             layer.x = store.put(layer.x, layer.tier)
             layer.recorded = layer.recorded.each(lambda tensor: store.put(tensor, layer.tier))
         _tidy(plan)
-        tell(number[module] + 1)
-        if layer is layers[-1]:
+        done = layers.index(layer) + 1
+        tell(done)
+        if done == len(layers):
             top.append(hidden.detach().requires_grad_())
             hidden = top[0]
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-    number = {layer.module: index for index, layer in enumerate(layers)}
     # Before anybody else's: what other hooks do to a layer's input belongs to the layer, here and when it is replayed.
-    handles = [layer.module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True) for layer in layers]
-    handles += [layer.module.register_forward_hook(leave) for layer in layers]
+    modules = dict.fromkeys(layer.module for layer in layers)
+    handles = [module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True) for module in modules]
+    handles += [module.register_forward_hook(leave) for module in modules]
     try:
         yield top
     finally:

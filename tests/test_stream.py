@@ -211,7 +211,7 @@ def test_an_interruption_leaves_the_model_as_it_was(phase, tier, tiny, ids):
 
 def test_a_call_from_within_is_refused(tiny, ids):
     model = tiny("llama")
-    with pytest.raises(RuntimeError, match="called again while it was explained"):
+    with pytest.raises(RuntimeError, match="called again, or out of turn, while the model was explained"):
         run(model, ids, ["host"] * 3, 7, progress=lambda *_: model(ids))
 
 

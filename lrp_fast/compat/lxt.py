@@ -17,10 +17,11 @@ from types import ModuleType
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..hf import handlers, patched
+from ..hf import handlers
 from ..hf.families import FAMILIES, handler_of
 from ..hf.overlay import laid
-from ..hf.patching import MARK
+from ..hf.owner import is_ours, owned
+from ..hf.patching import overlaid
 from ..rules import Rules
 
 # LXT has a map of patches for each family; here one rule serves them all, and any other `Rules` will do as well.
@@ -127,17 +128,18 @@ def _propagating(own: Callable, rules: Rules) -> Callable:
 @contextmanager
 def _patched_unless_it_is(module: nn.Module, rules: Rules) -> Iterator[None]:
     """`patched`, but within a model that is patched, by whichever rule, that one's stays in force."""
-    if MARK in module.__dict__:
+    if is_ours(module):
         yield
         return
-    overlays = []
-    for part in module.modules():
-        if handler_of(part) in (handlers.dropout, *handlers.ATTENTIONS):
-            overlays.append((part, "training", False))
-        if "_gradient_checkpointing_func" in part.__dict__:
-            overlays.append((part, "_gradient_checkpointing_func", _recomputing(part, rules)))
-    with laid(overlays), patched(module, rules):
-        yield
+    with owned(module, passing=True):
+        overlays = []
+        for part in module.modules():
+            if handler_of(part) in (handlers.dropout, *handlers.ATTENTIONS):
+                overlays.append((part, "training", False))
+            if "_gradient_checkpointing_func" in part.__dict__:
+                overlays.append((part, "_gradient_checkpointing_func", _recomputing(part, rules)))
+        with laid(overlays), overlaid(module, rules):
+            yield
 
 
 def _recomputing(part: nn.Module, rules: Rules) -> Callable:

@@ -5,8 +5,11 @@ from .attention import real_tokens, register_attention
 from .contributions import contributions
 from .coverage import Coverage, UnsupportedModuleError, check, coverage
 from .definitions import gaps_to_definitions
-from .families import decoder_layers, register
-from .patching import patched
+from .families import register
+from .hooks import check_hooks, is_watched
+from .layers import decoder_layers
+from .overlay import is_thread
+from .patching import passing, patched
 from .replay import Recorded, recording, replaying, tracing
 from .sizes import LayerSize, device_of, layer_sizes, vocabulary_size, weight_bytes
 from .weights import unreadable_format
@@ -19,13 +22,17 @@ __all__ = [
     "Recorded",
     "UnsupportedModuleError",
     "check",
+    "check_hooks",
     "contributions",
     "coverage",
     "decoder_layers",
     "device_of",
     "gaps_to_definitions",
     "handlers",
+    "is_thread",
+    "is_watched",
     "layer_sizes",
+    "passing",
     "patched",
     "real_tokens",
     "recording",

@@ -12,6 +12,7 @@ from transformers.masking_utils import causal_mask_function
 
 from .. import ops
 from ..rules import Rules
+from .owner import is_ours
 
 NAME = "lrp_fast"
 
@@ -60,15 +61,16 @@ def attention_forward(
         )
     # Qwen2-MoE leaves its window to the mask, where lrp_fast has none. A layer with a window keeps it, in all families.
     window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
+    ours = is_ours(module)
     # `recording` and `replaying` lay their own attention over the module.
-    attend = getattr(module, "lrp_fast_attend", ops.attention)
+    attend = getattr(module, "lrp_fast_attend", ops.attention) if ours else ops.attention
     if attention_mask is not None and query.shape[2] < key.shape[2]:
         attend = partial(_each_row_without_its_padding, attend)
     out = attend(
         query,
         key,
         value,
-        rule=getattr(module, "lrp_fast_rules", None) or Rules("gradient"),
+        rule=module.lrp_fast_rules if ours else Rules("gradient"),
         scale=scaling,
         causal=getattr(module, "is_causal", True) if is_causal is None else is_causal,
         window=window,

@@ -110,6 +110,7 @@ _TABLE: dict[str, Handler] = {
     "torch.nn.modules.container.ModuleDict": handlers.leave,
     "torch.nn.modules.sparse.Embedding": handlers.leave,
     "torch.nn.modules.linear.Identity": handlers.leave,
+    "torch._dynamo.eval_frame.OptimizedModule": handlers.leave,  # what it was given runs
     "torch.nn.modules.dropout.Dropout": handlers.dropout,
     "torch.nn.modules.linear.Linear": handlers.linear,
     "transformers.pytorch_utils.Conv1D": handlers.linear,
@@ -192,9 +193,3 @@ def splits(mlp: nn.Module) -> bool:
     """Whether an MLP may take some tokens at a time: it makes the same of them, whichever come together."""
     linears = (module for _, module in handled(mlp) if handler_of(module) in handlers.LINEARS)
     return not any(map(mixes_tokens, linears))
-
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The decoder layers in the order in which the hidden states pass them."""
-    marks = (handlers.decoder_layer, handlers.pre_norm_decoder_layer)
-    return [module for module in model.modules() if handler_of(module) in marks]

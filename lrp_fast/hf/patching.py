@@ -7,15 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..rules import Rules, as_rules
 from . import attention
 from .coverage import check
 from .families import handled, handler_of
-from .overlay import forward_name, laid
+from .overlay import forward_name, is_compiled, laid, uncompiled
+from .owner import owned
 
-MARK = "lrp_fast_patched"
+_REFUSAL = (
+    "another thread has this model within lrp_fast.patched, where its gradients are not its own: call the model from "
+    "that thread, or after its block"
+)
 
 
 @contextmanager
@@ -31,7 +35,11 @@ def patched(model: nn.Module, rule: str | Rules = "attnlrp") -> Iterator[nn.Modu
 
     On a CPU the logits keep their bits where the model runs transformers' default attention (sdpa) on unpadded float32
     or 16-bit inputs and no sliding window hides a key; those of a mixture of experts or a Falcon are equal but for
-    rounding. A float64 model's norms and routers, which transformers computes in float32, are kept in float64.
+    rounding. A float64 model's norms and routers, which transformers computes in float32, are kept in float64. What
+    torch.compile made of the model or of its parts is passed over: the code as written runs.
+
+    The block belongs to the thread that entered it: in any other the model refuses to run until the block is left. An
+    `attribute` of the same model in another thread is waited for.
 
     Args:
         model: a transformers model of a supported family.
@@ -39,31 +47,65 @@ def patched(model: nn.Module, rule: str | Rules = "attnlrp") -> Iterator[nn.Modu
 
     Raises:
         UnsupportedModuleError: for a module that no rule covers.
-        RuntimeError: under torch.autocast, if ``model`` is patched already, or if a forward is overridden already.
+        RuntimeError: under torch.autocast, if ``model`` is patched already, in this thread or in another, or if a
+            forward is overridden already.
     """
     rules = as_rules(rule)
+    with owned(model, passing=False), overlaid(model, rules, _REFUSAL):
+        yield model
+
+
+@contextmanager
+def passing(model: nn.Module, rules: Rules) -> Iterator[None]:
+    """As `patched`, for a pass that ends by itself: other threads run the model as if it were not patched, and those
+    that want it patched wait."""
+    with owned(model, passing=True), overlaid(model, rules):
+        yield
+
+
+@contextmanager
+def overlaid(model: nn.Module, rules: Rules, refusal: str | None = None) -> Iterator[None]:
+    """What `patched` lays over a model that is this thread's."""
     check(model)
     if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
         raise RuntimeError("lrp_fast does not run under torch.autocast: load the model in the dtype that you want")
     configs: dict[int, object] = {}
-    overlays = []
+    overlays = [one for module in model.modules() for one in _as_written(module)]
     for path, module in handled(model):
         overlays += [(module, name, value) for name, value in _overlay(path, module, rules, configs).items()]
-    with laid(overlays):
-        yield model
+    with laid(overlays, refusal):
+        yield
+
+
+def _as_written(module: nn.Module) -> Iterator[tuple[nn.Module, str, object]]:
+    """What has to be laid over any module, whatever it computes, for its own code to run, and to be differentiated."""
+    if module.__dict__.get("_compiled_call_impl") is not None:
+        yield module, "_compiled_call_impl", module._call_impl
+    forward = module.__dict__.get("forward")
+    if forward is not None and is_compiled(forward):
+        yield module, "forward", uncompiled(forward)
+    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        if tensor.is_inference() and type(tensor) in (Tensor, nn.Parameter):  # autograd would not keep it
+            yield module, name, _ordinary(tensor)
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """The same memory as a tensor that was not made under torch.inference_mode."""
+    with torch.inference_mode(False):
+        seen = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        return seen.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
 def _overlay(path: str, module: nn.Module, rules: Rules, configs: dict[int, object]) -> dict[str, object]:
-    """The attributes to lay over ``module``: its handler's, the mark, and a config that names our attention.
+    """The attributes to lay over ``module``: its handler's, and a config that names our attention.
 
     A config object may be shared with another model, so each gets one copy here, shared as the original is.
     """
     where = path or type(module).__name__
-    if MARK in module.__dict__:
-        raise RuntimeError(f"{where!r} is patched already: leave the other lrp_fast.patched block first")
     overlay = dict(handler_of(module)(module, rules))
     if "forward" in overlay:
-        if "forward" in module.__dict__ and forward_name(module) == "forward":
+        own = module.__dict__.get("forward")
+        if own is not None and not is_compiled(own) and forward_name(module) == "forward":
             raise RuntimeError(f"something else overrides the forward of {where!r}: undo that first")
         overlay[forward_name(module)] = overlay.pop("forward")
     config = module.__dict__.get("config")
@@ -72,4 +114,4 @@ def _overlay(path: str, module: nn.Module, rules: Rules, configs: dict[int, obje
             configs[id(config)] = copy.deepcopy(config)
             configs[id(config)]._attn_implementation = attention.NAME
         overlay["config"] = configs[id(config)]
-    return {**overlay, MARK: True}
+    return overlay

@@ -20,6 +20,7 @@ from ..ops import Kept, Trace
 from ..rules import Rules
 from . import experts, handlers, weights
 from .families import branch_dtype, handled, handler_of, last_linear, mlps, splits
+from .hooks import is_watched
 from .overlay import forward_name, forward_of, laid
 
 
@@ -37,15 +38,16 @@ class Recorded(NamedTuple):
 
 @contextmanager
 def recording(layer: nn.Module, rows: int) -> Iterator[Recorded]:
-    """While ``layer`` runs without autograd, its MLP, if it `splits`, on ``rows`` tokens at a time.
+    """While ``layer`` runs for the first time, its MLP, if it `splits`, on ``rows`` tokens at a time.
 
-    What it yields is whole on exit.
+    It need not run with autograd. Where it does, for the sake of hooks that ask tensors for their gradients, no number
+    comes of that. What it yields is whole on exit.
     """
     found = Recorded([], [])
 
     def attend(query, key, value, **given):
         found.attention.append(ops.attention_forward(query, key, value, **given))
-        return found.attention[-1].out
+        return _cut(found.attention[-1].out)
 
     routers = _handled(layer, *experts.ROUTERS)
     chosen: list[list[Tensor]] = [[] for _ in routers]
@@ -77,7 +79,7 @@ def replaying(
     """
     remaining = iter(recorded.attention)
     # A hook on the layer may read its output.
-    unread = handler_of(layer) is handlers.pre_norm_decoder_layer and not layer._forward_hooks
+    unread = handler_of(layer) is handlers.pre_norm_decoder_layer and not is_watched(layer)
 
     def attend(query, key, value, **given):
         return ops.attention(query, key, value, **given, kept=next(remaining), traces=traces)
@@ -97,17 +99,18 @@ def replaying(
         yield
 
 
+def _cut(x: Tensor) -> Tensor:
+    """``x`` as what follows would find it if autograd had seen how it was made."""
+    return x.detach().requires_grad_(torch.is_grad_enabled())
+
+
 def _handled(layer: nn.Module, *by: handlers.Handler) -> list[nn.Module]:
     return [module for _, module in handled(layer) if handler_of(module) in by]
 
 
 def _unwatched_mlps(layer: nn.Module) -> list[nn.Module]:
     """Those without anybody's hooks: a hook may want all tokens, and the output."""
-    return [
-        mlp
-        for mlp in mlps(layer)
-        if not any(module._forward_hooks or module._forward_pre_hooks for module in mlp.modules())
-    ]
+    return [mlp for mlp in mlps(layer) if not is_watched(mlp)]
 
 
 def _attend(layer: nn.Module, attend: Callable) -> list[tuple[nn.Module, str, object]]:
@@ -142,10 +145,11 @@ def _in_parts(mlp: nn.Module, rows: int) -> Callable[[Tensor], Tensor]:
     whole, again = _alone(mlp)
 
     def forward(x):
-        out = torch.empty_like(x)
-        for part, out_part in zip(x.split(rows, 1), out.split(rows, 1), strict=True):
-            out_part.copy_(whole(part))
-        return again(out)
+        with torch.no_grad():
+            out = torch.empty_like(x)
+            for part, out_part in zip(x.split(rows, 1), out.split(rows, 1), strict=True):
+                out_part.copy_(whole(part))
+        return again(_cut(out))
 
     return forward
 

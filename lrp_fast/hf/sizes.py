@@ -10,7 +10,8 @@ from torch import nn
 
 from . import experts, handlers
 from .contributions import is_homogeneous
-from .families import MLPS, branch_dtype, decoder_layers, handled, handler_of, mlps, splits
+from .families import MLPS, branch_dtype, handled, handler_of, mlps, splits
+from .layers import decoder_layers
 from .weights import copies, is_offloaded, is_plain, nbytes, own_dtype, shape
 
 
