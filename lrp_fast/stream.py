@@ -226,7 +226,7 @@ def _descent(model, input_ids, positions, objective, rules, plan, tell, trace) -
 def _logits(model: nn.Module, input_ids: Tensor, positions: list[int]) -> Tensor:
     """(1, P, V) logits at the positions alone: those of a long context would not fit."""
     # A list: a tensor would have to lie where the last layer does.
-    return model(input_ids=input_ids, use_cache=False, logits_to_keep=positions, return_dict=True).logits
+    return model(input_ids=input_ids, use_cache=False, logits_to_keep=positions).logits
 
 
 def _fetch(layer: _Pass, store: Store) -> None:

@@ -60,6 +60,9 @@ def passing(model: nn.Module, rules: Rules) -> Iterator[None]:
     """As `patched`, for a pass that ends by itself: other threads run the model as if it were not patched, and those
     that want it patched wait."""
     with owned(model, passing=True), overlaid(model, rules):
+        for module in model.modules():
+            if "config" in module.__dict__:  # ours: what models return is read by name
+                module.config.return_dict = True
         yield
 
 

@@ -100,8 +100,8 @@ def replaying(
 
 
 def _cut(x: Tensor) -> Tensor:
-    """``x`` as what follows would find it if autograd had seen how it was made."""
-    return x.detach().requires_grad_(torch.is_grad_enabled())
+    """``x`` as what follows would find it if autograd had seen how it was made; a copy, that Falcon may add to."""
+    return x.detach().requires_grad_().clone() if torch.is_grad_enabled() else x
 
 
 def _handled(layer: nn.Module, *by: handlers.Handler) -> list[nn.Module]:
