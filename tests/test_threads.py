@@ -229,3 +229,36 @@ def test_stress(family, tier, tiny, pair):
     print("returned, refused:", counts)
     assert not wrong, wrong[:3]
     assert all(returned for returned, _ in counts), counts
+
+
+class Again(torch.autograd.Function):
+    """Goes back through a graph of its own from within a backward pass; autograd does the deepest in other threads."""
+
+    @staticmethod
+    def forward(ctx, x, depth, at_the_bottom):
+        ctx.depth, ctx.at_the_bottom = depth, at_the_bottom
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        if ctx.depth == 0:
+            ctx.at_the_bottom()
+        else:
+            with torch.enable_grad():
+                leaf = g.detach().requires_grad_()
+                Again.apply(leaf, ctx.depth - 1, ctx.at_the_bottom).backward(torch.ones(()))
+        return g, None, None
+
+
+def test_threads_of_autograd_belong_to_whoever_went_back(tiny, pair):
+    """As on CUDA, where a backward pass that computes a part anew does so in such a thread."""
+    model, seen = tiny("llama"), []
+
+    def at_the_bottom():
+        seen.append((threading.get_ident(), logits(model, pair[0])))
+
+    with patched(model):
+        Again.apply(torch.ones((), requires_grad=True), 99, at_the_bottom).backward()
+    ((thread, found),) = seen
+    assert thread != threading.get_ident(), "it was this thread: the test shows nothing"
+    assert torch.equal(found, logits(model, pair[0]))

@@ -19,6 +19,7 @@ from .. import ops
 from ..ops.activation import ratio as ratio_of
 from ..rules import Rules
 from .attention import attention_forward, mask_bounds
+from .hooks import check_unhooked
 from .overlay import forward_name, forward_of, laid
 from .weights import bias, is_plain, matrix, rows
 
@@ -120,6 +121,9 @@ def adapted_linear(module: nn.Module, rules: Rules) -> Overlay:
     for part in module.lora_dropout.values():
         if isinstance(part, nn.Dropout):
             dropout(part, rules)
+    for part in module.modules():
+        if part is not module:
+            check_unhooked(part, "a part of a linear map with adapters")
     return linear(module, rules)
 
 
@@ -225,10 +229,7 @@ def spelt_out_activation(kind: str) -> Handler:
 
 def kind_of(act_fn: nn.Module) -> str:
     """What a patched activation computes; it is not called itself, so nothing may hang on its call."""
-    if act_fn._forward_hooks or act_fn._forward_pre_hooks:
-        raise RuntimeError(
-            f"a hook on {type(act_fn).__name__}, the activation of a gated MLP, would be passed over: remove it"
-        )
+    check_unhooked(act_fn, "the activation of a gated MLP")
     if not hasattr(act_fn, "lrp_fast_kind"):
         raise TypeError(
             f"{type(act_fn).__name__}, the activation of a gated MLP, was registered without saying what it computes: "

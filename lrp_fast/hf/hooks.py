@@ -35,5 +35,15 @@ def is_watched(module: nn.Module) -> bool:
     )
 
 
+def check_unhooked(part: nn.Module, where: str) -> None:
+    """Refuse hooks on a module that is not called itself while its model is patched.
+
+    Raises:
+        RuntimeError: if it has any.
+    """
+    if _has(part, _FORWARD + _BACKWARD):
+        raise RuntimeError(f"a hook on {type(part).__name__}, {where}, would be passed over: remove it")
+
+
 def _has(module: nn.Module, kinds: tuple[str, ...]) -> bool:
     return any(getattr(module, kind) for kind in kinds)

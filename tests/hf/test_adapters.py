@@ -303,3 +303,19 @@ def test_dropout_of_a_training_model_is_refused(tiny, ids):
     model.train()
     with pytest.raises(ValueError, match=r"call model.eval\(\) first"), patched(model):
         pass
+
+
+def test_a_hook_on_a_part_of_an_adapted_map_is_refused(tiny, ids):
+    model = adapted(tiny("llama"), r=4, lora_alpha=6, target_modules=["q_proj"])
+    part = model.base_model.model.model.layers[1].self_attn.q_proj
+    handle = part.lora_A["default"].register_forward_hook(lambda *_: None)
+    with pytest.raises(
+        RuntimeError, match="a hook on Linear, a part of a linear map with adapters, would be passed over"
+    ):
+        attribute(model, ids)
+    handle.remove()
+    part.register_forward_hook(lambda m, a, out: out * 2)  # on the whole it counts
+    assert (
+        attribute(model, ids).layers
+        != attribute(adapted(tiny("llama"), r=4, lora_alpha=6, target_modules=["q_proj"]), ids).layers
+    ).any()

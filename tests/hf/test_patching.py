@@ -383,10 +383,12 @@ def test_autocast_is_refused(tiny):
 
 def test_an_activation_that_would_be_passed_over_is_refused(tiny, ids, monkeypatch):
     model = tiny("llama")
-    handle = model.model.layers[0].mlp.act_fn.register_forward_hook(lambda *_: None)
-    with pytest.raises(RuntimeError, match="a hook on SiLU.* would be passed over: remove it"), patched(model):
-        model(ids)
-    handle.remove()
+    part = model.model.layers[0].mlp.act_fn
+    for register in (part.register_forward_hook, part.register_forward_pre_hook, part.register_full_backward_hook):
+        handle = register(lambda *_: None)
+        with pytest.raises(RuntimeError, match="a hook on SiLU.* would be passed over: remove it"), patched(model):
+            model(ids)
+        handle.remove()
     monkeypatch.setattr(lrp_fast.hf.families, "_TABLE", dict(lrp_fast.hf.families._TABLE))
     lrp_fast.hf.register(Strange, lrp_fast.hf.handlers.leave)
     model.model.layers[0].mlp.act_fn = Strange()
