@@ -128,7 +128,7 @@ EDITED = [  # where in the description, what stands there now, what is said of i
     (("explained", "best", 3, "logit"), 1e9, "explained.best ranks its tokens otherwise than by their logits"),
     (("explained", "best", 3, "logit"), math.nan, r"explained.best\[3\].logit must be a logit: finite, or -Infinity"),
     (("explained", "best", 0, "logit"), math.inf, r"explained.best\[0\].logit must be a logit: finite, or -Infinity"),
-    (("explained", "best", 0, "id"), lambda _: 96, "explained.best must be of the last term's position"),
+    (("explained", "best", 0, "id"), 10**6, "explained.best must be of the last term's position"),
     (("explained", "best", 4), lambda _: {}, r"explained.best\[4\] must hold id, text, logit, rank, and nothing else"),
     (("explained", "terms"), [], "explained.terms must be a list that is not empty"),
     (("explained", "terms"), {}, "explained.terms must be a list that is not empty"),
