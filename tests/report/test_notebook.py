@@ -128,7 +128,8 @@ def test_a_graph_shows_its_counts_and_best_paths(graph_of):
     assert said.startswith("Why ' Paris' rather than ' Lyon' after position 2?logit difference")
     assert "nodes with edges6edges5, of them between tokens 2sum of |weight|11.00dropped+2.000 and -0.7500" in said
     paths = re.findall(r"7ch\">([^<]*)</div>", fragment)
-    assert [html.unescape(path) for path in paths] == ["51.4 %  0 'a' 0-1 > 2 'c' 2-3", "25.0 %  1 ' b' 0-1 > 2 'c' 2-3"]
+    paths = [html.unescape(path) for path in paths]
+    assert paths == ["51.4 %  0 'a' 0-1 > 2 'c' 2-3", "25.0 %  1 ' b' 0-1 > 2 'c' 2-3"]
     bare = replace(graph_of(routes, ["a", " b", "c"]), manifest={})
     assert "A graph that does not say what was explained, 3 tokens, 3 layers" in bare._repr_html_()
 
