@@ -61,7 +61,7 @@ class Attribution:
         saved.save(self, path)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: a static fragment, for the whole of it see `lrp_fast.report`."""
+        """What a notebook shows: a static fragment; `lrp_fast.report.html` writes the whole page."""
         from .report.notebook import attribution
 
         return attribution(self)

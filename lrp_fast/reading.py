@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +67,7 @@ def header(path: str | os.PathLike, format: str) -> Header:
         room = os.fstat(file.fileno()).st_size - 8
         if room < 0:
             raise ValueError("it is empty" if room == -8 else "it ends within its first 8 bytes")
-        (size,) = struct.unpack("<Q", file.read(8))
+        size = int.from_bytes(file.read(8), "little")
         if size > min(room, _MOST_HEADER):
             raise ValueError(f"its header would take {size:,} bytes, and {min(room, _MOST_HEADER):,} are there")
         text = file.read(size)
