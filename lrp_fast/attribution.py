@@ -1,27 +1,20 @@
-"""`attribute`, what it returns, and how that is kept on disk."""
+"""`attribute`, and what it returns."""
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from . import question, targets
-from .files import write_atomically
+from . import question, saved, targets
 from .graph import Graph, GraphSpec, transition
 from .hf import device_of
 from .memory import Memory, plan
 from .rules import Rules
 from .stream import Passed, Progress, propagate
 from .targets import Explained
-
-_FORMAT = "lrp_fast.attribution/1"
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no one truth value to compare by
@@ -60,18 +53,18 @@ class Attribution:
         """Write one safetensors file, without the graph, which `Graph.save` keeps in a file of its own.
 
         It appears whole or not at all (written aside, then renamed).
+
+        Raises:
+            TypeError, ValueError: for an attribution whose parts do not fit each other, which `load` would refuse.
+            OSError: if it cannot be written.
         """
-        about = {
-            "format": _FORMAT,
-            "value": self.value,
-            "explained": asdict(self.explained),
-            "rules": asdict(self.rules),
-            "model": self.model,
-            "tokens": self.tokens,
-            "special": self.special,
-        }
-        tensors = {"layers": self.layers.contiguous(), "input_ids": self.input_ids.contiguous()}
-        write_atomically(path, save(tensors, metadata={"lrp_fast": json.dumps(about)}))
+        saved.save(self, path)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a static fragment; `lrp_fast.report.html` writes the whole page."""
+        from .report.notebook import attribution
+
+        return attribution(self)
 
 
 def load(path: str | os.PathLike) -> Attribution:
@@ -79,27 +72,9 @@ def load(path: str | os.PathLike) -> Attribution:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no lrp_fast attribution.
+        ValueError: if it is no lrp_fast attribution, or its parts do not fit each other: one sentence.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no attribution at {os.fspath(path)!r}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("lrp_fast", "{}"))
-            if not isinstance(about, dict) or about.get("format") != _FORMAT:
-                raise ValueError(f"{os.fspath(path)!r} is a safetensors file, but not one that Attribution.save wrote")
-            return Attribution(
-                value=about["value"],
-                layers=file.get_tensor("layers"),
-                input_ids=file.get_tensor("input_ids"),
-                explained=Explained.from_dict(about["explained"]),
-                rules=Rules(**about["rules"]),
-                model=about["model"],
-                tokens=about["tokens"],
-                special=about["special"],
-            )
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{os.fspath(path)!r} is not a whole file that Attribution.save wrote: {error}") from error
+    return saved.load(Attribution, path)
 
 
 def attribute(

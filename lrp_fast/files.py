@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import glob
+import hashlib
 import math
 import os
 import re
@@ -14,29 +16,76 @@ from pathlib import Path
 
 _STALE = 60  # seconds without a byte written
 
+_MENDS = {
+    errno.ENOENT: "make that folder, or name one that exists",
+    errno.ENOTDIR: "name a folder, and a file in it",
+    errno.EISDIR: "that is a folder, so name a file in it",
+    errno.EEXIST: "that is no regular file, so name another",
+    errno.EACCES: "name a folder and a file that you may write",
+    errno.EPERM: "name a folder and a file that you may write",
+    errno.EROFS: "name a folder on a disk that can be written",
+    errno.ENOSPC: "free some space, or name a folder on another disk",
+    errno.EDQUOT: "free some space, or name a folder on another disk",
+    errno.EFBIG: "name a folder on a disk that takes files of this size",
+    errno.ENAMETOOLONG: "give it a shorter name",
+}
+
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Write ``data`` beside ``path`` and rename it into place, so that no reader sees half a file."""
+    """Write ``data`` beside ``path`` and rename it into place, so that no reader sees half a file.
+
+    Raises:
+        OSError: as `aside`.
+    """
     with aside(path) as part, open(part, "xb") as file:
         file.write(data)
 
 
 @contextmanager
 def aside(path: str | os.PathLike) -> Iterator[Path]:
-    """A name beside ``path``, for a file that is renamed into place at the end of the block, or removed if it fails."""
+    """A name beside ``path``, for a file that is renamed into place at the end of the block, or removed if it fails.
+
+    Raises:
+        OSError: of the kind that the system gave, where the file cannot be written: one sentence that names the file
+            and the folder that were asked for, not the name beside it.
+    """
     path = Path(path)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # of a process that was killed while it wrote
-        named_here = re.fullmatch(r"[0-9a-f]{8}", left.name.removeprefix(f".{path.name}.").removesuffix(".part"))
-        with suppress(FileNotFoundError):  # one that writes just now has it renamed
-            if named_here and time.time() - left.stat().st_mtime > _STALE:
-                left.unlink()
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    part = None
     try:
+        if path.exists() and not path.is_file():  # a folder, or a device, which the renaming would replace
+            number = errno.EISDIR if path.is_dir() else errno.EEXIST
+            raise OSError(number, os.strerror(number))
+        label = _label(path.name)
+        for left in path.parent.glob(f"{glob.escape(label)}*.part"):  # of a process that was killed while it wrote
+            named_here = re.fullmatch(r"[0-9a-f]{8}", left.name.removeprefix(label).removesuffix(".part"))
+            with suppress(FileNotFoundError):  # one that writes just now has it renamed
+                if named_here and time.time() - left.stat().st_mtime > _STALE:
+                    left.unlink()
+        part = path.with_name(f"{label}{secrets.token_hex(4)}.part")
         yield part
         os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        if part is not None:
+            with suppress(OSError):  # it would hide the first one
+                part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _in_our_words(error, path) from error
         raise
+
+
+def _label(name: str) -> str:
+    """How names beside a file of this name begin; they must not become longer than a file system takes."""
+    if len(os.fsencode(name)) <= 200:
+        return f".{name}."
+    return f".{name[:40]}.{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}."
+
+
+def _in_our_words(error: OSError, path: Path) -> OSError:
+    """An error of the same kind that names ``path``."""
+    reason = error.strerror or str(error).partition("\n")[0] or type(error).__name__
+    mend = _MENDS.get(error.errno, "name another file")
+    sentence = f"cannot write {path.name!r} in the folder {os.fspath(path.parent)!r} ({reason}): {mend}"
+    return OSError(error.errno, sentence) if error.errno is not None else type(error)(sentence)
 
 
 def without_infinity(value):

@@ -6,6 +6,7 @@ AttnLRP is Achtibat et al., ICML 2024 (arXiv 2402.05602); CP-LRP is Ali et al., 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass
 from numbers import Real
 from types import MappingProxyType
@@ -58,12 +59,12 @@ class Rules:
     attention_gamma: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.name not in _TREATMENTS:
+        if not isinstance(self.name, str) or self.name not in _TREATMENTS:
             raise ValueError(f"unknown rule {self.name!r}: choose one of {', '.join(map(repr, _TREATMENTS))}")
         for field, value in asdict(self).items():
             if field == "name":
                 continue
-            if not isinstance(value, Real) or not 0.0 <= value < float("inf"):
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= value <= sys.float_info.max:
                 raise ValueError(f"{field} must be a finite number >= 0, not {value!r}")
             object.__setattr__(self, field, float(value))  # one that JSON can hold, whatever kind of number came
 

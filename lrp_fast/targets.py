@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import operator
 from dataclasses import dataclass, is_dataclass
+from itertools import pairwise
 from types import UnionType
 from typing import get_args, get_origin, get_type_hints
 
@@ -55,37 +58,97 @@ class Explained:
 
     @classmethod
     def from_dict(cls, data: dict) -> Explained:
-        """The inverse of ``dataclasses.asdict``; KeyError or TypeError for what does not come from there."""
+        """The inverse of ``dataclasses.asdict``.
 
-        def token(entry: dict | None) -> Token | None:
-            return None if entry is None else Token(**entry)
-
-        terms = [
-            Term(
-                position=term["position"],
-                target=token(term["target"]),
-                contrast=token(term["contrast"]),
-                contrast_logit=term["contrast_logit"],
-                runner_up=token(term["runner_up"]),
-            )
-            for term in data["terms"]
-        ]
-        found = cls(data["kind"], terms, [token(entry) for entry in data["best"]], data["note"], data["others"])
-        if not terms or not _fits(found, cls) or any(term.position < 0 for term in terms):
-            raise TypeError("that does not say what was explained")
+        Raises:
+            TypeError: one sentence, for what does not come from there: other names or types, numbers out of range,
+                ranks, logits and tokens that contradict each other, a kind that its terms are not of.
+        """
+        found = _read(cls, data, "explained")
+        _check(found)
         return found
 
 
-def _fits(value, hint) -> bool:
-    """Whether a value, and all that it holds, is of the type that it was declared to be."""
+@functools.cache
+def _parts(hint: type) -> dict[str, type]:
+    return get_type_hints(hint)
+
+
+def _read(hint, value, name: str):
+    """``value``, of dicts, lists and scalars, as the type that ``hint`` declares; it is called ``name`` in errors."""
     if is_dataclass(hint):
-        parts = get_type_hints(hint).items()
-        return isinstance(value, hint) and all(_fits(getattr(value, name), part) for name, part in parts)
+        parts = _parts(hint)
+        if not isinstance(value, dict) or value.keys() != parts.keys():
+            raise TypeError(f"{name} must hold {', '.join(parts)}, and nothing else")
+        return hint(**{part: _read(parts[part], value[part], f"{name}.{part}") for part in parts})
     if get_origin(hint) is list:
-        return isinstance(value, list) and all(_fits(one, *get_args(hint)) for one in value)
-    if get_origin(hint) is UnionType:
-        return any(_fits(value, one) for one in get_args(hint))
-    return isinstance(value, int | float if hint is float else hint)
+        if not isinstance(value, list) or not value:
+            raise TypeError(f"{name} must be a list that is not empty")
+        return [_read(*get_args(hint), one, f"{name}[{i}]") for i, one in enumerate(value)]
+    if get_origin(hint) is UnionType:  # with None
+        return None if value is None else _read(get_args(hint)[0], value, name)
+    if hint is str:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a string")
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | hint):
+        raise TypeError(f"{name} must be a {'whole ' * (hint is int)}number")
+    if hint is int:
+        if not 0 <= value < 2**63:
+            raise TypeError(f"{name} must be 0 or above and below 2**63")
+        return value
+    try:
+        value = float(value)
+    except OverflowError:
+        value = math.nan
+    if math.isnan(value) or value == math.inf:
+        raise TypeError(f"{name} must be a logit: finite, or -Infinity of a masked token")
+    return value
+
+
+# What a kind says of its terms: whether they have a contrast, and whether they have its logit.
+_KINDS = {"logit": (False, False), "difference": (True, True), "mean": (False, True), "top": (False, True)}
+
+
+def _check(explained: Explained) -> None:
+    """TypeError where the parts of ``explained`` contradict each other."""
+    if explained.kind not in _KINDS:
+        raise TypeError(f"explained.kind must be one of {', '.join(_KINDS)}")
+    if (explained.others is not None and explained.others > 1) != (explained.kind == "top"):
+        raise TypeError('explained.others must be 2 or more of the kind "top", and null of the others')
+    for i, term in enumerate(explained.terms):
+        name = f"explained.terms[{i}]"
+        if (term.contrast is not None, term.contrast_logit is not None) != _KINDS[explained.kind]:
+            raise TypeError(f"{name} has not the contrast of the kind {explained.kind!r}")
+        summed = (term.target.logit, 0.0 if term.contrast_logit is None else term.contrast_logit)
+        if not all(map(math.isfinite, summed)):
+            raise TypeError(f"{name} must have finite logits of target and contrast")
+        if term.contrast is not None and term.contrast.logit != term.contrast_logit:
+            raise TypeError(f"{name}.contrast_logit must be the contrast's logit")
+        if term.contrast is not None and term.contrast.id == term.target.id:
+            raise TypeError(f"{name} must have two different tokens for target and contrast")
+        if term.runner_up.rank != (term.target.rank == 0):
+            raise TypeError(f"{name}.runner_up must be the best token other than the target")
+        _check_ranks([term.target, term.runner_up, *([term.contrast] if term.contrast else [])], name)
+    if len({term.position for term in explained.terms}) < len(explained.terms):
+        raise TypeError("explained.terms must not name a position twice")
+    if [token.rank for token in explained.best] != list(range(len(explained.best))):
+        raise TypeError("explained.best must be the best tokens in their order, ranks 0, 1, 2 and so on")
+    _check_ranks(explained.best, "explained.best")
+    last = explained.terms[-1]
+    for token in (last.target, last.runner_up, *([last.contrast] if last.contrast else [])):
+        if any((token.id == one.id) != (token.rank == one.rank) for one in explained.best):
+            raise TypeError("explained.best must be of the last term's position, and ranks other tokens than that does")
+
+
+def _check_ranks(tokens: list[Token], name: str) -> None:
+    """The same rank is the same token, and a better one has no smaller logit."""
+    ordered = sorted(tokens, key=lambda token: token.rank)
+    for better, worse in pairwise(ordered):
+        if better.logit < worse.logit or (better.rank == worse.rank and better != worse):
+            raise TypeError(f"{name} ranks its tokens otherwise than by their logits")
+    if len({token.rank for token in tokens}) != len({token.id for token in tokens}):
+        raise TypeError(f"{name} gives one token two ranks")
 
 
 @dataclass(frozen=True)

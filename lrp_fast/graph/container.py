@@ -97,6 +97,8 @@ class Graph:
         shape = tuple(self.nodes.shape)
         if len(shape) != 2 or shape[0] < 2 or shape[1] < 1:
             raise ValueError(f"nodes must be (L + 1, N) with at least 2 layers and 1 token, not {shape}")
+        if shape[0] > _MOST_LAYERS:
+            raise ValueError(f"nodes must be (L + 1, N) of at most {_MOST_LAYERS} layers, not {shape}")
         layers, tokens = shape[0] - 1, shape[1]
         shapes = {"self_edges": (layers, tokens), "row_offsets": (layers + 1,), "dropped_self": (layers, 2)}
         for name, expected in shapes.items():
@@ -111,6 +113,8 @@ class Graph:
         _check_tokens(self.tokens, tokens)
         if not isinstance(self.manifest, dict):
             raise TypeError(f"manifest must be a dict, not {type(self.manifest).__name__}")
+        if not isinstance(self.manifest.get("pruned", []), list):
+            raise TypeError('manifest["pruned"] must be a list, to which pruning appends')
 
     @classmethod
     def from_transitions(
@@ -355,6 +359,11 @@ class Graph:
 
         An edge takes 8 bytes in float32; with ``half`` 6, its weight rounded to float16 on the scale of the largest in
         its row: the error is at most 2^-11 of the weight, or 2^-25 of the row's largest if that is more.
+
+        Raises:
+            TypeError, ValueError: for a manifest that JSON does not hold or that says what cannot have been explained
+                in this graph, and for arrays that no longer fit each other: `load` would refuse them.
+            OSError: if it cannot be written.
         """
         file.save(self, path, half)
 
@@ -364,11 +373,18 @@ class Graph:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it is no whole graph file, or holds an index out of range.
+            ValueError: if it is no whole graph file, or its parts do not fit each other: one sentence.
         """
         return file.load(cls, path)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a static fragment with the counts and the best paths."""
+        from ..report.notebook import graph
 
+        return graph(self)
+
+
+_MOST_LAYERS = 2**16  # pages number them in 16 bits
 _FLOATS = ("nodes", "self_edges", "weights", "dropped_mass", "dropped_self")
 _INTEGERS = {"row_offsets": torch.int64, "rows": torch.int32, "indptr": torch.int64, "columns": torch.int32}
 

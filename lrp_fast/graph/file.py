@@ -2,56 +2,79 @@
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
+import re
+from dataclasses import replace
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .. import reading
 from ..files import aside
+from ..saved import check_positions, check_value
+from . import viewer
 
 _FORMAT = "lrp_fast.graph/1"
 _ARRAYS = ("nodes", "self_edges", "row_offsets", "rows", "indptr", "columns", "dropped_mass", "dropped_self")
 
 
 def save(graph, path: str | os.PathLike, half: bool) -> None:
-    about = {"format": _FORMAT, "tokens": graph.tokens, "manifest": graph.manifest}
+    graph = replace(graph)  # which checks the arrays again: they may have been written to
+    _check_manifest(graph)
+    metadata = reading.metadata({"tokens": graph.tokens, "manifest": graph.manifest}, _FORMAT)
     tensors = {name: getattr(graph, name) for name in _ARRAYS}
     if half:
         tensors["weights"], tensors["scales"] = _halved(graph.weights.numpy(), graph.indptr.numpy())
     else:
         tensors["weights"] = graph.weights
-    metadata = {"lrp_fast": json.dumps(about)}
     with aside(path) as part:
         part.touch()
         mode = part.stat().st_mode
-        save_file(tensors, part, metadata=metadata)  # which leaves a file that only its owner may read
+        try:
+            save_file(tensors, part, metadata=metadata)  # which leaves a file that only its owner may read
+        except SafetensorError as error:  # its words for what the system said
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         part.chmod(mode)
 
 
 def load(cls, path: str | os.PathLike):
     name = repr(os.fspath(path))
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no graph at {name}")
     try:
+        about, shapes = reading.header(path, _FORMAT)
+        reading.whole_of(about, ("tokens", "manifest"))
+        reading.whole_of(shapes, (*_ARRAYS, "weights", *(["scales"] if "scales" in shapes else [])))
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("lrp_fast", "{}"))
-            if not isinstance(about, dict) or about.get("format") != _FORMAT:
-                raise ValueError("it is a safetensors file, but not one of that kind")
-            tensors = {one: file.get_tensor(one) for one in (*_ARRAYS, "weights")}
-            scales = file.get_tensor("scales") if "scales" in file.keys() else None  # noqa: SIM118, no mapping
+            tensors = {one: file.get_tensor(one) for one in shapes}
         for one, tensor in tensors.items():
             if tensor.data_ptr() % tensor.element_size():
                 raise ValueError(f"{one} does not lie on a multiple of its element size")
+        scales = tensors.pop("scales", None)
         if scales is not None:
             tensors["weights"] = _restored(tensors["weights"], scales, tensors["indptr"], tensors["nodes"].dtype)
-        return cls(**tensors, tokens=about["tokens"], manifest=about["manifest"])
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
-        reason = f"it holds no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        graph = cls(**tensors, **about)
+        _check_manifest(graph)
+        return graph
+    except reading.OtherFile as error:
+        instead = f": {error}" if str(error) else ""
+        reason = f"it is a safetensors file, but not one of that kind{instead}"
         raise ValueError(f"{name} is not a whole file that Graph.save wrote: {reason}") from error
+    except (SafetensorError, TypeError, ValueError, RuntimeError) as error:
+        reason = reading.cut(str(error).partition("\n")[0])
+        raise ValueError(f"{name} is not a whole file that Graph.save wrote: {reason}; save it anew") from error
+
+
+def _check_manifest(graph) -> None:
+    """TypeError or ValueError where the manifest says what was explained, and that cannot have been in this graph."""
+    explained = viewer.explained_of(graph)
+    if explained is not None:
+        check_positions(explained, graph.num_tokens)
+        if "value" in graph.manifest:
+            check_value(graph.manifest["value"], explained)
 
 
 def _halved(weights: np.ndarray, indptr: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,4 +94,6 @@ def _restored(weights, scales, indptr, dtype: torch.dtype) -> torch.Tensor:
     # Compared, not subtracted: differences of hostile numbers would wrap around.
     if not fits or indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any() or weights.shape != (int(indptr[-1]),):
         raise ValueError("half weights, scales and indptr do not fit each other")
+    if not (scales >= 0).all() or not (weights.abs() <= 1).all():
+        raise ValueError("half weights must be shares of their row's largest, and that 0 or above")
     return weights.to(dtype) * torch.repeat_interleave(scales, indptr.diff())

@@ -6,6 +6,7 @@ hold "(p=", that there is a layer above 0, and that names are unique is what the
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -120,7 +121,9 @@ def about(graph) -> About | None:
         value, rules, model = manifest["value"], Rules(**manifest["rules"]), manifest["model"]
     except (KeyError, TypeError, ValueError):
         return None
-    if explained is None or not isinstance(value, int | float) or not isinstance(model, str):
+    if explained is None or not isinstance(model, str) or isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not abs(value) <= sys.float_info.max:  # integers of any length among them
         return None
     return About(explained, value, rules, model)
 

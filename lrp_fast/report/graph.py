@@ -76,7 +76,7 @@ def as_json(whole: Graph, kept: Graph, paths: list[Path]) -> dict:
 
 def table(whole: Graph, kept: Graph, paths: list[Path], pruned: str) -> str:
     """What was explained, what pruning left (``pruned`` says which), and the best paths. Ends without a newline."""
-    lines = [*_about(kept), ""]
+    lines = [*head(kept), ""]
     before, after = counts(whole), counts(kept)
     lines.append(f"{'':24}{'before':>12}{'kept':>12}   {pruned}".rstrip())
     for name, words in _COUNTS.items():
@@ -87,10 +87,11 @@ def table(whole: Graph, kept: Graph, paths: list[Path], pruned: str) -> str:
     if not paths:
         return "\n".join([*lines, "", "no path leads from an input token to what is explained"])
     lines += ["", " share  best paths: position, token and layers, from the input up"]
-    return "\n".join([*lines, *(f"{100 * path.share:4.1f} %  {_steps(kept, path)}" for path in paths)])
+    return "\n".join([*lines, *(f"{100 * path.share:4.1f} %  {steps(kept, path)}" for path in paths)])
 
 
-def _about(graph: Graph) -> list[str]:
+def head(graph: Graph) -> list[str]:
+    """What was explained, of which model, by which rule, or that the graph does not say it."""
     found = about(graph)
     if found is None:
         return [f"A graph that does not say what was explained, {size(graph.num_layers, graph.num_tokens)}"]
@@ -105,7 +106,7 @@ def _figure(name: str, value: float) -> str:
     return f"{value:.4g}" if name == "mean_lookback" else f"{value:#.4g}"
 
 
-def _steps(graph: Graph, path: Path) -> str:
+def steps(graph: Graph, path: Path) -> str:
     """``9 ' blue' 0-11 > 28 ' the' 12-30``."""
     steps = []
     for position, layers in groupby(range(len(path.positions)), lambda layer: path.positions[layer]):

@@ -110,8 +110,8 @@ def _rows(result: Attribution, relevance: np.ndarray, positions: list[int], tota
     for rank, i in enumerate(positions, start=1):
         text = repr(result.tokens[i]) if result.tokens else f"#{int(result.input_ids[i])}"
         value = relevance[i] + 0.0  # no -0
-        share = "" if total is None else f"{100 * abs(value) / total:5.2f} %" if total > 0 else "-"
-        bar = ("+" if value > 0 else "-") * round(_BAR * abs(value) / peak) if peak > 0 else ""
+        share = "" if total is None else f"{100 * (abs(value) / total):5.2f} %" if total > 0 else "-"
+        bar = ("+" if value > 0 else "-") * round(_BAR * (abs(value) / peak)) if peak > 0 else ""
         lines.append(f"{rank:4d}  {i:8d}  {_pad(text, _TOKEN)}  {value:+#11.4g}  {share:>8}  {bar}".rstrip())
     return lines
 

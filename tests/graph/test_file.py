@@ -1,16 +1,18 @@
 """Graphs on disk: what is written comes back, and a broken or hostile file is refused with a sentence."""
 
 import json
+import math
 import os
 import struct
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lrp_fast.graph import Graph
+from lrp_fast import Explained, Rules, Term, Token
+from lrp_fast.graph import Edges, Graph
 
 ARRAYS = [one.name for one in fields(Graph) if one.name not in ("tokens", "manifest")]
 
@@ -240,8 +242,6 @@ def test_others_may_read_what_the_umask_lets_them(random_graph, tmp_path):
 
 
 def test_saving_fails_whole(random_graph, tmp_path):
-    from dataclasses import replace
-
     path = tmp_path / "graph"
     path.write_bytes(b"before")
     with pytest.raises(TypeError, match="not JSON serializable"):
@@ -249,3 +249,114 @@ def test_saving_fails_whole(random_graph, tmp_path):
     with pytest.raises(Exception, match="No such file"):
         random_graph(0).save(tmp_path / "no" / "such" / "folder")
     assert path.read_bytes() == b"before" and os.listdir(tmp_path) == ["graph"]
+
+
+def explained(graph, positions=(2,), value=None):
+    """The graph with a manifest as `lrp_fast.attribute` writes it, for terms at these positions."""
+    best = [Token(7, " a", 3.5, 0), Token(8, " b", 1.25, 1)]
+    terms = [Term(position, best[0], best[1], 1.25, best[1]) for position in positions]
+    told = {"explained": asdict(Explained("difference", terms, best)), "value": value or 2.25 * len(terms)}
+    return replace(graph, manifest={"model": "a/model", "rules": asdict(Rules("cp"))} | told)
+
+
+def test_what_was_explained_lies_in_the_graph(random_graph, tmp_path):
+    path = tmp_path / "graph"
+    for positions in ((2,), (0, 1, 5)):
+        explained(random_graph(0), positions).save(path)
+        assert same(Graph.load(path), explained(random_graph(0), positions))
+    for (positions, value), message in {
+        ((6,), 2.25): "explained names position 6 of 6 tokens",
+        ((2, 2**62), 4.5): "explained names position 4611686018427387904 of 6 tokens",
+        ((2,), 2.5): "value must be the sum of what is explained, 2.25, and is 2.5",
+        ((2,), math.inf): "value must be finite",
+        ((2,), 10**400): "value must be finite",
+        ((2,), "2.25"): "value must be a number",
+    }.items():
+        graph = explained(random_graph(0), positions, value)
+        with pytest.raises((TypeError, ValueError), match=message):
+            graph.save(tmp_path / "none")
+        about = {"format": "lrp_fast.graph/1", "tokens": None, "manifest": graph.manifest}
+        save_file(written(random_graph(0), path), path, metadata={"lrp_fast": json.dumps(about)})
+        refused(path, message)
+    assert os.listdir(tmp_path) == ["graph"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('"tokens": null, "manifest": {}, "more": 1', "it holds 'more', which is not known"),
+        ('"tokens": null, "manifest": {}, "manifest": {}', "it says 'manifest' twice"),
+        ('"tokens": null, "manifest": {"a": {"b": 1, "c": 2, "b": 3}}', "it says 'b' twice"),
+        ('"tokens": null, "manifest": []', "manifest must be a dict"),
+        ('"tokens": null, "manifest": {"pruned": 3}', "pruned.* must be a list"),
+        ('"tokens": null, "manifest": {"pruned": null}', "pruned.* must be a list"),
+        ('"tokens": null, "manifest": {"pruned": "abc"}', "pruned.* must be a list"),
+        ('"tokens": null, "manifest": {"a": %s}' % ("[" * 250 + "]" * 250), "lie more than 200 deep"),
+        ('"tokens": null, "manifest": {"a": %s}' % ("1" * 5000), "Exceeds the limit"),
+        ('"tokens": "abcdef", "manifest": {}', "tokens must be a list of strings"),
+        ('"tokens": {}, "manifest": {}', "tokens must be a list of strings"),
+    ],
+)  # fmt: skip
+def test_a_description_edited_by_hand(random_graph, tmp_path, text, message):
+    tensors = written(random_graph(0), tmp_path / "graph")
+    save_file(tensors, tmp_path / "graph", metadata={"lrp_fast": f'{{"format": "lrp_fast.graph/1", {text}}}'})
+    refused(tmp_path / "graph", message)
+
+
+def test_arrays_that_nobody_asked_for(random_graph, tmp_path):
+    graph, path = random_graph(0), tmp_path / "graph"
+    tensors = written(graph, path)
+    save_file(tensors | {"more": torch.ones(1)}, path, metadata=metadata(graph))
+    refused(path, "it holds 'more', which is not known")
+    tensors = written(graph, path, half=True)
+    for change in ({"scales": -tensors["scales"]}, {"weights": tensors["weights"] * 2}):
+        save_file(tensors | change, path, metadata=metadata(graph))
+        refused(path, "half weights must be shares of their row's largest")
+
+
+def test_more_layers_than_a_page_can_number(tmp_path):
+    """A few bytes a layer would have every method walk all of them, for each of them."""
+    edges = Edges(torch.zeros(0).int(), torch.zeros(1).long(), torch.zeros(0).int(), torch.zeros(0))
+    with pytest.raises(ValueError, match="at most 65536 layers"):
+        Graph.from_transitions(torch.ones(65_537, 1), torch.ones(65_536, 1), [(edges, torch.zeros(0, 2))] * 65_536)
+
+
+def test_what_could_not_be_loaded_is_not_saved(random_graph, tmp_path):
+    deep = []
+    for _ in range(250):
+        deep = [deep]
+    deeper = []
+    for _ in range(100_000):
+        deeper = [deeper]
+    for manifest, message in (
+        ({"a": deep}, "more than 200 deep"),
+        ({"a": deeper}, "more than 200 deep"),
+        ({1: 2, "1": 3}, "it says '1' twice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(random_graph(0), manifest=manifest).save(tmp_path / "graph")
+    for half in (False, True):
+        graph = random_graph(0)
+        graph.columns[2] = 10**6  # written to after it was checked
+        with pytest.raises(ValueError, match="columns holds 1000000 at index 2"):
+            graph.save(tmp_path / "graph", half)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_long_chain_of_groups_may_be_saved(random_graph, tmp_path):
+    graph = explained(random_graph(0))
+    for _ in range(90):
+        graph = graph.group_by([0, 1, 2, 3, 4, 5])
+    graph = graph - graph
+    graph.prune(threshold=0.5).save(tmp_path / "graph")
+    again = Graph.load(tmp_path / "graph")
+    assert again.manifest == graph.manifest | {"pruned": [{"threshold": 0.5}]}
+    json.dumps(again.to_node_link(), allow_nan=False)
+
+
+def test_what_is_no_file(tmp_path):
+    refused(tmp_path, "it is a folder")
+    os.mkfifo(tmp_path / "pipe")
+    refused(tmp_path / "pipe", "it is no regular file")
+    with pytest.raises(FileNotFoundError, match="no graph at"):
+        Graph.load(tmp_path / "pipe" / "graph")

@@ -35,6 +35,13 @@ def test_float64_relevances_need_not_fit_float32(attribution):
     ]
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_float64_relevances_may_lie_at_the_end_of_their_range(attribution):
+    layers = torch.tensor([[1.7e308, -1.7e308], [0.0, 0.0]], dtype=torch.float64)
+    found = rows(table(replace(attribution(["a", "b"]), layers=layers)))
+    assert [rest.split()[-1] for _, _, rest in found] == ["+" * 10, "-" * 10]
+
+
 def test_no_control_character_reaches_the_terminal(attribution, hostile):
     text = table(attribution(hostile, note="\x1b]0;owned\x07", model="\u202em\n"), top=len(hostile))
     assert len(rows(text)) == len(hostile)
