@@ -10,8 +10,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import lrp_fast
-from lrp_fast import cli
-from lrp_fast.cli import main
+from lrp_fast.cli import main, options
 
 WORDS = ["<s>", "[UNK]", *["the", "capital", "of", "australia", "is", "sydney", "canberra", "new", "zealand"]]
 
@@ -189,7 +188,7 @@ def test_a_budget_is_kept_to(run, tmp_path):
     [("800MB", 800_000_000), ("60 GB", 60 * 10**9), ("1.5TiB", 3 * 2**39), ("512", 512), ("2kib", 2048), ("7B", 7)],
 )
 def test_sizes_read_as_people_write_them(text, size):
-    assert cli._bytes(text) == size
+    assert options.size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "many", "-1GB", "1XB", "1e9", "GB"])
