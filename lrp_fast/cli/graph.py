@@ -7,8 +7,9 @@ import json
 import sys
 from pathlib import Path
 
+from lrp_fast_cli.options import pruning as read_pruning
+
 from .explain import explain, read_spec
-from .options import pruning as read_pruning
 from .output import check_files
 
 

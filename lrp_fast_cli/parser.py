@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import attribute, doctor, graph, plan
 from .options import add_building, add_decision, add_dtype_and_memory, count, pruning
 
 EXAMPLES = """\
@@ -30,14 +29,14 @@ BUILDING = [
 
 
 def build() -> argparse.ArgumentParser:
-    """The parser of ``lrp-fast``: one sub-parser a command, which says what to run."""
+    """The parser of ``lrp-fast``: one sub-parser a command; ``command`` is its name."""
     parser = argparse.ArgumentParser(
         prog="lrp-fast",
         description="Explain why a language model preferred one token over another.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXAMPLES,
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     command = commands.add_parser(
         "attribute",
         help="distribute one decision over the prompt's tokens and every hidden state",
@@ -45,7 +44,6 @@ def build() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXAMPLES,
     )
-    command.set_defaults(run=attribute.run)
     command.add_argument("model", help="a model directory, or a name on the Hugging Face hub")
     add_decision(command, required=True)
     command.add_argument("--top", type=count, default=10, metavar="K", help="tokens in the table (10)")
@@ -85,7 +83,7 @@ def build() -> argparse.ArgumentParser:
         "--neuronpedia", type=Path, metavar="FILE", help="write the JSON that Neuronpedia and circuit-tracer open"
     )
     shown.add_argument("--json", action="store_true", help="print counts, paths and measures as JSON, not as a table")
-    command.set_defaults(run=graph.run, defaults={name: command.get_default(name) for name in BUILDING})
+    command.set_defaults(defaults={name: command.get_default(name) for name in BUILDING})
 
     command = commands.add_parser(
         "plan",
@@ -94,7 +92,6 @@ def build() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXAMPLES,
     )
-    command.set_defaults(run=plan.run)
     command.add_argument("model", help="a model directory, or a name on the Hugging Face hub")
     command.add_argument("--tokens", type=count, required=True, metavar="N", help="length of the context")
     command.add_argument("--targets", type=count, default=1, metavar="T", help="targets explained at once (1)")
@@ -113,7 +110,6 @@ def build() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXAMPLES,
     )
-    command.set_defaults(run=doctor.run)
     command.add_argument("model", help="a model directory, or a name on the Hugging Face hub")
     command.add_argument("--json", action="store_true", help="print the findings as JSON instead of a table")
     return parser
