@@ -14,8 +14,8 @@ def add_decision(command: argparse.ArgumentParser, required: bool) -> None:
     prompt.add_argument(
         "--prompt-file",
         metavar="FILE",
-        help="a file that holds the prompt, - for standard input: UTF-8, or UTF-16 or UTF-32 with a byte-order mark; the "
-        "mark and one line end at the file's end are not part of the prompt, and where all line ends are CR LF "
+        help="a file that holds the prompt, - for standard input: UTF-8, or UTF-16 or UTF-32 with a byte-order mark; "
+        "the mark and one line end at the file's end are not part of the prompt, and where all line ends are CR LF "
         "(Windows) they are read as LF",
     )
     command.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template first")

@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 
-from .load import read_config
+from .config import read_config
 
 
 def run(options: argparse.Namespace) -> int:
-    import transformers
-
     from ..doctor import examine
     from ..hf import unreadable_format
     from ..report.findings import findings
 
-    config = read_config(transformers, options)
+    config = read_config(options.model)
     weights = unreadable_format(config)
     found, checks = examine(config)
     healthy = weights is None and bool(checks) and all(check.passed for check in checks)

@@ -18,14 +18,10 @@ def explain(options: argparse.Namespace, graph=None):
     target = None if options.target is None else read_token(options.target)
     contrast = read_contrast(options.contrast)
 
-    import transformers
-
     from .. import Memory, attribute, plan
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     print(f"loading {options.model}", file=sys.stderr)
-    model, tokenizer = load(transformers, options)
+    model, tokenizer = load(options)
     if options.chat:
         prompt = _in_chat_template(prompt, tokenizer)
         ids = tokenizer.encode(prompt, add_special_tokens=False)  # the template writes its own special tokens

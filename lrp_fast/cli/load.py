@@ -1,46 +1,86 @@
-"""Models, tokenizers and configs, from a folder or the hub."""
+"""Models and tokenizers, from a folder or the hub: whole, and what their folder says they are; otherwise refused."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+import torch
+import transformers
 from safetensors import SafetensorError
 
+from . import adapters, kind, weights
+from .source import Source, find, first_line
 
-def load(transformers, options: argparse.Namespace):
-    import torch
 
+def load(options: argparse.Namespace):
+    """The model, on its device, and its tokenizer.
+
+    Raises:
+        ValueError: if there is none, or it is not what the checkpoint holds; in one sentence.
+    """
+    transformers.utils.logging.set_verbosity_error()  # what it reports is looked at here
+    transformers.utils.logging.disable_progress_bar()
+    device = _read_device(options.device)
+    source = find(options.model)
+    config = kind.read(source)
+    if (other := kind.foreign(source, config)) is not None:
+        raise ValueError(
+            f"{source.base!r} is a {other} by its config.json, no causal language model: explaining it as one would "
+            "explain a head that nobody trained; name the language model that it was made from"
+        )
+    if source.adapters:
+        adapters.check(source)
+    tokenizer = _load_tokenizer(source)
+    if source.config.get("auto_map"):
+        print(
+            f"{source.base} brings code of its own (auto_map), which is not run: transformers' "
+            f"{kind.loaded_class(config)} is explained",
+            file=sys.stderr,
+        )
     try:
-        device = torch.device(options.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {options.device} cannot be used: {str(error).splitlines()[0]}") from error
-    dtype = options.dtype or ("float32" if device.type == "cpu" else "auto")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
-            options.model, dtype=dtype, output_loading_info=True
+            source.base,
+            dtype=options.dtype or ("float32" if device.type == "cpu" else "auto"),
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # otherwise transformers does not say which
+            adapter_kwargs={"subfolder": "not-here"},  # one at a time: told of adapters, it does not tell of the model
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"cannot load {options.model!r}: {why}") from error
-    incomplete = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
-    if incomplete:  # transformers fills these with random numbers
-        raise ValueError(
-            f"the weights in {options.model!r} lack {len(incomplete)} that the model has, {incomplete[0]} first: "
-            "explaining random weights helps nobody; complete the checkpoint"
-        )
+        raise ValueError(f"cannot load {source.base!r}: {first_line(error)}") from error
+    weights.check(model, loading, source)
+    if source.adapters:
+        model = adapters.attach(model, source)
     return model.to(device).eval(), tokenizer
 
 
-def read_config(transformers, options: argparse.Namespace):
-    transformers.utils.logging.set_verbosity_error()
+def _read_device(name: str) -> torch.device:
     try:
-        config = transformers.AutoConfig.from_pretrained(options.model)
-    except (OSError, ValueError, KeyError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"cannot read the config of {options.model!r}: {why}") from error
-    if getattr(config, "quantization_config", None) is not None:
-        print(f"{options.model} is quantised: what follows is about the same model in floats", file=sys.stderr)
-    return config
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used: {first_line(error)}") from error
+    return device
+
+
+def _load_tokenizer(source: Source):
+    """The adapters' own, where they have one: its vocabulary may be larger."""
+    name = source.name if source.file("tokenizer_config.json") or source.file("tokenizer.json") else source.base
+    mend = (
+        "copy the files of the tokenizer of the model that it was made from, or save one there, in Python, by "
+        f"tokenizer.save_pretrained({name!r})"
+    )
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # every class of tokenizers has failures of its own
+        if "custom code" in str(error):
+            raise ValueError(
+                f"the tokenizer of {name!r} needs code from the checkpoint (auto_map), and lrp-fast runs no such code: "
+                "load model and tokenizer in Python, and hand both to lrp_fast.attribute"
+            ) from error
+        raise ValueError(f"{name!r} has no tokenizer that can be loaded ({first_line(error)}): {mend}") from error
+    if not set(tokenizer.get_vocab()) - set(tokenizer.added_tokens_encoder):
+        # Where no file says what its tokens are, transformers makes one of special tokens alone.
+        raise ValueError(f"{name!r} has no tokenizer: {mend}")
+    return tokenizer

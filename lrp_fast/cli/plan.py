@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 import json
 
+from .config import read_config
 from .explain import read_spec
-from .load import read_config
 
 
 def run(options: argparse.Namespace) -> int:
@@ -16,7 +16,7 @@ def run(options: argparse.Namespace) -> int:
 
     from .. import Memory, plan
 
-    config = read_config(transformers, options)
+    config = read_config(options.model)
     dtype = options.dtype or ("float32" if options.device == "cpu" else config.dtype or "float32")
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -30,6 +30,6 @@ def test_a_plan_counts_a_graph(directory, capsys):
 
 def test_a_plan_says_what_is_wrong(directory, tmp_path, capsys):
     assert main(["plan", str(tmp_path / "none"), "--tokens", "10"]) == 2
-    assert "cannot read the config of" in capsys.readouterr().err
+    assert "is neither a folder here nor a name on the hub" in capsys.readouterr().err
     assert main(["plan", directory, "--tokens", "100000", "--device-budget", "1MB"]) == 2
     assert "on cuda cannot hold one layer of 100000 tokens: at least" in capsys.readouterr().err
