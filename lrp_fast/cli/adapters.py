@@ -7,7 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from .source import Source, first_line
+from .source import Source, one_line
 
 
 def check(source: Source) -> None:
@@ -41,10 +41,13 @@ def attach(model, source: Source):
         with warnings.catch_warnings(action="ignore"):  # what it finds missing is looked at here
             loaded = wrapped.load_adapter(source.name, "default")
     except Exception as error:  # each kind of adapters has failures of its own
-        why = f"cannot load the adapters in {source.name!r} onto {source.base!r}: {first_line(error)}"
+        why = f"cannot load the adapters in {source.name!r} onto {source.base!r}: {one_line(error)}"
         raise ValueError(why) from error
-    for keys, fault in ((loaded.missing_keys, "lack"), (loaded.unexpected_keys, "have no place for")):
-        if keys:
-            raise ValueError(f"the adapters in {source.name!r} {fault} {len(keys)} weights, {sorted(keys)[0]} first")
+    whose = f"the adapters in {source.name!r}"
+    if missing := sorted(loaded.missing_keys):
+        raise ValueError(f"{whose} lack {len(missing)} of their weights, {missing[0]} first: complete them")
+    if left := sorted(loaded.unexpected_keys):
+        several = f"{len(left)} weight{'s' * (len(left) != 1)}"
+        raise ValueError(f"{whose} hold {several} that their config leaves no place for, {left[0]} first: correct it")
     model.config.name_or_path = source.name
     return wrapped

@@ -7,7 +7,7 @@ import re
 import transformers
 from transformers.models.auto import modeling_auto as auto
 
-from .source import Source
+from .source import Source, one_line
 
 _CAUSAL = re.compile("ForCausalLM|LMHeadModel|WithLMHead|DoubleHeadsModel")
 
@@ -21,20 +21,19 @@ def read(source: Source):
     name, given = source.base, source.config
     kind = given.get("model_type")
     if not isinstance(kind, str):
-        raise ValueError(f"the config.json of {name!r} names no model_type: add the one that transformers has for it")
+        raise ValueError(f"the config.json of {name!r} names no model_type: add it, such as 'llama'")
     if kind not in transformers.CONFIG_MAPPING:
         if given.get("auto_map"):
             raise ValueError(
-                f"{name!r} is a {kind!r} whose code lies in the checkpoint (auto_map), and lrp-fast runs no such code: "
-                "load it in Python, and hand the model to lrp_fast.attribute, with lrp_fast.hf.register for its modules"
+                f"{name!r} is a {kind!r}, whose code is in the checkpoint (auto_map), and not run: load it "
+                "in Python with trust_remote_code=True; lrp_fast.attribute explains it where rules cover its modules"
             )
         mend = f"a newer one may (this is {transformers.__version__}); otherwise correct the config.json of {name!r}"
         raise ValueError(f"transformers knows no model_type {kind!r}: {mend}")
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # what a config does with values that make no sense is its own affair
-        why = " ".join((str(error).strip() or type(error).__name__).split())
-        raise ValueError(f"transformers cannot read the config.json of {name!r}: {why}") from error
+        raise ValueError(f"transformers cannot read the config.json of {name!r}: {one_line(error)}") from error
     what = type(config).__name__
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"transformers has no causal language model for {name!r}, a {what}: nothing to explain")

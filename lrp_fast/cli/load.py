@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 import torch
@@ -10,7 +11,9 @@ import transformers
 from safetensors import SafetensorError
 
 from . import adapters, kind, weights
-from .source import Source, find, first_line
+from .source import Source, find, first_line, one_line
+
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
 def load(options: argparse.Namespace):
@@ -67,19 +70,18 @@ def _read_device(name: str) -> torch.device:
 def _load_tokenizer(source: Source):
     """The adapters' own, where they have one: its vocabulary may be larger."""
     name = source.name if source.file("tokenizer_config.json") or source.file("tokenizer.json") else source.base
-    mend = (
-        "copy the files of the tokenizer of the model that it was made from, or save one there, in Python, by "
-        f"tokenizer.save_pretrained({name!r})"
-    )
+    mend = "copy tokenizer.json and tokenizer_config.json there from the model that it was made from"
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # every class of tokenizers has failures of its own
         if "custom code" in str(error):
             raise ValueError(
-                f"the tokenizer of {name!r} needs code from the checkpoint (auto_map), and lrp-fast runs no such code: "
-                "load model and tokenizer in Python, and hand both to lrp_fast.attribute"
+                f"the tokenizer of {name!r} is code in the checkpoint (auto_map), and not run: load it in "
+                "Python with trust_remote_code=True, and hand it to lrp_fast.attribute with the model"
             ) from error
-        raise ValueError(f"{name!r} has no tokenizer that can be loaded ({first_line(error)}): {mend}") from error
+        if os.path.isdir(name) and not any(map(source.file, _VOCABULARIES)):
+            raise ValueError(f"{name!r} has no tokenizer: {mend}") from error
+        raise ValueError(f"the tokenizer in {name!r} cannot be loaded: {one_line(error)}") from error
     if not set(tokenizer.get_vocab()) - set(tokenizer.added_tokens_encoder):
         # Where no file says what its tokens are, transformers makes one of special tokens alone.
         raise ValueError(f"{name!r} has no tokenizer: {mend}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import errors, hf_hub_download
+from huggingface_hub import constants, errors, hf_hub_download
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils import validate_repo_id
 
@@ -83,8 +84,8 @@ def _file(name: str, filename: str) -> str | None:
     except errors.LocalEntryNotFoundError as error:
         if filename != "config.json":  # the cache has the model, and not this
             return None
-        why = "HF_HUB_OFFLINE forbids to ask" if _is_offline() else "the hub cannot be reached"
-        raise ValueError(f"{name!r} is no folder here and not in the hub's cache, and {why}") from error
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+        raise ValueError(f"{name!r} is no folder here, nor in the hub's cache, and {why}: name a folder") from error
     except errors.EntryNotFoundError:
         return None
     except errors.GatedRepoError as error:
@@ -95,12 +96,6 @@ def _file(name: str, filename: str) -> str | None:
         raise ValueError(f"{name!r} is neither a folder here nor a name on the hub; {mend}") from error
     except OSError as error:
         raise ValueError(f"{name!r} cannot be had from the hub: {first_line(error)}") from error
-
-
-def _is_offline() -> bool:
-    from huggingface_hub import constants
-
-    return constants.HF_HUB_OFFLINE
 
 
 def _refuse_what_is_no_name(name: str) -> None:
@@ -141,3 +136,8 @@ def _without_config(name: str) -> str:
 def first_line(error: Exception) -> str:
     """Of what foreign code says."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def one_line(error: Exception) -> str:
+    """More of it, where the first line alone says little."""
+    return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__

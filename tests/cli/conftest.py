@@ -28,6 +28,7 @@ def run(directory, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments, model=directory, command="attribute"):
+        capsys.readouterr()  # what transformers said when it saved something
         try:
             status = main([command, model, *arguments])
         except SystemExit as stop:

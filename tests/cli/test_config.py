@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import transformers
 
 from lrp_fast.cli import main
 
@@ -43,3 +44,37 @@ def test_the_doctor_knows_which_quantised_checkpoints_can_be_read(given, method,
     else:
         assert told["weights"].startswith(f"the checkpoint is quantised by {method}, which lrp_fast cannot read: load")
         assert f"weights NOT COVERED: {told['weights']}" in out
+
+
+NONE = "transformers has no causal language model for '{}', a {}: nothing to explain"
+ENCODER = "'{}' is an encoder, a {} with is_decoder=False: no next token, nothing to explain"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        *((transformers.T5Config(), NONE), (transformers.CLIPConfig(), NONE), (transformers.ViTConfig(), NONE)),
+        (transformers.LlavaConfig(), NONE),
+        *((transformers.BertConfig(), ENCODER), (transformers.XLMRobertaConfig(), ENCODER)),
+    ],
+    ids=lambda one: getattr(one, "model_type", ""),
+)
+def test_what_has_no_causal_form_is_refused_in_one_sentence(config, said, tmp_path, capsys):
+    config.save_pretrained(tmp_path)
+    for command in (["plan", "--tokens", "10"], ["doctor"], ["attribute", "--prompt", "a"], ["graph", "--prompt", "a"]):
+        capsys.readouterr()
+        assert main([command[0], str(tmp_path), *command[1:]]) == 2
+        out, err = capsys.readouterr()
+        (line,) = [line for line in err.splitlines() if not line.startswith("loading ")]
+        assert out == "" and line == "lrp-fast: " + said.format(tmp_path, type(config).__name__)
+
+
+@pytest.mark.parametrize("command", [["plan", "--tokens", "10", "--device", "cpu"], ["doctor"]])
+@pytest.mark.parametrize("name", ["LlamaForSequenceClassification", "LlamaForTokenClassification", "LlamaForCausalLM"])
+def test_a_classifier_is_read_as_its_language_model_and_that_is_said(name, command, directory, tmp_path, capsys):
+    config = json.loads((Path(directory) / "config.json").read_text("utf-8")) | {"architectures": [name]}
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    capsys.readouterr()
+    assert main([command[0], str(tmp_path), *command[1:]]) == 0
+    told = f"{tmp_path} is a {name}: what follows is about LlamaForCausalLM, the language model of that architecture\n"
+    assert capsys.readouterr().err == ("" if name == "LlamaForCausalLM" else told)
