@@ -36,14 +36,16 @@ def attach(model, source: Source):
 
     print(f"{source.name} holds adapters of {source.base}: explained with them", file=sys.stderr)
     try:
-        config = peft.PeftConfig.from_pretrained(source.name)
-        wrapped = peft.PeftModelForCausalLM(model, config)
         with warnings.catch_warnings(action="ignore"):  # what it finds missing is looked at here
+            wrapped = peft.PeftModelForCausalLM(model, peft.PeftConfig.from_pretrained(source.name))
             loaded = wrapped.load_adapter(source.name, "default")
     except Exception as error:  # each kind of adapters has failures of its own
         why = f"cannot load the adapters in {source.name!r} onto {source.base!r}: {one_line(error)}"
         raise ValueError(why) from error
     whose = f"the adapters in {source.name!r}"
+    if wrapped.active_peft_config.is_prompt_learning:
+        kind = wrapped.active_peft_config.peft_type.value
+        raise ValueError(f"{whose} are {kind}, tokens that no text has: name LoRA adapters, or the base model")
     if missing := sorted(loaded.missing_keys):
         raise ValueError(f"{whose} lack {len(missing)} of their weights, {missing[0]} first: complete them")
     if left := sorted(loaded.unexpected_keys):

@@ -10,8 +10,8 @@ from torch import nn
 from . import kind
 from .source import Source
 
-# What models compute for themselves, and older ones saved.
-_COMPUTED = re.compile(r"(^|\.)(inv_freq|original_inv_freq|masked_bias|position_ids|cos_cached|sin_cached)$")
+# What models compute for themselves, and older ones saved: rotations, positions, the masks of GPT-2 and GPT-NeoX.
+_COMPUTED = re.compile(r"(^|\.)((original_)?inv_freq|(cos|sin)_cached|position_ids|(attn|attention)\.(masked_)?bias)$")
 # Parts of a larger model that a token of a text does not pass.
 _BESIDE = re.compile(r"vision|visual|image|audio|speech|video|modal|projector|connect|resampler|talker|mtp|medusa")
 _DECODER = re.compile(r"layers?$|blocks?$|^h$|norm|^ln|embed|^wte$|^wpe$|rotary")  # what parts of a decoder are called
@@ -133,8 +133,7 @@ def _mend(key: str, model) -> str:
     layer = re.search(r"(?:layers|h|blocks)\.(\d+)\.", key)
     if layer and int(layer[1]) >= config.num_hidden_layers:
         return f"its config.json says num_hidden_layers={config.num_hidden_layers}: correct it"
-    word = "bias" if key.endswith("bias") else "norm" if "norm" in key else None
+    word = "bias" if key.endswith("bias") else next((one for one in ("norm", "cross") if one in key), None)
     flags = [name for name, value in config.to_dict().items() if word and word in name and value is False]
-    if flags:
-        return f"its config.json says {' and '.join(f'{name}=false' for name in flags)}: correct it"
-    return f"its config.json says model_type {config.model_type!r}, whose model has none such: correct it"
+    told = ", ".join([f"model_type {config.model_type!r}", *(f"{name}=false" for name in flags)])
+    return f"its config.json says {told}: correct what these weights contradict"

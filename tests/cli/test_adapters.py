@@ -187,3 +187,11 @@ def test_a_model_and_adapters_in_one_folder(adapted, directory, run, tmp_path):
     change(folder, base_model_name_or_path="nowhere")
     status, out, err = run(*PROMPT, *TWO, model=str(folder))
     assert status == 0 and out == expected and f"adapters of {folder}:" in err
+
+
+def test_virtual_tokens_are_refused(directory, run, tmp_path):
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(directory), config)
+    model.save_pretrained(tmp_path / "tokens")
+    status, out, err = run(*PROMPT, model="tokens")
+    assert status == 2 and out == "" and "are PROMPT_TUNING, tokens that no text has: name LoRA adapters" in err

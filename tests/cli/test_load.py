@@ -153,14 +153,14 @@ INSIDE = {
     "attention_bias": ({"attention_bias": False}, {}, "attention_bias=false"),
     "mlp_bias": ({"mlp_bias": False}, {}, "mlp_bias=false"),
     "a layer more": ({"num_hidden_layers": 2}, {}, "num_hidden_layers=2: correct it"),
-    "q norm": ({}, {LAYER + "self_attn.q_norm.weight": torch.ones(16)}, "model_type 'llama', whose model has none"),
+    "q norm": ({}, {LAYER + "self_attn.q_norm.weight": torch.ones(16)}, "model_type 'llama': correct what"),
     "adapters": ({}, {LAYER + "self_attn.q_proj.lora_A.weight": torch.ones(4, 64)}, "merge its adapters"),
     "adapters elsewhere": ({}, {"base_model.model.lora_B.weight": torch.ones(4, 64)}, "merge its adapters"),
     "scales": ({}, {LAYER + "mlp.up_proj.weight_scale": torch.ones(96)}, "put the quantization_config"),
     "scales_inv": ({}, {LAYER + "mlp.up_proj.weight_scale_inv": torch.ones(96)}, "put the quantization_config"),
-    "norm after embeddings": ({}, {"model.embed_norm.weight": torch.ones(64)}, "model_type 'llama'"),
-    "head's bias": ({}, {"lm_head.bias": torch.ones(11)}, "model_type 'llama'"),
-    "final norm's bias": ({}, {"model.norm.bias": torch.ones(64)}, "model_type 'llama'"),
+    "norm of embeddings": ({}, {"model.embed_norm.weight": torch.ones(64)}, "model_type 'llama': correct what these"),
+    "head's bias": ({}, {"lm_head.bias": torch.ones(11)}, "model_type 'llama': correct what these"),
+    "final norm's bias": ({}, {"model.norm.bias": torch.ones(64)}, "model_type 'llama': correct what these"),
 }
 
 
@@ -176,6 +176,17 @@ def test_weights_that_the_decoder_has_no_place_for_are_refused(case, changed, ru
 def test_it_is_counted_and_the_first_is_named(changed, run):
     line = refused(run, changed({"attention_bias": False}))
     assert "holds 12 weights that its config.json leaves no place for, model.layers.0.self_attn.k_proj.bias fir" in line
+
+
+def test_a_config_of_another_family_is_seen(tiny, directory, run, tmp_path):
+    tiny("qwen3", vocab_size=11).save_pretrained(tmp_path)
+    with_tokenizer(tmp_path, directory)
+    told = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(told | {"model_type": "llama", "architectures": None}), "utf-8")
+    line = refused(run, str(tmp_path))
+    assert "k_norm.weight first" in line and "says model_type 'llama': correct what these weights contradict" in line
+    (tmp_path / "config.json").write_text(json.dumps(told), "utf-8")
+    load(argparse.Namespace(model=str(tmp_path), device="cpu", dtype=None))
 
 
 def test_names_without_the_decoder_s_prefix_are_understood(tiny, directory, run, tmp_path):

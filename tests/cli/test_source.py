@@ -79,14 +79,13 @@ def test_a_hub_that_may_not_be_asked(name, refused, monkeypatch, tmp_path):
 )
 def test_what_the_hub_answers(error, said, refused, monkeypatch):
     if isinstance(error, type):
-        import httpx2 as httpx
-
-        error = error("no", response=httpx.Response(404, request=httpx.Request("GET", "https://huggingface.co")))
+        error = error.__new__(error, "no")  # otherwise it wants a response of whatever library the hub's client uses
 
     def answer(*_, **__):
         raise error
 
     monkeypatch.setattr(source, "hf_hub_download", answer)
+    monkeypatch.setattr(source.constants, "HF_HUB_OFFLINE", False)
     assert said in refused("org/model")
 
 
@@ -146,7 +145,7 @@ def test_a_gguf_file_has_to_become_a_folder(refused, tmp_path, monkeypatch):
         ),
         (
             '{"model_type": "llama", "num_attention_heads": "two"}',
-            "transformers cannot read the config.json of '{}': Validation error for field 'num_attention_heads': ",
+            "transformers cannot read the config.json of '{}': ",  # and each says in its own words why
         ),
     ],
 )
