@@ -12,8 +12,6 @@ from huggingface_hub import constants, errors, hf_hub_download
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils import validate_repo_id
 
-WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
-
 
 class Source(NamedTuple):
     """What `find` found."""
@@ -35,11 +33,16 @@ def find(name: str) -> Source:
         ValueError: if there is none, or none that can be reached; in one sentence.
     """
     config, adapters = _file(name, "config.json"), _file(name, "adapter_config.json")
-    if adapters is not None and not (config and _has_weights(name)):  # some trainers copy the base model's config
+    if adapters is not None:
+        if config is not None and _has_weights(name):  # without them, a trainer has copied the base model's config
+            raise ValueError(
+                f"{name!r} holds a whole model and adapters: move adapter_config.json and the adapters' weights to a "
+                f"folder of their own, where base_model_name_or_path names {name!r}"
+            )
         return Source(name, *_base(name, adapters), True)
     if config is None:
         raise ValueError(_without_config(name))
-    return Source(name, name, _read(config, name), adapters is not None)
+    return Source(name, name, _read(config, name), False)
 
 
 def _base(name: str, adapters: str) -> tuple[str, dict]:
@@ -48,6 +51,8 @@ def _base(name: str, adapters: str) -> tuple[str, dict]:
         raise ValueError(f"the adapter_config.json of {name!r} names no base model: let base_model_name_or_path do so")
     try:
         config = _file(base, "config.json")
+        if _file(base, "adapter_config.json") is not None:
+            raise ValueError(f"{base!r} holds adapters itself")
         if config is None:
             raise ValueError(_without_config(base))
         return base, _read(config, base)
@@ -57,8 +62,8 @@ def _base(name: str, adapters: str) -> tuple[str, dict]:
 
 
 def _has_weights(name: str) -> bool:
-    """Whether more than adapters lies there. (On the hub nobody looks: a config stands for its weights.)"""
-    return not os.path.isdir(name) or any(any(Path(name).glob(pattern)) for pattern in WEIGHTS)
+    """Whether more than adapters lies in a folder. On the hub, whatever has adapters is adapters to transformers."""
+    return any(any(Path(name).glob(pattern)) for pattern in ("model*.safetensors", "pytorch_model*.bin"))
 
 
 def _read(file: str, name: str, what: str = "config.json") -> dict:

@@ -176,7 +176,7 @@ def test_the_base_model_is_looked_at_too(adapted, directory, run, tmp_path):
 
 
 def test_a_model_and_adapters_in_one_folder(adapted, directory, run, tmp_path):
-    """The weights that lie there are meant; where there are none, a trainer has copied the base model's config."""
+    """Without the weights, a trainer has copied the base model's config; with them, one folder is two models."""
     folder = adapted()
     expected = run(*PROMPT, *TWO, model=str(folder))[1]
     shutil.copy(f"{directory}/config.json", folder)
@@ -184,9 +184,23 @@ def test_a_model_and_adapters_in_one_folder(adapted, directory, run, tmp_path):
     assert status == 0 and out == expected and f"adapters of {directory}:" in err
     for file in Path(directory).iterdir():
         shutil.copy(file, folder)
-    change(folder, base_model_name_or_path="nowhere")
     status, out, err = run(*PROMPT, *TWO, model=str(folder))
-    assert status == 0 and out == expected and f"adapters of {folder}:" in err
+    assert status == 2 and out == "" and f"'{folder}' holds a whole model and adapters: move adapter_config.json" in err
+    (tmp_path / "own").mkdir()
+    for file in folder.glob("adapter_*"):
+        shutil.move(file, tmp_path / "own")
+    change(tmp_path / "own", base_model_name_or_path=str(folder))
+    status, out, _ = run(*PROMPT, *TWO, model="own")
+    assert status == 0 and out == expected.replace("adapters, rule", "own, rule")
+
+
+def test_adapters_of_adapters(adapted, directory, run, tmp_path):
+    first = adapted()
+    shutil.copytree(first, tmp_path / "second")
+    change(tmp_path / "second", base_model_name_or_path=str(first))
+    for command, more in (("attribute", PROMPT), ("plan", PLAN)):
+        status, out, err = run(*more, model="second", command=command)
+        assert status == 2 and out == "" and f"not to be had: '{first}' holds adapters itself; let base_model" in err
 
 
 def test_virtual_tokens_are_refused(directory, run, tmp_path):

@@ -90,6 +90,8 @@ def test_a_checkpoint_with_missing_weights_is_refused(changed, run, tmp_path):
     assert line.endswith("complete the checkpoint") and run(*PROMPT, model=changed())[0] == 0
     (tmp_path / "changed" / "model.safetensors").write_bytes(b"x" * 100)
     assert "cannot load" in refused(run, broken)
+    (tmp_path / "changed" / "model.safetensors").rename(tmp_path / "changed" / "pytorch_model.bin")
+    assert "cannot load" in refused(run, broken)
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module."])
