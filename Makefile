@@ -107,7 +107,7 @@ gpu:
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache lrp_fast/_native*.so demo.html demo.json demo.safetensors \
 	  demo-graph.html
-	@find lrp_fast kernels tests benchmarks demo -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	@find lrp_fast lrp_fast_cli kernels tests benchmarks demo -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Why this interpreter will not do; nothing and exit status 0 where it will.
 define CHECK_PYTHON

@@ -10,9 +10,10 @@ from setuptools import find_packages, setup
 from setuptools.errors import CompileError, LinkError
 
 # The folder kernels/ is the package lrp_fast.kernels. It must never answer to `import kernels`: that name is Hugging
-# Face's. Because of this mapping an editable install works through an import hook that knows the two packages by name,
-# and the root of the repository is not put on sys.path.
-PACKAGES = [*find_packages(include=["lrp_fast", "lrp_fast.*"]), "lrp_fast.kernels"]
+# Face's. Because of this mapping an editable install works through an import hook that knows the packages by name,
+# and the root of the repository is not put on sys.path. lrp_fast_cli lies beside lrp_fast because whatever lies inside
+# imports lrp_fast first, and with it torch and transformers.
+PACKAGES = [*find_packages(include=["lrp_fast", "lrp_fast.*", "lrp_fast_cli"]), "lrp_fast.kernels"]
 PACKAGE_DIR = {"lrp_fast.kernels": "kernels"}
 
 OPENMP_PROBE = "#include <omp.h>\nint main() { return omp_get_max_threads() > 0 ? 0 : 1; }\n"

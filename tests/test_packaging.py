@@ -84,7 +84,7 @@ def wheel(tmp_path_factory) -> list[str]:
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in"):
         if (REPO / name).exists():
             shutil.copy(REPO / name, source)
-    for name in ("lrp_fast", "kernels", "csrc"):
+    for name in ("lrp_fast", "lrp_fast_cli", "kernels", "csrc"):
         shutil.copytree(REPO / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.so", "*.pyd"))
     out = tmp_path_factory.mktemp("wheel")
     subprocess.run(
@@ -97,8 +97,8 @@ def wheel(tmp_path_factory) -> list[str]:
 
 
 @pytest.mark.slow
-def test_wheel_installs_one_top_level_package(wheel):
-    assert {name.partition("/")[0] for name in wheel if ".dist-info/" not in name} == {"lrp_fast"}
+def test_wheel_installs_the_package_and_where_its_command_line_begins(wheel):
+    assert {name.partition("/")[0] for name in wheel if ".dist-info/" not in name} == {"lrp_fast", "lrp_fast_cli"}
     assert len([name for name in wheel if name.startswith("lrp_fast/_native.")]) == 1
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel)
 
@@ -107,7 +107,8 @@ def test_wheel_installs_one_top_level_package(wheel):
 def test_wheel_holds_every_module_and_data_file(wheel):
     expected = {f"lrp_fast/{path.relative_to(REPO)}" for path in (REPO / "kernels").glob("*.py")}
     expected.add("lrp_fast/kernels/tiles.json")
+    expected |= {f"lrp_fast_cli/{path.name}" for path in (REPO / "lrp_fast_cli").glob("*.py")}
     for pattern in ("**/*.py", "report/*.html", "report/*.css", "report/*.js"):
         expected |= {str(path.relative_to(REPO)) for path in (REPO / "lrp_fast").glob(pattern)}
     assert expected <= set(wheel)
-    assert "lrp_fast/kernels/__init__.py" in expected
+    assert {"lrp_fast/kernels/__init__.py", "lrp_fast_cli/__init__.py"} <= expected

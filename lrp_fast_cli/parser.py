@@ -1,0 +1,115 @@
+"""What can be asked for: the options of every command, and its help."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .options import add_building, add_decision, add_dtype_and_memory, count, pruning
+
+EXAMPLES = """\
+examples:
+  lrp-fast attribute HuggingFaceTB/SmolLM2-135M-Instruct --prompt "The capital of Australia is"
+      shows the ten best next tokens and explains the first against the second
+  lrp-fast attribute ./my-model --prompt-file case.txt --target " Sydney" --contrast " Canberra" --out case
+      explains a wrong answer against the right one; writes case.html, case.json and case.safetensors
+  lrp-fast graph ./my-model --prompt-file case.txt --html route.html --save route.safetensors
+      shows by which route that preference came about; route.html is a picture of it
+  lrp-fast plan meta-llama/Llama-3.1-70B --tokens 100000 --device-budget 60GB
+      would it fit? Reads the model's config.json only, and runs nothing
+  lrp-fast doctor Qwen/Qwen3-30B-A3B
+      is it covered? Reads config.json only, and tries the rules on a small random copy
+"""
+
+# What goes into a graph when it is built, so that a graph file has no use for it.
+BUILDING = [
+    *("prompt", "prompt_file", "chat", "target", "contrast", "position", "rule", "device", "dtype"),
+    *("device_budget", "host_budget", "offload_dir", "topk", "mass", "node_threshold", "absolute", "layers"),
+]
+
+
+def build() -> argparse.ArgumentParser:
+    """The parser of ``lrp-fast``: one sub-parser a command; ``command`` is its name."""
+    parser = argparse.ArgumentParser(
+        prog="lrp-fast",
+        description="Explain why a language model preferred one token over another.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    command = commands.add_parser(
+        "attribute",
+        help="distribute one decision over the prompt's tokens and every hidden state",
+        description="Distribute a logit difference over the input tokens and hidden states of a Hugging Face model.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES,
+    )
+    command.add_argument("model", help="a model directory, or a name on the Hugging Face hub")
+    add_decision(command, required=True)
+    command.add_argument("--top", type=count, default=10, metavar="K", help="tokens in the table (10)")
+    command.add_argument(
+        "--out", type=Path, default=Path("attribution"), metavar="NAME",
+        help="write NAME.html, NAME.json and NAME.safetensors (attribution)",
+    )  # fmt: skip
+    command.add_argument("--json", action="store_true", help="print the result as JSON instead of a table")
+    add_dtype_and_memory(command)
+
+    command = commands.add_parser(
+        "graph",
+        help="show by which route a decision came about: from which token, at which layer, to which",
+        description="Build the graph whose edges carry relevance from one hidden state to those of the next layer, or\n"
+        "take one from a file. Prune it, print what is left and the best paths, and write it where an\n"
+        "option says so.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES,
+    )
+    command.add_argument("model", help="a model directory, a name on the hub, or a graph file, NAME.safetensors")
+    add_decision(command, required=False)
+    add_building(command, "16, unless --mass")
+    add_dtype_and_memory(command)
+    shown = command.add_argument_group("what is kept, shown and written")
+    shown.add_argument(
+        "--prune",
+        type=pruning,
+        metavar="HOW",
+        help="influence:NODES,EDGES (shares of the influence on the decision), mass:P (of each layer's |weight|), "
+        "threshold:X (edges above X) or none; if left out, influence:0.8,0.98, and none for a graph file",
+    )
+    shown.add_argument("--paths", type=count, default=5, metavar="K", help="best paths in the table (5)")
+    shown.add_argument("--save", type=Path, metavar="FILE", help="write what was kept as a graph file, .safetensors")
+    shown.add_argument("--html", type=Path, metavar="FILE", help="write a page to look at; it opens offline")
+    shown.add_argument("--node-link", type=Path, metavar="FILE", help="write JSON as networkx and d3 read it")
+    shown.add_argument(
+        "--neuronpedia", type=Path, metavar="FILE", help="write the JSON that Neuronpedia and circuit-tracer open"
+    )
+    shown.add_argument("--json", action="store_true", help="print counts, paths and measures as JSON, not as a table")
+    command.set_defaults(defaults={name: command.get_default(name) for name in BUILDING})
+
+    command = commands.add_parser(
+        "plan",
+        help="say what an attribution would take, before anything runs",
+        description="Reckon memory and operations of an attribution from a model's config.json: no weights are read.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES,
+    )
+    command.add_argument("model", help="a model directory, or a name on the Hugging Face hub")
+    command.add_argument("--tokens", type=count, required=True, metavar="N", help="length of the context")
+    command.add_argument("--targets", type=count, default=1, metavar="T", help="targets explained at once (1)")
+    command.add_argument("--rule", default="attnlrp", choices=("attnlrp", "cp", "gradient"), help="propagation rule")
+    command.add_argument("--json", action="store_true", help="print the plan as JSON instead of a table")
+    command.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="where it would run (cuda)")
+    add_building(command, "no graph, unless --mass")
+    add_dtype_and_memory(command)
+
+    command = commands.add_parser(
+        "doctor",
+        help="say which parts of a model are covered by which rule, and check the rules on a small copy",
+        description="List a model's module classes with the rule that covers each, from config.json alone, and check\n"
+        "the rules' identities on a small random copy of the architecture, in float64 on the CPU.\n"
+        "Exit status 1 if something is not covered or a check fails.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES,
+    )
+    command.add_argument("model", help="a model directory, or a name on the Hugging Face hub")
+    command.add_argument("--json", action="store_true", help="print the findings as JSON instead of a table")
+    return parser
