@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .graph import GraphSpec
-from .hf import LayerSize, check, layer_sizes, vocabulary_size, weight_bytes
+from .hf import LayerSize, check, check_language_model, layer_sizes, vocabulary_size, weight_bytes
 from .ops.edges import HELD
 from .rules import Rules, as_rules
 
@@ -143,8 +143,7 @@ def plan(
         if count < 1:
             raise ValueError(f"{name} must be at least 1, not {count}")
     check(model)
-    if not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None:
-        raise ValueError(f"{type(model).__name__} has no next-token logits: load the model with AutoModelForCausalLM")
+    check_language_model(model)
     if device not in ("cuda", "cpu"):
         raise ValueError(f"device must be 'cuda' or 'cpu', not {device!r}")
     memory = memory or Memory()

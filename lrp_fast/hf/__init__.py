@@ -9,6 +9,7 @@ from .families import decoder_layers, register
 from .patching import patched
 from .replay import Recorded, recording, replaying, tracing
 from .sizes import LayerSize, device_of, layer_sizes, vocabulary_size, weight_bytes
+from .taken import check_language_model, check_weights
 from .weights import unreadable_format
 
 register_attention()
@@ -19,6 +20,8 @@ __all__ = [
     "Recorded",
     "UnsupportedModuleError",
     "check",
+    "check_language_model",
+    "check_weights",
     "contributions",
     "coverage",
     "decoder_layers",
