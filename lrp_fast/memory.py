@@ -156,7 +156,8 @@ def plan(
     sizes = planned
     if graph is not None:
         graph.check(len(sizes))
-    context = _Context(n_tokens, positions, targets, vocabulary_size(model), model.dtype, as_rules(rule), graph)
+    dtype = model.get_input_embeddings().weight.dtype  # a vision tower beside it may have another
+    context = _Context(n_tokens, positions, targets, vocabulary_size(model), dtype, as_rules(rule), graph)
     devices = dict.fromkeys([*(size.device for size in sizes), _HOST])
     budgets = {device: _budget(device, memory, elsewhere) for device in devices}
     edges = _edges(len(sizes), context)

@@ -99,6 +99,8 @@ def _refused(module: nn.Module) -> str | None:
         )
     if handler in handlers.LINEARS:
         return weights.unreadable(module)
+    if handler in wrappers.HANDLERS:
+        return wrappers.unreadable(module)
     if handler in (*experts.ROUTERS, *experts.EXPERTS, *handlers.NORMS):
         return next(filter(None, map(weights.not_floats, module.parameters(recurse=False))), None)
     return None

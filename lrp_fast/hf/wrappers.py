@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import sys
 from typing import Any
 
 from torch import Tensor, nn
@@ -58,6 +59,9 @@ WRAPPERS = {
 # How they call what text passes through. Whatever else they hold is at rest.
 _WAY = ("model", "language_model", "text_model", "lm_head")
 _HARMLESS = ("device", "dtype")  # what some ask of a part at rest
+# What token_type_ids, where a wrapper takes them, say of text that is read causally: PaliGemma's of what follows the
+# prompt, Gemma 3's of what is no image.
+_CAUSAL = {"PaliGemma": 1, "Gemma3": 0}
 
 
 def beside(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -84,9 +88,17 @@ def headed_wrapper(module: nn.Module, rules: Rules) -> Overlay:
     head, which passes relevance by the identity rule. Here the head sees to both, and the wrapper hears of neither.
     """
     own, cap = forward_of(module), _cap(module)
+    name = type(module).__name__
+    causal = _CAUSAL.get(name.removesuffix("ForConditionalGeneration"))
 
     @functools.wraps(own)
     def forward(*args, logits_to_keep=0, **named):
+        if causal is not None and named.get("token_type_ids") is not None:
+            if (named.pop("token_type_ids") != causal).any():
+                raise ValueError(
+                    f"token_type_ids mark tokens that {name} reads in both directions, which lrp_fast has no rule for: "
+                    "leave them out to have all tokens read causally"
+                )
         head, config = module.get_output_embeddings(), module.config
         whole = forward_of(head)
 
@@ -104,6 +116,17 @@ def headed_wrapper(module: nn.Module, rules: Rules) -> Overlay:
 
 
 HANDLERS = (wrapper, headed_wrapper)
+
+
+def unreadable(module: nn.Module) -> str | None:
+    """Why a wrapper cannot be explained even on text, as the end of a sentence that names it; None where it can."""
+    by_itself = hasattr(sys.modules[type(module).__module__], "create_causal_mask_mapping")  # a mask of its own
+    if type(module).__name__ == "PaliGemmaModel" and by_itself:
+        return (
+            "reads its prompt in both directions in this release of transformers, which lrp_fast has no rule for: "
+            "install a newer one, which reads text alone causally"
+        )
+    return None
 
 
 def _at_rest(module: nn.Module) -> Overlay:
