@@ -371,11 +371,15 @@ def _plan(options: argparse.Namespace) -> int:
     import transformers
 
     from . import Memory, plan
+    from .hf import language_model_class
 
     config = _read_config(transformers, options)
     dtype = options.dtype or ("float32" if options.device == "cpu" else config.dtype or "float32")
+    model_class = language_model_class(config)
+    if model_class is None:
+        raise ValueError(f"transformers has no causal language model for a {type(config).__name__}: nothing to plan")
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = model_class._from_config(config, dtype=dtype)
     memory = Memory(options.device_budget, options.host_budget, options.offload_dir)
     graph = None if options.topk is None and options.mass is None else _read_spec(options)
     if graph is None and (options.layers or options.node_threshold or options.absolute):
@@ -517,6 +521,8 @@ def _check_files(option: str, out: Path, suffixes: tuple[str, ...] = ("",)) -> N
 def _load(transformers, options: argparse.Namespace):
     import torch
 
+    from .hf import language_model_class
+
     try:
         device = torch.device(options.device)
         torch.empty(0, device=device)
@@ -525,7 +531,9 @@ def _load(transformers, options: argparse.Namespace):
     dtype = options.dtype or ("float32" if device.type == "cpu" else "auto")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
-        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(options.model)
+        model_class = language_model_class(config) or transformers.AutoModelForCausalLM  # which says why it has none
+        model, loading = model_class.from_pretrained(
             options.model, dtype=dtype, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

@@ -5,12 +5,13 @@ from .attention import real_tokens, register_attention
 from .contributions import contributions
 from .coverage import Coverage, UnsupportedModuleError, check, coverage
 from .definitions import gaps_to_definitions
-from .families import decoder_layers, register
+from .families import at_rest, decoder_layers, register
 from .patching import patched
 from .replay import Recorded, recording, replaying, tracing
 from .sizes import LayerSize, device_of, layer_sizes, vocabulary_size, weight_bytes
-from .taken import check_language_model, check_weights
+from .taken import check_language_model, check_weights, language_model_class
 from .weights import unreadable_format
+from .wrappers import give_language_model
 
 register_attention()
 
@@ -19,6 +20,7 @@ __all__ = [
     "LayerSize",
     "Recorded",
     "UnsupportedModuleError",
+    "at_rest",
     "check",
     "check_language_model",
     "check_weights",
@@ -27,7 +29,9 @@ __all__ = [
     "decoder_layers",
     "device_of",
     "gaps_to_definitions",
+    "give_language_model",
     "handlers",
+    "language_model_class",
     "layer_sizes",
     "patched",
     "real_tokens",

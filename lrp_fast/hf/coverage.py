@@ -12,12 +12,16 @@ from . import experts, handlers, weights, wrappers
 from .families import FAMILIES, at_rest, handled, handler_of
 
 
+LOAD = "transformers.AutoModelForCausalLM.from_pretrained"
+
+
 class UnsupportedModuleError(TypeError):
     """A model holds a module that no propagation rule covers."""
 
 
 def check(model: nn.Module) -> None:
     """Raise `UnsupportedModuleError` for the first module of ``model`` that has no handler, or is refused with it."""
+    check_module(model)
     if handler_of(model) is None and (why := _wraps(model)) is not None:
         raise UnsupportedModuleError(why)
     for path, module in handled(model):
@@ -31,6 +35,14 @@ def check(model: nn.Module) -> None:
                 f"no propagation rule covers {where} (families covered: {', '.join(FAMILIES)}): register one with "
                 f"lrp_fast.hf.register({name}, handler), where lrp_fast.hf.handlers has ready ones"
             )
+
+
+def check_module(model) -> None:
+    """Raise ``TypeError`` for what is no module at all."""
+    if not isinstance(model, nn.Module):
+        held = isinstance(getattr(model, "model", None), PreTrainedModel)
+        mend = "pass its .model" if held else f"load one with {LOAD}"
+        raise TypeError(f"model must be a loaded transformers model, not {type(model).__name__}: {mend}")
 
 
 def _wraps(model: nn.Module) -> str | None:

@@ -7,11 +7,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .coverage import UnsupportedModuleError, check
+from .coverage import LOAD, UnsupportedModuleError, check, check_module
 from .families import handled, handler_of, is_wrapper
-
-_LOAD = "transformers.AutoModelForCausalLM.from_pretrained"
-
+from .wrappers import WRAPPERS
 
 def check_language_model(model) -> None:
     """Whether ``model`` is one that gives logits of the next token from the tokens before it.
@@ -20,11 +18,8 @@ def check_language_model(model) -> None:
         TypeError: if it is no module at all. ValueError: if it gives none.
         UnsupportedModuleError: if it gives them, by what no rule covers. (Not in every such case: `check` is thorough.)
     """
+    check_module(model)
     name = type(model).__name__
-    if not isinstance(model, nn.Module):
-        inner = getattr(model, "model", None)
-        mend = "pass its .model" if isinstance(inner, PreTrainedModel) else f"load one with {_LOAD}"
-        raise TypeError(f"model must be a loaded transformers model, not {name}: {mend}")
     core = _without_adapters(model)
     if getattr(getattr(core, "config", None), "is_encoder_decoder", False):
         raise ValueError(f"{name} is an encoder-decoder model: lrp_fast explains decoder-only language models")
@@ -34,7 +29,7 @@ def check_language_model(model) -> None:
         return
     check(core)
     if not any(map(_is_language_model, core.modules())):
-        raise ValueError(f"{name} has no next-token logits to explain: load a language model with {_LOAD}")
+        raise ValueError(f"{name} has no next-token logits to explain: load a language model with {LOAD}")
 
 
 def check_weights(model: nn.Module) -> None:
@@ -50,9 +45,25 @@ def check_weights(model: nn.Module) -> None:
     for path, module in handled(model):
         if any(weight.is_meta for weight in module.parameters(recurse=False)):
             raise ValueError(
-                f"{path} of {name} has no weights, being on the 'meta' device: load the model with {_LOAD} "
+                f"{path} of {name} has no weights, being on the 'meta' device: load the model with {LOAD} "
                 "(lrp_fast.plan needs none)"
             )
+
+
+def language_model_class(config) -> type[PreTrainedModel] | None:
+    """The class of transformers that makes next-token logits with a ``config`` of this kind; None where there is none."""
+    if getattr(config, "is_encoder_decoder", False):
+        return None
+    for mapping in (
+        transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+        transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        transformers.MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    ):
+        if type(config) in mapping:
+            return mapping[type(config)]
+    home = type(config).__module__.split(".")[-2]  # audio models are in a table with encoder-decoders
+    found = getattr(transformers, f"{WRAPPERS.get(home)}ForConditionalGeneration", None)
+    return found if found is not None and found.config_class is type(config) else None
 
 
 def _without_adapters(model: nn.Module) -> nn.Module:
@@ -98,7 +109,7 @@ def _whole_of(model: PreTrainedModel) -> str | None:
         return None
     if is_wrapper(base):
         return type(base).__name__.removesuffix("Model") + "ForConditionalGeneration"
-    whole = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
+    whole = language_model_class(model.config)
     return None if whole is None or handler_of(whole) is None else "AutoModelForCausalLM"
 
 

@@ -69,6 +69,17 @@ def beside(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, part) for name, part in module.named_children() if name not in _WAY]
 
 
+def give_language_model(wrapper: nn.Module, model: nn.Module) -> None:
+    """Put a language model, with its head, in place of the wrapper's own."""
+    inner = wrapper.base_model
+    (name,) = (name for name in ("language_model", "text_model") if hasattr(inner, name))
+    if hasattr(wrapper, "lm_head"):
+        setattr(inner, name, model.base_model)
+        wrapper.lm_head = model.get_output_embeddings()
+    else:  # older releases of some have it within
+        setattr(inner, name, model)
+
+
 def wrapper(module: nn.Module, rules: Rules) -> Overlay:
     """As `leave`. The parts beside the language model are refused where anything is asked of them."""
     own = forward_of(module)

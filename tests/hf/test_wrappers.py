@@ -1,15 +1,18 @@
 """Models that read images or sounds, given text alone: relevance is that of their language model alone."""
 
 import copy
-import sys
 
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 import lrp_fast
-from lrp_fast import GraphSpec, Memory, UnsupportedModuleError, attribute, patched
-from lrp_fast.hf import coverage
+from lrp_fast import GraphSpec, Memory, UnsupportedModuleError, attribute, doctor, patched
+from lrp_fast.cli import main
+from lrp_fast.hf import coverage, give_language_model
 from lrp_fast.hf.families import at_rest, handled
 from lrp_fast.hf.wrappers import WRAPPERS
 
@@ -99,13 +102,7 @@ def wrapped(tiny):
         with torch.device("meta"):
             model = class_of(home)(config)
         model = model.to(dtype).to_empty(device="cpu")
-        inner = model.model if hasattr(model, "model") else model
-        name = "text_model" if hasattr(inner, "text_model") else "language_model"
-        if hasattr(model, "lm_head"):
-            setattr(inner, name, alone.base_model)
-            model.lm_head = alone.get_output_embeddings()
-        else:
-            setattr(inner, name, alone)
+        give_language_model(model, alone)
         return model.eval(), alone
 
     return build
@@ -300,3 +297,36 @@ def test_coverage_tells_of_the_parts_at_rest(wrapped):
     tower = found[type(model.model.vision_tower).__name__]
     assert (tower.rule, tower.path) == ("not run by text alone; refused if it is", "model.vision_tower")
     assert all(one.rule for one in found.values()) and found["Linear"].path == "model.language_model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("home", "family"), [("llava", "llama"), ("idefics3", "llama"), ("qwen2_audio", "qwen2"), ("gemma3", "gemma3")]
+)
+def test_the_doctor_examines_the_wrapper(home, family, wrapped, monkeypatch):
+    model, _ = wrapped(home, family, torch.float32)
+    found, checks = doctor.examine(model.config)
+    assert all(one.rule for one in found) and "not run by text alone; refused if it is" in {one.rule for one in found}
+    assert len(checks) >= 7 and all(check.passed for check in checks), checks
+    small = doctor._small(model.config)
+    assert type(small) is type(model) and {one.device.type for one in small.parameters()} == {"cpu"}
+    monkeypatch.setattr(lrp_fast.ops, "rms_norm", lambda x, *rest, **named: x * 2)
+    assert not all(check.passed for check in doctor.checks(model.config))
+
+
+def test_the_command_line_takes_a_wrapper(wrapped, tmp_path, capsys):
+    model, _ = wrapped("llava", "llama", torch.float32)
+    with torch.no_grad():
+        for _, part in at_rest(model):
+            for parameter in part.parameters():
+                parameter.zero_()
+    model.save_pretrained(tmp_path)
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(97)}, "w0"))
+    words.pre_tokenizer = Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0").save_pretrained(tmp_path)
+    assert main(["plan", str(tmp_path), "--tokens", "10", "--device", "cpu"]) == 0
+    assert main(["doctor", str(tmp_path)]) == 0
+    assert "not run by text alone" in capsys.readouterr().out
+    given = ["--prompt", "w3 w4 w5", "--target", "w7", "--out", str(tmp_path / "case")]
+    assert main(["attribute", str(tmp_path), *given]) == 0
+    found = lrp_fast.load(tmp_path / "case.safetensors").layers
+    assert gap(found, attribute(model, [3, 4, 5], 7, ("top", 1)).layers) <= 1e-4
