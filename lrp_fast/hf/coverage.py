@@ -47,7 +47,7 @@ def check_module(model) -> None:
 
 def _wraps(model: nn.Module) -> str | None:
     """Of somebody's module around a model of transformers, as a sentence: which one to pass in its place."""
-    if isinstance(model, PreTrainedModel) or hasattr(model, "get_base_model"):  # peft's holds more than the model
+    if isinstance(model, PreTrainedModel) or weights.unreadable_adapter(model) is not None:
         return None
     name = type(model).__name__
     if name == "FullyShardedDataParallel":
@@ -104,6 +104,8 @@ def _treatment(module: nn.Module) -> tuple[str | None, str]:
 def _refused(module: nn.Module) -> str | None:
     """Why a rule does not cover a module of a class that it covers, as the end of a sentence that names the module."""
     handler = handler_of(module)
+    if handler is None:
+        return weights.unreadable_adapter(module)
     if handler is handlers.falcon_attention and module.config.alibi:
         return (
             "has no rotary positions, but ALiBi's biases on its scores, which lrp_fast has no rule for: only a Falcon "

@@ -9,7 +9,7 @@ from torch import nn
 
 from . import experts, handlers, wrappers
 from .handlers import Handler
-from .weights import ADAPTED, mixes_tokens, qualified_name
+from .weights import ADAPTED, is_adapter, mixes_tokens, qualified_name
 
 # What transformers calls the parts of a model, and how most of them are built: pre-norm blocks with RMSNorm, rotary
 # positions and a gated MLP.
@@ -121,8 +121,11 @@ _TABLE: dict[str, Handler] = {
     "peft.tuners.lora.layer.Embedding": handlers.adapted_embedding,
     "peft.tuners.lora.model.LoraModel": handlers.leave,
     "peft.utils.other.ModulesToSaveWrapper": handlers.leave,
-    "peft.peft_model.PeftModelForCausalLM": handlers.leave,
     "peft.peft_model.PeftModel": handlers.leave,
+    **{
+        f"peft.peft_model.PeftModelFor{task}": handlers.leave
+        for task in ("CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering")
+    },
     "torch.nn.modules.normalization.LayerNorm": handlers.layer_norm,
     "torch.nn.modules.activation.SiLU": handlers.activation("silu"),
     "torch.nn.modules.activation.ReLU": handlers.activation("relu"),
@@ -169,7 +172,7 @@ def handled(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if module in inside:
             continue
         yield path, module
-        if handler_of(module) in handlers.WHOLE:
+        if handler_of(module) in handlers.WHOLE or (handler_of(module) is None and is_adapter(module)):
             inside.update(module.modules())
         for _, part in wrappers.beside(module) if is_wrapper(module) else ():
             inside.update(part.modules())
