@@ -7,11 +7,21 @@ from typing import NamedTuple
 
 import torch
 import transformers
+from torch import nn
 
 from .attribution import attribute
 from .between import between
 from .graph import GraphSpec
-from .hf import Coverage, coverage, decoder_layers, gaps_to_definitions, patched
+from .hf import (
+    Coverage,
+    at_rest,
+    coverage,
+    decoder_layers,
+    gaps_to_definitions,
+    give_language_model,
+    language_model_class,
+    patched,
+)
 from .memory import Memory, plan
 
 
@@ -33,12 +43,16 @@ def examine(config) -> tuple[list[Coverage], list[Check]]:
     Raises:
         ValueError: if transformers has no causal language model of that config.
     """
-    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+    found = coverage(_on_meta(config))
+    return found, [] if any(one.rule is None for one in found) else checks(config)
+
+
+def _on_meta(config):
+    model_class = language_model_class(config)
+    if model_class is None:
         raise ValueError(f"transformers has no causal language model for a {type(config).__name__}: nothing to explain")
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
-    found = coverage(model)
-    return found, [] if any(one.rule is None for one in found) else checks(config)
+        return model_class._from_config(copy.deepcopy(config))
 
 
 def checks(config, tokens: int = 19) -> list[Check]:
@@ -49,7 +63,7 @@ def checks(config, tokens: int = 19) -> list[Check]:
     operation hands back is what its definition in `lrp_fast.reference` does (`gaps_to_definitions` says of which).
     """
     model = _small(config)
-    ids = torch.randint(3, model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(3, model.config.get_text_config().vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
     given = {"target": 5, "contrast": 7}
 
     first: list[torch.Tensor] = []  # layer 0: the embeddings, with learned positions where there are some
@@ -91,7 +105,25 @@ def _gap(found: torch.Tensor, truth: torch.Tensor) -> float:
 
 
 def _small(config):
-    """A random model of the architecture: two layers, of both kinds where there are two, and every part narrow."""
+    """A random model of the architecture: two layers, of both kinds where there are two, and every part narrow.
+
+    Of one that reads images or sounds as well, its own forward pass around a small language model; what text alone does
+    not run is left out.
+    """
+    alone = _small_language_model(config.get_text_config())
+    if isinstance(alone, language_model_class(config)):
+        return alone
+    model = _on_meta(config)
+    model.config.text_config = alone.config
+    for path, _ in list(at_rest(model)):
+        left_out = nn.Identity()
+        left_out.device, left_out.dtype = alone.device, alone.dtype  # which some ask of it
+        model.set_submodule(path, left_out)
+    give_language_model(model, alone)
+    return model.eval()
+
+
+def _small_language_model(config):
     config = copy.deepcopy(config)
     queries = config.num_attention_heads
     keys = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or queries

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .graph import GraphSpec
-from .hf import LayerSize, check, layer_sizes, vocabulary_size, weight_bytes
+from .hf import LayerSize, check, check_language_model, layer_sizes, vocabulary_size, weight_bytes
 from .ops.edges import HELD
 from .rules import Rules, as_rules
 
@@ -143,8 +143,7 @@ def plan(
         if count < 1:
             raise ValueError(f"{name} must be at least 1, not {count}")
     check(model)
-    if not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None:
-        raise ValueError(f"{type(model).__name__} has no next-token logits: load the model with AutoModelForCausalLM")
+    check_language_model(model)
     if device not in ("cuda", "cpu"):
         raise ValueError(f"device must be 'cuda' or 'cpu', not {device!r}")
     memory = memory or Memory()
@@ -157,7 +156,8 @@ def plan(
     sizes = planned
     if graph is not None:
         graph.check(len(sizes))
-    context = _Context(n_tokens, positions, targets, vocabulary_size(model), model.dtype, as_rules(rule), graph)
+    dtype = model.get_input_embeddings().weight.dtype  # a vision tower beside it may have another
+    context = _Context(n_tokens, positions, targets, vocabulary_size(model), dtype, as_rules(rule), graph)
     devices = dict.fromkeys([*(size.device for size in sizes), _HOST])
     budgets = {device: _budget(device, memory, elsewhere) for device in devices}
     edges = _edges(len(sizes), context)

@@ -6,10 +6,9 @@ import operator
 from typing import NamedTuple
 
 import torch
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from . import targets
-from .hf import check, vocabulary_size
+from .hf import check, check_language_model, check_weights, vocabulary_size
 from .rules import Rules, as_rules
 from .stream import Objective
 from .targets import Explained, Request
@@ -87,17 +86,10 @@ def _pairs(target, contrast) -> list[tuple]:
 
 def check_model(model) -> None:
     """As `read` does, before it looks at anything else."""
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"model must be a loaded transformers model, not {type(model).__name__}")
-    name = type(model).__name__
-    config = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(f"{name} is an encoder-decoder model: lrp_fast explains decoder-only language models")
-    classes = {base.__name__ for module in model.modules() for base in type(module).__mro__}  # an adapter may be around
-    if classes.isdisjoint(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
-        raise ValueError(f"{name} has no next-token logits to explain: load the model with AutoModelForCausalLM")
+    check_language_model(model)
+    check_weights(model)
     if model.training:
-        raise ValueError(f"{name} is in training mode: call model.eval() first")
+        raise ValueError(f"{type(model).__name__} is in training mode: call model.eval() first")
     check(model)
 
 
@@ -129,7 +121,7 @@ def _check_ids(ids: torch.Tensor, model) -> None:
     wrong = ids[(ids < 0) | (ids >= rows)]
     if len(wrong):
         raise ValueError(f"input_ids holds token {int(wrong[0])}, outside the vocabulary, 0 to {rows - 1}")
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and len(ids) > longest:
         raise ValueError(f"the prompt has {len(ids)} tokens, more than the model's {longest} positions: shorten it")
 

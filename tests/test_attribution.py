@@ -299,7 +299,7 @@ def test_models_that_cannot_be_explained(tiny, ids):
         "vocab_size": 99,
     }
     with pytest.raises(
-        ValueError, match="BertForMaskedLM has no next-token logits to explain: load the model with AutoM"
+        ValueError, match="BertForMaskedLM has no next-token logits to explain: lrp_fast explains decoder-only"
     ):
         attribute(transformers.BertForMaskedLM(transformers.BertConfig(**small)).eval(), ids)
     with pytest.raises(ValueError, match="LlamaModel has no next-token logits"):

@@ -7,6 +7,7 @@ import re
 import transformers
 from transformers.models.auto import modeling_auto as auto
 
+from ..hf import language_model_class
 from .source import Source, one_line
 
 _CAUSAL = re.compile("ForCausalLM|LMHeadModel|WithLMHead|DoubleHeadsModel")
@@ -35,7 +36,7 @@ def read(source: Source):
     except Exception as error:  # what a config does with values that make no sense is its own affair
         raise ValueError(f"transformers cannot read the config.json of {name!r}: {one_line(error)}") from error
     what = type(config).__name__
-    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+    if language_model_class(config) is None:
         raise ValueError(f"transformers has no causal language model for {name!r}, a {what}: nothing to explain")
     is_encoder = kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_encoder_decoder", False)
     if is_encoder and getattr(config, "is_decoder", True) is False:
@@ -44,8 +45,8 @@ def read(source: Source):
 
 
 def loaded_class(config) -> str:
-    """The class that `AutoModelForCausalLM` makes of a config."""
-    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
+    """The class that is made of a config."""
+    return language_model_class(config).__name__
 
 
 def declared(source: Source) -> list[str]:

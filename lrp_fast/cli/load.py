@@ -9,6 +9,7 @@ import sys
 import torch
 import transformers
 
+from ..hf import language_model_class
 from . import adapters, kind, weights
 from .source import Source, find, first_line, one_line
 
@@ -41,10 +42,9 @@ def load(options: argparse.Namespace):
             file=sys.stderr,
         )
     try:
-        model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+        model, loading = language_model_class(config).from_pretrained(
             source.base,
             dtype=options.dtype or ("float32" if device.type == "cpu" else "auto"),
-            trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # otherwise transformers does not say which
         )

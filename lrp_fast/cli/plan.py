@@ -12,14 +12,14 @@ from .explain import read_spec
 
 def run(options: argparse.Namespace) -> int:
     import torch
-    import transformers
 
     from .. import Memory, plan
+    from ..hf import language_model_class
 
     config = read_config(options.model)
     dtype = options.dtype or ("float32" if options.device == "cpu" else config.dtype or "float32")
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = language_model_class(config)._from_config(config, dtype=dtype)
     memory = Memory(options.device_budget, options.host_budget, options.offload_dir)
     graph = None if options.topk is None and options.mass is None else read_spec(options)
     if graph is None and (options.layers or options.node_threshold or options.absolute):

@@ -5,14 +5,16 @@ from .attention import real_tokens, register_attention
 from .contributions import contributions
 from .coverage import Coverage, UnsupportedModuleError, check, coverage
 from .definitions import gaps_to_definitions
-from .families import register
+from .families import at_rest, register
 from .hooks import check_hooks, is_watched
 from .layers import decoder_layers
 from .overlay import is_thread
 from .patching import passing, patched
 from .replay import Recorded, recording, replaying, tracing
 from .sizes import LayerSize, device_of, layer_sizes, vocabulary_size, weight_bytes
+from .taken import check_language_model, check_weights, language_model_class
 from .weights import unreadable_format
+from .wrappers import give_language_model
 
 register_attention()
 
@@ -21,16 +23,21 @@ __all__ = [
     "LayerSize",
     "Recorded",
     "UnsupportedModuleError",
+    "at_rest",
     "check",
     "check_hooks",
+    "check_language_model",
+    "check_weights",
     "contributions",
     "coverage",
     "decoder_layers",
     "device_of",
     "gaps_to_definitions",
+    "give_language_model",
     "handlers",
     "is_thread",
     "is_watched",
+    "language_model_class",
     "layer_sizes",
     "passing",
     "patched",

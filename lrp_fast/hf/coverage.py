@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from torch import nn
+from transformers import PreTrainedModel
 
-from . import experts, handlers, weights
-from .families import FAMILIES, handled, handler_of
+from . import experts, handlers, weights, wrappers
+from .families import FAMILIES, at_rest, handled, handler_of
 
-# As their checkpoints name the weights, a bare from_pretrained of the language model would leave it random.
-_READS_IMAGES = {
-    "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM.from_pretrained(..., key_mapping={'^language_model.': ''})",
-}
+
+LOAD = "transformers.AutoModelForCausalLM.from_pretrained"
 
 
 class UnsupportedModuleError(TypeError):
@@ -22,6 +21,9 @@ class UnsupportedModuleError(TypeError):
 
 def check(model: nn.Module) -> None:
     """Raise `UnsupportedModuleError` for the first module of ``model`` that has no handler, or is refused with it."""
+    check_module(model)
+    if handler_of(model) is None and (why := _wraps(model)) is not None:
+        raise UnsupportedModuleError(why)
     for path, module in handled(model):
         name = type(module).__name__
         where = f"module {path!r}, a {name}" if path else f"the model itself, a {name}"
@@ -29,12 +31,31 @@ def check(model: nn.Module) -> None:
         if why is not None:
             raise UnsupportedModuleError(f"{where}, {why}")
         if handler_of(module) is None:
-            if name in _READS_IMAGES:
-                raise UnsupportedModuleError(f"no propagation rule covers {_images(name)}")
             raise UnsupportedModuleError(
                 f"no propagation rule covers {where} (families covered: {', '.join(FAMILIES)}): register one with "
                 f"lrp_fast.hf.register({name}, handler), where lrp_fast.hf.handlers has ready ones"
             )
+
+
+def check_module(model) -> None:
+    """Raise ``TypeError`` for what is no module at all."""
+    if not isinstance(model, nn.Module):
+        held = isinstance(getattr(model, "model", None), PreTrainedModel)
+        mend = "pass its .model" if held else f"load one with {LOAD}"
+        raise TypeError(f"model must be a loaded transformers model, not {type(model).__name__}: {mend}")
+
+
+def _wraps(model: nn.Module) -> str | None:
+    """Of somebody's module around a model of transformers, as a sentence: which one to pass in its place."""
+    if isinstance(model, PreTrainedModel) or weights.unreadable_adapter(model) is not None:
+        return None
+    name = type(model).__name__
+    if name == "FullyShardedDataParallel":
+        return f"{name} keeps the weights in shards: load the model whole, without it"
+    for path, inner in model.named_modules():
+        if isinstance(inner, PreTrainedModel):
+            return f"{name} is no model of transformers, but holds one: pass its .{path}, a {type(inner).__name__}"
+    return None
 
 
 class Coverage(NamedTuple):
@@ -58,17 +79,14 @@ class Coverage(NamedTuple):
 def coverage(model: nn.Module) -> list[Coverage]:
     """One entry a module class, in the order in which the model holds them. The model may be on the "meta" device."""
     found: dict[tuple, list[str]] = {}
-    whole = next((type(one).__name__ for _, one in handled(model) if type(one).__name__ in _READS_IMAGES), None)
-    teach = "lrp_fast.hf.register teaches a class its rule" if whole is None else _images(whole)
+    teach = "lrp_fast.hf.register teaches a class its rule"
     for path, module in handled(model):
         rule, kernel = _treatment(module)
         mend = "" if rule is not None else _refused(module) or teach
         found.setdefault((type(module), rule, kernel, mend), []).append(path)
+    for path, module in at_rest(model):
+        found.setdefault((type(module), _AT_REST, "", ""), []).append(path)
     return [Coverage(cls.__name__, len(paths), paths[0], *how) for (cls, *how), paths in found.items()]
-
-
-def _images(name: str) -> str:
-    return f"what {name} does with images: load its language model alone, with {_READS_IMAGES[name]}"
 
 
 def _treatment(module: nn.Module) -> tuple[str | None, str]:
@@ -86,6 +104,8 @@ def _treatment(module: nn.Module) -> tuple[str | None, str]:
 def _refused(module: nn.Module) -> str | None:
     """Why a rule does not cover a module of a class that it covers, as the end of a sentence that names the module."""
     handler = handler_of(module)
+    if handler is None:
+        return weights.unreadable_adapter(module)
     if handler is handlers.falcon_attention and module.config.alibi:
         return (
             "has no rotary positions, but ALiBi's biases on its scores, which lrp_fast has no rule for: only a Falcon "
@@ -93,13 +113,15 @@ def _refused(module: nn.Module) -> str | None:
         )
     if handler in handlers.LINEARS:
         return weights.unreadable(module)
+    if handler in wrappers.HANDLERS:
+        return wrappers.unreadable(module)
     if handler in (*experts.ROUTERS, *experts.EXPERTS, *handlers.NORMS):
         return next(filter(None, map(weights.not_floats, module.parameters(recurse=False))), None)
     return None
 
 
 def _words() -> Iterator[tuple]:
-    for handler in (handlers.leave, handlers.masking_model, handlers.dropout):
+    for handler in (handlers.leave, handlers.masking_model, handlers.dropout, wrappers.wrapper):
         yield handler, ("left as it is: sums, constants, parts with rules of their own", "")
     for handler in (handlers.decoder_layer, handlers.pre_norm_decoder_layer):
         yield handler, ("residual sum: plain; what it puts out are nodes", "")
@@ -114,7 +136,8 @@ def _words() -> Iterator[tuple]:
         yield handler, ("act(gate) and up half each (cp: up)", "Triton")
     for handler in (handlers.mlp, handlers.falcon_mlp, handlers.gpt2_mlp):
         yield handler, ("left as it is: parts with rules of their own", "")
-    yield handlers.capped_language_model, ("the cap on its logits: identity", "PyTorch")
+    for handler in (handlers.capped_language_model, wrappers.headed_wrapper):
+        yield handler, ("a cap on its logits: identity", "PyTorch")
     for handler in experts.ROUTERS:
         yield handler, ("plain softmax and transpose; the choice passes nothing", "PyTorch")
     yield experts.gated_experts, ("act(gate) and up half each (cp: up); routing weight and output half each", "Triton")
@@ -123,6 +146,7 @@ def _words() -> Iterator[tuple]:
         yield handler, ("routing weight and expert half each (cp: expert)", "PyTorch")
 
 
+_AT_REST = "not run by text alone; refused if it is"
 _LINEAR = "plain transpose, epsilon and gamma rules"
 _BY_ROWS = (f"{_LINEAR}, of the dequantised or adapted matrix", "PyTorch, some rows at a time")
 _WORDS = dict(_words())

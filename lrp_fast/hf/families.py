@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from . import experts, handlers
+from . import experts, handlers, wrappers
 from .handlers import Handler
-from .weights import ADAPTED, mixes_tokens, qualified_name
+from .weights import ADAPTED, is_adapter, mixes_tokens, qualified_name
 
 # What transformers calls the parts of a model, and how most of them are built: pre-norm blocks with RMSNorm, rotary
 # positions and a gated MLP.
@@ -122,8 +122,11 @@ _TABLE: dict[str, Handler] = {
     "peft.tuners.lora.layer.Embedding": handlers.adapted_embedding,
     "peft.tuners.lora.model.LoraModel": handlers.leave,
     "peft.utils.other.ModulesToSaveWrapper": handlers.leave,
-    "peft.peft_model.PeftModelForCausalLM": handlers.leave,
     "peft.peft_model.PeftModel": handlers.leave,
+    **{
+        f"peft.peft_model.PeftModelFor{task}": handlers.leave
+        for task in ("CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering")
+    },
     "torch.nn.modules.normalization.LayerNorm": handlers.layer_norm,
     "torch.nn.modules.activation.SiLU": handlers.activation("silu"),
     "torch.nn.modules.activation.ReLU": handlers.activation("relu"),
@@ -136,6 +139,9 @@ _TABLE: dict[str, Handler] = {
 for _home, _prefix, _different in _FAMILIES.values():
     for _part, _handler in (_PARTS | _different).items():
         _TABLE[f"transformers.models.{_home}.modeling_{_home}.{_prefix}{_part}"] = _handler
+for _home, _prefix in wrappers.WRAPPERS.items():
+    _TABLE[f"transformers.models.{_home}.modeling_{_home}.{_prefix}Model"] = wrappers.wrapper
+    _TABLE[f"transformers.models.{_home}.modeling_{_home}.{_prefix}ForConditionalGeneration"] = wrappers.headed_wrapper
 
 
 def handler_of(module: nn.Module | type[nn.Module]) -> Handler | None:
@@ -160,14 +166,29 @@ def register(cls: type[nn.Module], handler: Handler) -> None:
 
 
 def handled(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """As ``named_modules``, without the parts of modules that are handled whole."""
+    """As ``named_modules``, without the parts of modules that are handled whole, and those that text alone does not run
+    (`at_rest`)."""
     inside: set[nn.Module] = set()
     for path, module in model.named_modules():
         if module in inside:
             continue
         yield path, module
-        if handler_of(module) in handlers.WHOLE:
+        if handler_of(module) in handlers.WHOLE or (handler_of(module) is None and is_adapter(module)):
             inside.update(module.modules())
+        for _, part in wrappers.beside(module) if is_wrapper(module) else ():
+            inside.update(part.modules())
+
+
+def is_wrapper(module: nn.Module) -> bool:
+    """Whether the module holds a language model, and parts beside it that text alone does not run."""
+    return handler_of(module) in wrappers.HANDLERS
+
+
+def at_rest(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The parts of a model that text alone does not run, with their paths; their own parts are not told."""
+    for path, module in handled(model):
+        if is_wrapper(module):
+            yield from ((f"{path}.{name}".lstrip("."), part) for name, part in wrappers.beside(module))
 
 
 def branch_dtype(layer: nn.Module) -> torch.dtype:

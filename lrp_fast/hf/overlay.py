@@ -22,16 +22,16 @@ _NOTHING = object()
 def laid(overlays: Iterable[tuple[nn.Module, str, object]], refusal: str | None = None) -> Iterator[None]:
     """Lay each (module, attribute, value) over its module; what it covers comes back, also after an exception.
 
-    In other threads, functions are the covered ones, or raise ``refusal`` where there is one, and a config is the
-    covered one.
+    In other threads, functions are the covered ones, or raise ``refusal`` where there is one, and a config or a part of
+    the module is the covered one.
     """
     thread, covered = threading.get_ident(), []
     try:
         for module, name, value in overlays:
             under = module.__dict__.get(name, _NOTHING)
             covered.append((module, name, under))
-            if name == "config":
-                value = _Seen(value, under, thread)
+            if name == "config" or name in module._modules:
+                value = _Seen(value, getattr(module, name), thread)
             elif callable(value):
                 value = _for(thread, value, _covered(module, name, under), refusal)
             module.__dict__[name] = value
@@ -95,7 +95,7 @@ def _for(thread: int, ours: Callable, theirs: Callable | None, refusal: str | No
 
 
 class _Seen:
-    """A config that is one object for one thread, and another for all others."""
+    """One object for one thread, and another for all others."""
 
     __slots__ = ("ours", "theirs", "thread")
 
@@ -112,6 +112,9 @@ class _Seen:
     def __delattr__(self, name):
         delattr(_seen(self), name)
 
+    def __call__(self, *args, **named):
+        return _seen(self)(*args, **named)
+
     def __eq__(self, other):
         return _seen(self) == other
 
@@ -121,6 +124,6 @@ class _Seen:
     __hash__ = None
 
 
-def _seen(config: _Seen) -> object:
-    own = functools.partial(object.__getattribute__, config)
+def _seen(one: _Seen) -> object:
+    own = functools.partial(object.__getattribute__, one)
     return own("ours") if is_thread(own("thread")) else own("theirs")

@@ -24,6 +24,13 @@ _ADAPTABLE = (
     "bitsandbytes.nn.modules.Linear8bitLt",
     "bitsandbytes.nn.modules.Linear4bit",
 )
+# Of peft's other kinds of adapters: what peft does not merge, and those that add to the prompt instead of the model.
+_UNMERGEABLE = (
+    *("AdaptionPromptModel", "LilyModel", "PolyModel", "ShadowModel", "XLoraModel"),
+    *("ALoraLinearVariant", "ArrowLinearVariant", "QALoraLinearVariant"),
+)
+_PROMPTS = ("cartridge", "cpt", "multitask_prompt_tuning", "p_tuning", "prefix_tuning", "prompt_tuning")
+_QUANTISED_LORA = ("aqlm", "awq", "eetq", "gptq", "hqq", "inc", "te")
 _PLAIN = ("torch.Tensor", "torch.nn.parameter.Parameter")
 _INT8 = "bitsandbytes.nn.modules.Int8Params"
 _4_BITS = "bitsandbytes.nn.modules.Params4bit"
@@ -98,7 +105,7 @@ def unreadable(module: nn.Module) -> str | None:
         for name in _active(module):
             if name in module.lora_variant:
                 variant = type(module.lora_variant[name]).__name__
-                return f"has the adapter {name!r} of a kind that is not plain LoRA ({variant}): merge it first"
+                return f"has the adapter {name!r} of a kind that is not plain LoRA ({variant}): {_without(variant)}"
         if qualified_name(type(module.base_layer)) not in (*ADAPTED, *_ADAPTABLE):
             return f"has adapters on a {type(module.base_layer).__name__}, which lrp_fast cannot read: merge them first"
         if any(map(is_offloaded, module.modules())):
@@ -121,6 +128,34 @@ def unreadable(module: nn.Module) -> str | None:
     if kind in _TORCHAO and getattr(weight, "act_pre_scale", None) is not None:
         return "scales its input before it is quantised: quantise the model without SmoothQuant or AWQ"
     return None if kind in (_INT8, _4_BITS, *_TORCHAO) else not_floats(weight)
+
+
+def unreadable_adapter(module: nn.Module) -> str | None:
+    """As `unreadable`, of the modules of peft that are not those of plain LoRA; None for modules of anybody else."""
+    origin = type(module).__module__.split(".")
+    if origin[0] != "peft":
+        return None
+    name, kind = type(module).__name__, origin[2] if origin[1] == "tuners" else ""
+    if kind in _PROMPTS:
+        return (
+            "adds trained vectors that are no tokens of the prompt, which lrp_fast has no rule for: pass "
+            "model.get_base_model() to explain the model without them"
+        )
+    if kind == "lora" and origin[3] in _QUANTISED_LORA:
+        return f"has adapters on a {type(module.base_layer).__name__}, which lrp_fast cannot read: load the model {_INSTEAD}"
+    return f"has adapters that are not plain LoRA, and no rule of lrp_fast: {_without(name)}"
+
+
+def is_adapter(module: nn.Module) -> bool:
+    """Whether the module is peft's, and no model that it adapts."""
+    return type(module).__module__.startswith("peft.") and not type(module).__name__.endswith("Model")
+
+
+def _without(kind: str) -> str:
+    """What to do about adapters of a kind that has no rule."""
+    if kind in _UNMERGEABLE:
+        return "as peft cannot merge them into the weights, load the model without them"
+    return "merge them first (merge_and_unload of the peft.PeftModel)"
 
 
 def not_floats(weight: Tensor) -> str | None:

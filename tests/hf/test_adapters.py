@@ -1,9 +1,11 @@
 """LoRA adapters of peft, not merged: relevance is that of the merged model."""
 
 import copy
+import inspect
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -233,22 +235,196 @@ def test_the_doctor_counts_an_adapted_map_as_one(tiny):
     assert not any("lora_A" in one.path for one in found)
 
 
-def test_what_is_not_one_linear_map_is_refused(tiny, ids):
-    dora = adapted(tiny("llama"), target_modules=["v_proj"], use_dora=True)
-    with pytest.raises(
-        UnsupportedModuleError, match="v_proj', a Linear, has the adapter 'default' of a kind that is not"
-    ):
-        attribute(dora, ids)
-    with dora.disable_adapter():
-        attribute(dora, ids)
-    config = peft.IA3Config(target_modules=["v_proj"], feedforward_modules=[], task_type="CAUSAL_LM")
-    with pytest.raises(UnsupportedModuleError, match="no propagation rule covers module 'base_model', a IA3Model"):
-        attribute(peft.get_peft_model(tiny("llama"), config).eval(), ids)
-    config = peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
-    with pytest.raises(
-        UnsupportedModuleError, match="no propagation rule covers module 'prompt_encoder.*PromptEmbedding"
-    ):
-        attribute(peft.get_peft_model(tiny("llama"), config).eval(), ids)
+# kind: its config class, and what that needs; each can be merged
+OTHERS = {
+    "dora": ("LoraConfig", {"use_dora": True}),
+    "kasa": ("LoraConfig", {"kasa_config": ("KasaConfig", {})}),
+    "trainable tokens with lora": ("LoraConfig", {"trainable_token_indices": [1, 60]}),
+    "parameters": ("LoraConfig", {"target_modules": ["v_proj"], "target_parameters": ["mlp.up_proj.weight"]}),
+    "ia3": ("IA3Config", {"target_modules": ["v_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
+    "loha": ("LoHaConfig", {}),
+    "lokr": ("LoKrConfig", {}),
+    "adalora": ("AdaLoraConfig", {"total_step": 10}),
+    "vera": ("VeraConfig", {"target_modules": ["q_proj"]}),
+    "oft": ("OFTConfig", {"oft_block_size": 16, "r": 0}),
+    "ln_tuning": ("LNTuningConfig", {"target_modules": ["input_layernorm"]}),
+    "hra": ("HRAConfig", {}),
+    "fourierft": ("FourierFTConfig", {"n_frequency": 10}),
+    "trainable tokens": ("TrainableTokensConfig", {"token_indices": [1, 60], "target_modules": ["embed_tokens"]}),
+    "randlora": ("RandLoraConfig", {}),
+    "vblora": ("VBLoRAConfig", {"vector_length": 16, "num_vectors": 8}),
+    "miss": ("MissConfig", {"r": 8}),
+    "shira": ("ShiraConfig", {"r": 2}),
+}
+MERGE = r"(merge_and_unload of the peft.PeftModel)"
+
+
+def config_of(name, given):
+    if not hasattr(peft, name):
+        pytest.skip("this peft does not have it")
+    given = {key: config_of(*one) if isinstance(one, tuple) else one for key, one in given.items()}
+    nested = "task_type" not in inspect.signature(getattr(peft, name)).parameters
+    if not nested:
+        given = {"target_modules": ["v_proj", "up_proj"], "task_type": "CAUSAL_LM"} | given
+    return getattr(peft, name)(**{key: value for key, value in given.items() if value is not None})
+
+
+def trained(model, config):
+    """``model`` with adapters that do something."""
+    wrapped, generator = peft.get_peft_model(model, config).eval(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter))
+    return wrapped
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_kinds_of_adapters_are_merged_first(kind, tiny, ids):
+    name, given = OTHERS[kind]
+    plain = tiny("llama", attention_bias=False, mlp_bias=False)
+    model = trained(copy.deepcopy(plain), config_of(name, given))
+    with torch.no_grad():
+        own = model(input_ids=ids).logits
+        assert gap(own, plain(ids).logits) > 1e-2, "the adapters do nothing"
+    for call in (lambda: attribute(model, ids), lambda: lrp_fast.plan(model, 23), lambda: patched(model).__enter__()):
+        with pytest.raises(UnsupportedModuleError, match="module 'base_model.*merge them first") as refused:
+            call()
+        assert str(refused.value).endswith(MERGE) and "register" not in str(refused.value)
+    assert {MERGE} == {one.mend[-len(MERGE) :] for one in coverage(model) if one.rule is None}
+    mended = model.merge_and_unload().eval()
+    assert gap(mended(ids).logits.detach(), own) <= 1e-5
+    assert attribute(mended, ids, 3).value == pytest.approx(own[0, -1, 3].item(), rel=1e-4)
+
+
+def test_a_mixture_of_kinds_is_merged_first(tiny, ids):
+    first = config_of("LoraConfig", {"init_lora_weights": False})
+    model = peft.get_peft_model(tiny("llama"), first, mixed=True).eval()
+    model.add_adapter("two", config_of("LoHaConfig", {"init_weights": False}))
+    model.set_adapter(["default", "two"])
+    own = model(input_ids=ids).logits.detach()
+    with pytest.raises(UnsupportedModuleError, match="the model itself, a PeftMixedModel, has adapters that are not") as no:
+        attribute(model.eval(), ids)
+    assert str(no.value).endswith(MERGE)
+    mended = model.merge_and_unload().eval()
+    assert gap(mended(ids).logits.detach(), own) <= 1e-5
+    assert attribute(mended, ids, 3).value == pytest.approx(own[0, -1, 3].item(), rel=1e-4)
+
+
+def test_another_kind_that_transformers_holds_itself(tiny, ids, tmp_path):
+    """It cannot merge: the mend says who can."""
+    model = trained(tiny("llama"), config_of(*OTHERS["ia3"]))
+    own = model(input_ids=ids).logits.detach()
+    model.save_pretrained(tmp_path)
+    held = tiny("llama")
+    held.load_adapter(tmp_path)
+    assert gap(held.eval()(ids).logits.detach(), own) <= 1e-5
+    with pytest.raises(UnsupportedModuleError, match="layers.0.self_attn.v_proj', a Linear, has adapters that are not"):
+        attribute(held, ids)
+    mended = peft.PeftModel.from_pretrained(tiny("llama"), tmp_path).merge_and_unload().eval()
+    assert attribute(mended, ids, 3).value == pytest.approx(own[0, -1, 3].item(), rel=1e-4)
+
+
+UNMERGEABLE = {
+    "alora": ("LoraConfig", {"alora_invocation_tokens": [5]}),
+    "poly": ("PolyConfig", {}),
+    "lily": ("LilyConfig", {}),
+    "adaption": ("AdaptionPromptConfig", {"adapter_len": 3, "adapter_layers": 1, "target_modules": None}),
+    "shadow": ("ShadowConfig", {"target_modules": None}),
+}
+
+
+@pytest.mark.parametrize("kind", UNMERGEABLE)
+def test_what_peft_cannot_merge_is_said_so(kind, tiny, ids):
+    name, given = UNMERGEABLE[kind]
+    model = trained(tiny("llama"), config_of(name, given))
+    why = "as peft cannot merge them into the weights, load the model without them$"
+    with pytest.raises(UnsupportedModuleError, match=why):
+        attribute(model, ids)
+    with pytest.raises((NotImplementedError, AttributeError)):
+        model.merge_and_unload()
+    assert attribute(tiny("llama"), ids).layers.shape == (4, 23)
+
+
+def test_a_mixture_of_loras_is_not_merged(tiny, ids, tmp_path):
+    """X-LoRA weighs its adapters anew for each token; merging them would be something else."""
+    if not hasattr(peft, "XLoraConfig"):
+        pytest.skip("this peft does not have it")
+    for name in ("one", "two"):
+        adapted(tiny("llama"), target_modules=["v_proj"]).save_pretrained(tmp_path / name)
+    base = tiny("llama")
+    config = peft.XLoraConfig(
+        task_type="CAUSAL_LM", hidden_size=64, adapters={name: str(tmp_path / name) for name in ("one", "two")}
+    )
+    base.config.use_cache = False
+    model = peft.get_peft_model(base, config).eval()
+    with pytest.raises(UnsupportedModuleError, match="a XLoraModel, .* as peft cannot merge them into the weights, load"):
+        attribute(model, ids)
+
+
+PROMPTS = {
+    "prompt": ("PromptTuningConfig", {}),
+    "p": ("PromptEncoderConfig", {"encoder_hidden_size": 16}),
+    "prefix": ("PrefixTuningConfig", {}),
+    "multitask": ("MultitaskPromptTuningConfig", {"num_tasks": 2}),
+}
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_trained_prompts_are_no_tokens(kind, tiny, ids):
+    name, given = PROMPTS[kind]
+    plain = tiny("llama")
+    model = trained(copy.deepcopy(plain), config_of(name, given | {"num_virtual_tokens": 3, "target_modules": None}))
+    why = (
+        "module 'prompt_encoder.default', a .*, adds trained vectors that are no tokens of the prompt, which lrp_fast "
+        r"has no rule for: pass model.get_base_model\(\) to explain the model without them$"
+    )
+    for call in (lambda: attribute(model, ids), lambda: lrp_fast.plan(model, 23)):
+        with pytest.raises(UnsupportedModuleError, match=why):
+            call()
+    assert torch.equal(attribute(model.get_base_model(), ids, 3, 5).layers, attribute(plain, ids, 3, 5).layers)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"use_rslora": True},
+        {"lora_bias": True},
+        {"init_lora_weights": "pissa"},
+        {"layers_to_transform": [1]},
+        {"rank_pattern": {"up_proj": 2}, "alpha_pattern": {"v_proj": 12}},
+        {"bias": "lora_only"},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_what_is_plain_lora_under_another_name(given, tiny, ids):
+    plain = tiny("llama")
+    model = trained(copy.deepcopy(plain), config_of("LoraConfig", given))
+    own = model(input_ids=ids).logits.detach()
+    assert gap(own, plain(ids).logits.detach()) > 1e-2, "the adapters do nothing"
+    found = attribute(model, ids, 3, 5).layers
+    mended = copy.deepcopy(model).merge_and_unload().eval()
+    assert gap(mended(ids).logits.detach(), own) <= 1e-5
+    assert gap(found, attribute(mended, ids, 3, 5).layers) <= 1e-4
+
+
+def test_a_classifier_with_adapters_differentiates_its_scores(tiny, ids, monkeypatch):
+    monkeypatch.setattr(lrp_fast.hf.families, "_TABLE", dict(lrp_fast.hf.families._TABLE))
+    config = copy.deepcopy(tiny("llama").config)
+    config.num_labels = 1
+    base = transformers.LlamaForSequenceClassification(config).eval()
+    model = trained(base, config_of("LoraConfig", {"task_type": "SEQ_CLS"}))
+    with pytest.raises(ValueError, match="^LlamaForSequenceClassification has no next-token logits to explain, but scor"):
+        attribute(model, ids)
+    lrp_fast.hf.register(transformers.LlamaForSequenceClassification, lrp_fast.hf.handlers.leave)
+    x = model.get_input_embeddings()(ids).detach().requires_grad_()
+    with patched(model):
+        model(inputs_embeds=x).logits.sum().backward()
+    mended = copy.deepcopy(model).merge_and_unload().eval()
+    y = x.detach().requires_grad_()
+    with patched(mended):
+        mended(inputs_embeds=y).logits.sum().backward()
+    assert gap(x.grad, y.grad) <= 1e-4
 
 
 @pytest.mark.parametrize("where", ["all", "a layer", "an adapter"])
