@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .graph import GraphSpec
-from .hf import LayerSize, check, layer_sizes, vocabulary_size, weight_bytes
+from .hf import LayerSize, check, layer_sizes, position_limit, vocabulary_size, weight_bytes
 from .ops.edges import HELD
 from .rules import Rules, as_rules
 
@@ -132,7 +132,8 @@ def plan(
             given are boundless: it may be another machine's.
 
     Raises:
-        ValueError: if a budget cannot hold one layer; it says how much is needed.
+        ValueError: if a budget cannot hold one layer, with how much is needed; if the model's table of learned
+            positions is shorter than the prompt.
         UnsupportedModuleError: if the model holds a module that no rule covers.
     """
     if memory is not None and not isinstance(memory, Memory):
@@ -145,6 +146,9 @@ def plan(
     check(model)
     if not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None:
         raise ValueError(f"{type(model).__name__} has no next-token logits: load the model with AutoModelForCausalLM")
+    limit = position_limit(model)
+    if limit is not None and n_tokens > limit:
+        raise ValueError(f"{n_tokens} tokens are more than the model's table of {limit} positions: shorten the prompt")
     if device not in ("cuda", "cpu"):
         raise ValueError(f"device must be 'cuda' or 'cpu', not {device!r}")
     memory = memory or Memory()

@@ -7,8 +7,10 @@ from .coverage import Coverage, UnsupportedModuleError, check, coverage
 from .definitions import gaps_to_definitions
 from .families import decoder_layers, register
 from .patching import patched
+from .positions import keeping_rotations, made_for, position_limit
 from .replay import Recorded, recording, replaying, tracing
-from .sizes import LayerSize, device_of, layer_sizes, vocabulary_size, weight_bytes
+from .sizes import LayerSize, device_of, layer_sizes, weight_bytes
+from .vocabulary import share_a_row, vocabulary_size
 from .weights import unreadable_format
 
 register_attention()
@@ -25,12 +27,16 @@ __all__ = [
     "device_of",
     "gaps_to_definitions",
     "handlers",
+    "keeping_rotations",
     "layer_sizes",
+    "made_for",
     "patched",
+    "position_limit",
     "real_tokens",
     "recording",
     "register",
     "replaying",
+    "share_a_row",
     "tracing",
     "unreadable_format",
     "vocabulary_size",
