@@ -36,8 +36,8 @@ class Attribution:
         explained: what was explained, in words and ids.
         rules: the rule that propagated it.
         model: name of the model; of a directory given by its full path, the last part.
-        tokens: N strings, as they read in the text (a leading space kept); None without a tokenizer.
-        special: N flags, the tokenizer's special tokens; None without a tokenizer.
+        tokens: N strings, as they read in the text (a leading space kept); None without a tokenizer that has them.
+        special: N flags, the tokenizer's special tokens; None without a tokenizer that tells them.
         graph: the sparse graph of the same pass, None unless it was asked for.
     """
 

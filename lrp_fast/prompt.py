@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -11,8 +10,9 @@ import numpy as np
 import tokenizers
 import torch
 
+from . import chat
 from .hf import real_tokens
-from .tokenizer import Tokenizer, around
+from .tokenizer import Tokenizer, around, plain_text
 from .tokenizer import read as read_tokenizer
 
 # What a tokenizer returns besides the ids and the attention mask. No decoder needs it to read one prompt.
@@ -21,7 +21,6 @@ BESIDE = frozenset(
     + ["overflowing_tokens", "num_truncated_tokens", "assistant_masks"]
 )
 _MUST = "input_ids must be a LongTensor (N,) or (1, N), or a str"
-_WRITE = 'write {"role": "user", "content": "..."}'
 
 
 class Prompt(NamedTuple):
@@ -56,15 +55,18 @@ def read(input_ids, tokenizer=None) -> Prompt:
         input_ids = input_ids.tolist()
     if isinstance(input_ids, list | tuple) and len(input_ids) == 1 and isinstance(input_ids[0], str | bytes | list):
         only = input_ids[0]
-        if isinstance(only, str | bytes) or is_chat(only):
+        if isinstance(only, str | bytes) or chat.is_chat(only):
             input_ids = only  # as (1, N) is (N,)
     if isinstance(input_ids, bytes | bytearray | memoryview):
         kind = type(input_ids).__name__
         raise TypeError(f"input_ids is {kind}, which is no text yet: decode it, as .decode('utf-8') does")
     if isinstance(input_ids, str):
-        return _of_text(text(input_ids, "input_ids"), tokenizer)
-    if is_chat(input_ids):
-        return _of_chat(input_ids, tokenizer)
+        return _of_text(plain_text(input_ids, "input_ids"), tokenizer)
+    if chat.is_chat(input_ids):
+        if tokenizer is None:
+            raise ValueError("input_ids is a chat: give tokenizer= with it, or token ids")
+        ids, notes = chat.read(input_ids, tokenizer)
+        return Prompt(_ids(ids), (*notes, *_notes_of_ids(ids, tokenizer, written_here=True)), written=True)
     if isinstance(input_ids, list | tuple) and any(isinstance(one, str) for one in input_ids):
         raise TypeError("input_ids is a list of strings: attribute_batch takes several prompts, attribute one string")
     cut: tuple[str, ...] = ()
@@ -85,7 +87,7 @@ def rows(input_ids, attention_mask=None) -> list[tuple[object, tuple[str, ...]]]
     """
     if isinstance(input_ids, str):
         raise TypeError("input_ids is one string: attribute_batch takes a sequence of prompts")
-    if is_chat(input_ids):
+    if chat.is_chat(input_ids):
         raise TypeError("input_ids is one chat: attribute_batch takes a sequence of prompts, [chat] for one")
     batch = input_ids
     if isinstance(batch, Mapping):
@@ -127,28 +129,6 @@ def refuse_others(names) -> None:
             f"{others[0]!r} is not what a tokenizer makes of a text, and the model is given input_ids alone: leave it "
             "out"
         )
-
-
-def text(given: str, name: str) -> str:
-    """``given`` as a plain string.
-
-    Raises:
-        ValueError: if it holds half of a character, as JSON from the web may; no tokenizer takes it.
-    """
-    plain = str.__str__(given)
-    place = next((i for i, sign in enumerate(plain) if "\ud800" <= sign <= "\udfff"), None)
-    if place is not None:
-        raise ValueError(
-            f"{name} is no text: it holds half of a character (a lone surrogate), {plain[place]!r}, at index {place}; "
-            "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') mends it"
-        )
-    return plain
-
-
-def is_chat(given) -> bool:
-    """Whether it looks like a list of messages; a list of what a tokenizer returned does not."""
-    first = given[0] if isinstance(given, list | tuple) and len(given) else None
-    return isinstance(first, Mapping) and "input_ids" not in first
 
 
 def _ids(given) -> torch.Tensor:
@@ -281,7 +261,7 @@ def _of_text(given: str, tokenizer: Tokenizer | None) -> Prompt:
     return Prompt(_ids(ids), tuple(notes), written=True)
 
 
-def _notes_of_ids(ids: list[int], tokenizer: Tokenizer | None, chat: bool = False) -> tuple[str, ...]:
+def _notes_of_ids(ids: list[int], tokenizer: Tokenizer | None, written_here: bool = False) -> tuple[str, ...]:
     """Of ids that somebody else has made, with a tokenizer to judge them by."""
     if tokenizer is None:
         return ()
@@ -294,11 +274,11 @@ def _notes_of_ids(ids: list[int], tokenizer: Tokenizer | None, chat: bool = Fals
             f"The prompt begins with {tokenizer.named(twice)} twice: a text that has it, as a chat template writes it, "
             "is encoded with add_special_tokens=False, or handed in as chat messages."
         )
-    if back and not chat and len(ids) > len(back) and ids[-len(back) :] == back:
+    if back and not written_here and len(ids) > len(back) and ids[-len(back) :] == back:
         notes.append(_end_note(back, tokenizer))
     pad, unknown = tokenizer.id_of("pad"), tokenizer.unknown
     others = [tokenizer.id_of(name) for name in ("bos", "eos", "sep", "cls")]
-    if pad is not None and pad not in (*others, *(unknown or ())[:1]) and not chat:
+    if pad is not None and pad not in (*others, *(unknown or ())[:1]) and not written_here:
         for place, order in (("begins", ids), ("ends", ids[::-1])):
             count = next((i for i, one in enumerate(order) if one != pad), len(ids))
             if count:
@@ -314,8 +294,8 @@ def _notes_of_ids(ids: list[int], tokenizer: Tokenizer | None, chat: bool = Fals
 def _end_note(back: list[int], tokenizer: Tokenizer) -> str:
     last = "the last one" if len(back) == 1 else f"the last {len(back)}"
     return (
-        f"The tokenizer ends the prompt with {tokenizer.named(back)}, so that position -1 is that token's; hand in the "
-        f"ids without {last} to explain what comes behind the text."
+        f"The tokenizer ends the prompt with {tokenizer.named(back)}, so that the next token comes behind that; hand in "
+        f"the ids without {last} to explain what comes behind the text."
     )
 
 
@@ -354,78 +334,3 @@ def _letters(given: str) -> set[str]:
     """Letters, digits and signs, without their case, accents and width, which a tokenizer may well leave out."""
     plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", given).casefold())
     return {sign for sign in plain if unicodedata.category(sign)[0] in "LN" or unicodedata.category(sign) == "So"}
-
-
-def _of_chat(given, tokenizer: Tokenizer | None) -> Prompt:
-    if tokenizer is None:
-        raise ValueError("input_ids is a chat: give tokenizer= with it, or token ids")
-    messages = [_message(i, one) for i, one in enumerate(given)]
-    forms, failed, left_out = _forms(messages) if tokenizer.has_chat_template else [messages], None, []
-    best = None
-    for form in forms:
-        try:
-            missing = _left_out(tokenizer.chat(form, render=True), messages) if len(forms) > 1 else []
-            if best is None or len(missing) < len(left_out):
-                best, left_out = tokenizer.chat(form), missing
-        except Exception as error:  # the template is foreign code
-            failed = failed or error
-            continue
-        if not missing:
-            break
-    if best is None:
-        if not tokenizer.has_chat_template:
-            raise ValueError("the tokenizer has no chat template: write the prompt as a string") from failed
-        why = str(failed).strip().splitlines() or [type(failed).__name__]
-        raise ValueError(f"the tokenizer's chat template does not take these messages: {why[0]}") from failed
-    goes_on = messages[-1]["role"] == "assistant"
-    end = "the last message is to be continued" if goes_on else "the assistant's answer is to begin"
-    notes = [f"The tokenizer's chat template has written the prompt, up to where {end}."]
-    if left_out:
-        which = ", ".join(map(str, left_out))
-        notes.append(f"The template leaves out the text of message {which}, or changes it.")
-    return Prompt(_ids(best), (*notes, *_notes_of_ids(best, tokenizer, chat=True)), written=True)
-
-
-def _message(i: int, given) -> dict:
-    name = f"message {i} of the chat"
-    if not isinstance(given, Mapping) or not isinstance(given.get("role"), str):
-        raise TypeError(f"{name} has no role: {_WRITE}")
-    content = given.get("content")
-    if content is None and given.get("tool_calls"):
-        return dict(given)
-    if isinstance(content, str):
-        return {**given, "content": text(content, name)}
-    if not isinstance(content, list | tuple):
-        raise TypeError(f"{name} has no text as its content, but {content!r}: {_WRITE}")
-    found = []
-    for part in content:
-        part = {"type": "text", "text": part} if isinstance(part, str) else part
-        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise ValueError(f"{name} holds a part of type {kind!r}: lrp_fast explains text alone, leave it out")
-        found.append({**part, "text": text(part["text"], name)})
-    return {**given, "content": found}
-
-
-def _forms(messages: list[dict]) -> list[list[dict]]:
-    """The messages as they are, and with all contents as strings, and as lists: templates take the one or the other."""
-
-    def joined(content):
-        return "".join(part["text"] for part in content) if isinstance(content, list) else content
-
-    def apart(content):
-        return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-    return [messages] + [[{**one, "content": do(one.get("content"))} for one in messages] for do in (joined, apart)]
-
-
-def _left_out(rendered: str, messages: list[dict]) -> list[int]:
-    """The numbers of the messages whose text is not in what the template wrote."""
-    texts = [
-        [part["text"] for part in content] if isinstance(content, list) else [content or ""]
-        for content in (one.get("content") for one in messages)
-    ]
-    spelt_out = re.compile(r"""['"]type['"]: ?['"]text['"]""")  # a list that was written out as Python or JSON has it
-    if spelt_out.search(rendered) and not any(spelt_out.search(one) for several in texts for one in several):
-        return list(range(len(messages)))
-    return [i for i, several in enumerate(texts) if any(one.strip() not in rendered for one in several)]

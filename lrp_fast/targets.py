@@ -9,8 +9,7 @@ from typing import get_args, get_origin, get_type_hints
 
 import torch
 
-from . import prompt
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, plain_text
 from .tokenizer import read as read_tokenizer
 
 
@@ -185,7 +184,7 @@ def _ids(name: str, given, tokenizer: Tokenizer | None, vocab_size: int) -> tupl
     if isinstance(given, str):
         if tokenizer is None:
             raise ValueError(f"{name} {given!r} is a string: give tokenizer= with it, or a token id")
-        given = prompt.text(given, name)
+        given = plain_text(given, name)
         ids = tuple(tokenizer.encode(given, f"{name} {given!r}", added=False))
         pieces = tokenizer.pieces(list(ids))
         blank = given.startswith(" ") and len(ids) > 1 and pieces[0] == _BLANK

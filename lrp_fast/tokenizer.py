@@ -241,6 +241,22 @@ def read(given) -> Tokenizer | None:
     return Tokenizer(own, template if isinstance(template, str) else None)
 
 
+def plain_text(given: str, name: str) -> str:
+    """``given`` as a plain string.
+
+    Raises:
+        ValueError: if it holds half of a character, as JSON from the web may; no tokenizer takes it.
+    """
+    plain = str.__str__(given)
+    place = next((i for i, sign in enumerate(plain) if "\ud800" <= sign <= "\udfff"), None)
+    if place is not None:
+        raise ValueError(
+            f"{name} is no text: it holds half of a character (a lone surrogate), {plain[place]!r}, at index {place}; "
+            "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') mends it"
+        )
+    return plain
+
+
 def token_texts(ids: list[int], tokenizer) -> tuple[list[str] | None, str]:
     """One string a token, as it reads in the text, and what the reader should know of them; None without any.
 
