@@ -294,8 +294,8 @@ def _notes_of_ids(ids: list[int], tokenizer: Tokenizer | None, written_here: boo
 def _end_note(back: list[int], tokenizer: Tokenizer) -> str:
     last = "the last one" if len(back) == 1 else f"the last {len(back)}"
     return (
-        f"The tokenizer ends the prompt with {tokenizer.named(back)}, so that the next token comes behind that; hand in "
-        f"the ids without {last} to explain what comes behind the text."
+        f"The tokenizer ends the prompt with {tokenizer.named(back)}, so that the next token comes behind that; hand "
+        f"in the ids without {last} to explain what comes behind the text."
     )
 
 

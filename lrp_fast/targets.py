@@ -185,8 +185,8 @@ def _ids(name: str, given, tokenizer: Tokenizer | None, vocab_size: int) -> tupl
         if tokenizer is None:
             raise ValueError(f"{name} {given!r} is a string: give tokenizer= with it, or a token id")
         given = plain_text(given, name)
-        ids = tuple(tokenizer.encode(given, f"{name} {given!r}", added=False))
-        pieces = tokenizer.pieces(list(ids))
+        ids = made = tuple(tokenizer.encode(given, f"{name} {given!r}", added=False))
+        pieces = tokenizer.pieces(list(made))
         blank = given.startswith(" ") and len(ids) > 1 and pieces[0] == _BLANK
         if blank and (pieces[1] or "").startswith(_BLANK):
             ids = ids[1:]  # SentencePiece puts a blank before every text: of " word" it makes two
@@ -194,7 +194,7 @@ def _ids(name: str, given, tokenizer: Tokenizer | None, vocab_size: int) -> tupl
             raise ValueError(f"{name} {given!r} is no token at all: give a string that the tokenizer does not drop")
         unknown = tokenizer.unknown
         if unknown is not None and unknown[0] in ids and unknown[1] not in given:
-            pieces = [tokenizer.text([one]) if piece is None else piece for one, piece in zip(ids, pieces, strict=True)]
+            pieces = [tokenizer.text([one]) if piece is None else piece for one, piece in zip(made, pieces, strict=True)]
             raise ValueError(
                 f"{name} {given!r} holds what the tokenizer does not know, and becomes {pieces}: give a string that it "
                 "knows, or a token id"
