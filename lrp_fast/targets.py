@@ -194,7 +194,7 @@ def _ids(name: str, given, tokenizer: Tokenizer | None, vocab_size: int) -> tupl
             raise ValueError(f"{name} {given!r} is no token at all: give a string that the tokenizer does not drop")
         unknown = tokenizer.unknown
         if unknown is not None and unknown[0] in ids and unknown[1] not in given:
-            pieces = [tokenizer.text([one]) if piece is None else piece for one, piece in zip(made, pieces, strict=True)]
+            pieces = [piece or tokenizer.text([one]) for one, piece in zip(made, pieces, strict=True)]
             raise ValueError(
                 f"{name} {given!r} holds what the tokenizer does not know, and becomes {pieces}: give a string that it "
                 "knows, or a token id"

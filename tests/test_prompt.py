@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import lrp_fast
@@ -94,6 +94,11 @@ def test_letters_that_leave_no_trace():
     said = notes("ab\u0436c d\u0416", letters)
     assert said.startswith("The tokenizer drops '\u0436' and 1 more of its characters from the prompt")
     assert notes("abc d", letters) == ""
+    letters.normalizer = normalizers.BertNormalizer()  # case and accents may go
+    assert notes("\u00c1B c\u0327 D", letters) == ""
+    signs = Tokenizer(models.BPE({sign: i for i, sign in enumerate(pre_tokenizers.ByteLevel.alphabet())}, []))
+    signs.pre_tokenizer = pre_tokenizers.ByteLevel()
+    assert notes("\u0436", signs) == ""  # without a decoder its bytes are not put together, but there they are
 
 
 def test_padding_is_left_out_where_a_mask_tells_it():
