@@ -184,19 +184,18 @@ def attribute(
 
 def _nothing(value: float, relevance: torch.Tensor, explained: Explained, model) -> str:
     """A note, if there is nothing to distribute, or nothing of it arrives at the input tokens."""
+    if relevance.any():
+        return "The value is exactly 0.0: what speaks for it and what speaks against it cancel." if value == 0.0 else ""
     pairs = [(term.target.id, term.contrast.id) for term in explained.terms if term.contrast is not None]
-    alike = len(pairs) == len(explained.terms) and all(share_a_row(model, *pair) for pair in pairs)
-    if not relevance.any() and alike:
+    if len(pairs) == len(explained.terms) and all(share_a_row(model, *pair) for pair in pairs):
         return (
             f"The relevance is zero everywhere: tokens {pairs[0][0]} and {pairs[0][1]} have equal rows in the model's "
             "head, as tokens have that were never trained, so that their logits are always the same."
         )
-    if not relevance.any():
-        return (
-            "The relevance of every input token is zero: what is explained does not depend on them, or by less than "
-            f"{str(model.dtype).removeprefix('torch.')} can hold."
-        )
-    return "The value is exactly 0.0: what speaks for it and what speaks against it cancel." if value == 0.0 else ""
+    return (
+        "The relevance of every input token is zero: what is explained does not depend on them, or by less than "
+        f"{str(model.dtype).removeprefix('torch.')} can hold."
+    )
 
 
 def _not_finite(layer: int, model) -> ValueError:

@@ -333,4 +333,4 @@ def _dropped_note(given: str, plain: list[int], tokenizer: Tokenizer) -> list[st
 def _letters(given: str) -> set[str]:
     """Letters, digits and signs, without their case, accents and width, which a tokenizer may well leave out."""
     plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", given).casefold())
-    return {sign for sign in plain if unicodedata.category(sign)[0] in "LN" or unicodedata.category(sign) == "So"}
+    return {sign for sign in set(plain) if unicodedata.category(sign)[0] in "LN" or unicodedata.category(sign) == "So"}

@@ -84,8 +84,8 @@ class Tokenizer:
 
     def decode(self, ids: list[int]) -> str | None:
         """The text of all ids together, as the tokenizer has it; None if it fails."""
-        forms = [{"clean_up_tokenization_spaces": False}, {}]
-        for options in [{"skip_special_tokens": False}] if isinstance(self.own, tokenizers.Tokenizer) else forms:
+        all_of_it = {"skip_special_tokens": False}
+        for options in (all_of_it | {"clean_up_tokenization_spaces": False}, all_of_it, {}):
             try:
                 found = self.own.decode(list(ids), **options)
             except Exception:  # foreign code: it has no such method, or no text for these ids
@@ -224,6 +224,8 @@ def read(given) -> Tokenizer | None:
             break
         template = template or getattr(own, "chat_template", None)
         own = inner
+    if isinstance(own, tokenizers.implementations.BaseTokenizer):
+        own = own._tokenizer
     if isinstance(own, torch.nn.Module) or not any(_has(own, name) for name in ("encode", "decode", "__call__")):
         raise TypeError(
             f"tokenizer must be a tokenizer, not {_kind(given)}: load one with AutoTokenizer.from_pretrained(...)"

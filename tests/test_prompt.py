@@ -118,16 +118,13 @@ def test_padding_is_left_out_where_a_mask_tells_it():
         read({"input_ids": [1, 2, 3], "pixel_values": 0})
 
 
-def test_a_prompt_that_the_tokenizer_has_cut():
+def test_a_prompt_that_the_tokenizer_has_cut(tiny):
     tokenizer = make()
     cut = "The tokenizer has cut the prompt short: call it without truncation for all of it."
     assert notes(tokenizer(TEXT, truncation=True, max_length=4), tokenizer) == cut
-    found = attribute_rows(tokenizer([TEXT, "The"], truncation=True, max_length=4))
-    assert found == [((cut,), [1, *PLAIN[:3]]), ((), [1, PLAIN[0]])]
-
-
-def attribute_rows(batch):
-    return [(said, read(one).ids.tolist()) for one, said in lrp_fast.prompt.rows(batch)]
+    found = attribute_batch(tiny("llama"), tokenizer([TEXT, "The"], truncation=True, max_length=4))
+    assert [one.explained.note for one in found] == [cut, ""]
+    assert [one.input_ids.tolist() for one in found] == [[1, *PLAIN[:3]], [1, PLAIN[0]]]
 
 
 @pytest.mark.parametrize("template", [STRINGS, PARTS, PRINTS], ids=["strings", "parts", "prints"])

@@ -25,7 +25,8 @@ def made_for(model: nn.Module) -> int | None:
     """Positions that the model was made for by its config, with what its rotary ones are stretched by; None if it is
     silent.
     """
-    config = model.config.get_text_config()
+    config = model.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     most = getattr(config, "max_position_embeddings", None)
     if most is None:
         return None

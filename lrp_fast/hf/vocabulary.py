@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .weights import bias, rows, shape
+from .weights import bias, is_offloaded, rows, shape
 
 _TOGETHER = 32  # quantised rows may be kept in groups of so many
 
@@ -16,8 +16,10 @@ def vocabulary_size(model: nn.Module) -> int:
 
 
 def share_a_row(model: nn.Module, one: int, other: int) -> bool:
-    """Whether the head makes the same logit of two tokens, whatever it reads."""
+    """Whether the head is known to make the same logit of two tokens, whatever it reads."""
     head = model.get_output_embeddings()
+    if any(map(is_offloaded, head.modules())):  # its weights are not there
+        return False
     added = bias(head)
     with torch.no_grad():
         return torch.equal(_row(head, one), _row(head, other)) and (added is None or bool(added[one] == added[other]))
