@@ -286,7 +286,8 @@ def _notes_of_ids(ids: list[int], tokenizer: Tokenizer | None, written_here: boo
                     f"The prompt {place} with {tokenizer.named([pad])}, {count} of them, which the model reads as "
                     "tokens like any other: hand in what the tokenizer returned, its attention_mask included."
                 )
-    if unknown is not None and unknown[0] not in (*others, pad) and unknown[0] in ids:
+    # Those that spell by bytes name an unknown token too, which then has some other use.
+    if unknown is not None and unknown[0] in tokenizer.of_no_character and unknown[0] in ids:
         notes += _unknown_note(ids.count(unknown[0]), ids.index(unknown[0]), tokenizer)
     return tuple(notes)
 

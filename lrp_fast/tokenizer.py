@@ -164,17 +164,21 @@ class Tokenizer:
     def unknown(self) -> tuple[int, str] | None:
         """The id that stands for what it does not know, and how a text spells that id by name."""
         one = self.id_of("unk")
-        if one is None:  # where no table tells: what it makes of a character that no vocabulary holds
-            try:
-                ids = self.encode(_NO_CHARACTER, "a text", added=False)
-            except (TypeError, ValueError):
-                return None
-            left = [one for one in ids if (self.text([one]) or "?").strip(f" {_BLANK}")]
+        if one is None:  # where no table tells
+            left = [one for one in self.of_no_character if (self.text([one]) or "?").strip(f" {_BLANK}")]
             if len(left) != 1 or _NO_CHARACTER in (self.text(left) or ""):
                 return None  # several: it falls back to bytes
             one = left[0]
         spelling = self._table("unk_token")
         return one, str(spelling) if spelling else self._piece(one) or self.text([one]) or f"<{one}>"
+
+    @cached_property
+    def of_no_character(self) -> list[int]:
+        """What it makes of a character that no vocabulary holds: its unknown token, bytes, or nothing."""
+        try:
+            return self.encode(_NO_CHARACTER, "a text", added=False)
+        except (TypeError, ValueError):
+            return []
 
     def _table(self, name: str):
         """An entry of the tokenizer's tables: some write it as a method, some leave it out, some raise an error."""

@@ -86,6 +86,11 @@ def test_words_that_are_not_known():
     assert notes("The Tasmania", make("$A")) == f"1 of the prompt's tokens is '<unk>', {known}; it is at position 1."
     assert notes(make()("Tasmania"), make()).startswith("1 of the prompt's tokens is '<unk>'")
     assert notes("The <unk>", make()) == ""  # asked for by name
+    letters = {sign: i for i, sign in enumerate([*pre_tokenizers.ByteLevel.alphabet(), "<end>"])}
+    signs = Tokenizer(models.BPE(letters, []))
+    signs.pre_tokenizer = pre_tokenizers.ByteLevel()
+    spells = PreTrainedTokenizerFast(tokenizer_object=signs, unk_token="<end>")
+    assert notes([letters["<end>"], 5], spells) == ""  # it spells what it does not know
     assert notes("  ", make()) == "The tokenizer makes no token of the text '  '."
 
 
