@@ -8,9 +8,9 @@ from importlib.metadata import version
 
 import torch
 
-from . import question, saved, targets
+from . import question, saved
 from .graph import Graph, GraphSpec, transition
-from .hf import device_of
+from .hf import device_of, share_a_row
 from .memory import Memory, plan
 from .rules import Rules
 from .stream import Passed, Progress, propagate
@@ -29,8 +29,8 @@ class Attribution:
         explained: what was explained, in words and ids.
         rules: the rule that propagated it.
         model: name of the model; of a directory given by its full path, the last part.
-        tokens: N strings, as they read in the text (a leading space kept); None without a tokenizer.
-        special: N flags, the tokenizer's special tokens; None without a tokenizer.
+        tokens: N strings, as they read in the text (a leading space kept); None without a tokenizer that has them.
+        special: N flags, the tokenizer's special tokens; None without a tokenizer that tells them.
         graph: the sparse graph of the same pass, None unless it was asked for.
     """
 
@@ -96,8 +96,13 @@ def attribute(
 
     Args:
         model: a ``*ForCausalLM`` of a supported family, in eval mode. It is left as it was.
-        input_ids: (N,) or (1, N) token ids, or a string together with ``tokenizer``.
-        target: token id, string, or None for the model's own first choice.
+        input_ids: the prompt: (N,) or (1, N) token ids in a tensor, an array or a list; what a tokenizer returned for
+            one prompt, whose padding is left out; or, together with ``tokenizer``, a string, which becomes what
+            ``tokenizer(prompt)`` makes of it, or chat messages, ``[{"role": "user", "content": "..."}, ...]``, which
+            the tokenizer's chat template writes, up to where the assistant's answer begins (or goes on, if the last
+            message is the assistant's). ``result.explained.note`` says what was added or lost on the way.
+        target: token id, string, or None for the model's own first choice. An array of one id is that id, of more a
+            list.
         contrast: what is subtracted: a token id or string, "mean" (the mean of all logits), ("top", k) (the mean of the
             k best tokens other than the target), or None for the plain logit. Strings of several tokens are compared at
             the first token where they diverge, behind their common prefix.
@@ -107,7 +112,9 @@ def attribute(
         rule: "attnlrp", "cp", "gradient" or `lrp_fast.Rules`.
         graph: a `lrp_fast.GraphSpec`: the graph is built in the same pass and comes as ``result.graph``.
         memory: what the pass may take; None for what the machine has free. `lrp_fast.plan` says what comes of it.
-        tokenizer: needed for strings; without it the result carries no token texts.
+        tokenizer: needed for strings and chats; without it the result carries no token texts. A tokenizer of
+            transformers, a processor or pipeline that holds one, a ``tokenizers.Tokenizer``, or any object that encodes
+            and decodes. What it cannot do for the words of the result is left out, with a note.
         progress: called as ``progress(phase, layers_done, layers)`` with phase "forward", then "backward".
 
     Returns:
@@ -133,15 +140,8 @@ def attribute(
         transitions[passed.target].append(transition(graph, passed, found[passed.target][0]))
 
     device = device_of(model.get_input_embeddings())
-    objective = asked.objective(tokenizer, found)
-    relevance = propagate(
-        model, ids[None].to(device), asked.positions, objective, rules, planned, progress, observe if graph else None
-    )
-    texts = special = None
-    if tokenizer is not None:
-        texts = targets.token_texts(ids.tolist(), tokenizer)
-        special_ids = targets.special_ids(tokenizer)
-        special = [one in special_ids for one in ids.tolist()]
+    given = (model, ids[None].to(device), asked.positions, asked.objective(found), rules, planned, progress)
+    relevance = propagate(*given, observe if graph else None)
     name = getattr(model.config, "name_or_path", "")
     name = os.path.basename(name) if os.path.isabs(name) else name  # results get shared: no paths of this machine
     results = []
@@ -149,9 +149,27 @@ def attribute(
         bad = (~torch.isfinite(layers)).any(-1).nonzero().flatten().tolist()
         if bad:
             raise _not_finite(bad[-1], model)
-        result = Attribution(value, layers, ids, explained, rules, name, texts, special)
+        nothing = _nothing(value, layers[0], explained, model)
+        explained = replace(explained, note=" ".join(filter(None, [explained.note, nothing])))
+        result = Attribution(value, layers, ids, explained, rules, name, asked.tokens, asked.special)
         results.append(result if graph is None else replace(result, graph=_graph(graph, result, parts[::-1])))
-    return results if isinstance(target, list) or isinstance(contrast, list) else results[0]
+    return results if asked.several else results[0]
+
+
+def _nothing(value: float, relevance: torch.Tensor, explained: Explained, model) -> str:
+    """A note, if there is nothing to distribute, or nothing of it arrives at the input tokens."""
+    if relevance.any():
+        return "The value is exactly 0.0: what speaks for it and what speaks against it cancel." if value == 0.0 else ""
+    pairs = [(term.target.id, term.contrast.id) for term in explained.terms if term.contrast is not None]
+    if len(pairs) == len(explained.terms) and all(share_a_row(model, *pair) for pair in pairs):
+        return (
+            f"The relevance is zero everywhere: tokens {pairs[0][0]} and {pairs[0][1]} have equal rows in the model's "
+            "head, as tokens have that were never trained, so that their logits are always the same."
+        )
+    return (
+        "The relevance of every input token is zero: what is explained does not depend on them, or by less than "
+        f"{str(model.dtype).removeprefix('torch.')} can hold."
+    )
 
 
 def _not_finite(layer: int, model) -> ValueError:

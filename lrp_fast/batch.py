@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections import UserDict
-from collections.abc import Mapping
-
-import numpy as np
-import torch
-
-from . import question
+from . import prompt, question, targets
 from .attribution import Attribution, attribute
 from .graph import GraphSpec
-from .hf import real_tokens
 from .memory import Memory
 from .rules import Rules
 from .stream import Progress
+from .tokenizer import read as read_tokenizer
 
 
 def attribute_batch(
@@ -29,6 +23,7 @@ def attribute_batch(
     memory: Memory | None = None,
     tokenizer=None,
     progress: Progress | None = None,
+    **others,
 ) -> list[Attribution]:
     """`attribute` for every row of a batch, without the row's padding.
 
@@ -38,11 +33,14 @@ def attribute_batch(
         lrp_fast.attribute_batch(model, **tokenizer(prompts, padding=True, return_tensors="pt"), target=[5, 7])
 
     Args:
-        input_ids: a sequence of prompts, strings or token ids, of any lengths; or a LongTensor (B, N).
+        input_ids: a sequence of prompts as `attribute` takes them (strings, chats, token ids), of any lengths; a
+            LongTensor (B, N); or all that a tokenizer returned, as one argument or as keywords.
         attention_mask: (B, N), needed with such a tensor: 1 for tokens, 0 for padding, on the left or on the right.
-        target, contrast, position: as in `attribute`, for one decision. A list has an entry for each row; anything else
-            holds for all of them. Positions count a row's own tokens, so that -1 is its last.
+        target, contrast, position: as in `attribute`, for one decision. A list, or an array of targets or contrasts,
+            has an entry for each row; anything else holds for all of them. Positions count a row's own tokens, so that
+            -1 is its last.
         model, rule, graph, memory, tokenizer, progress: as in `attribute`.
+        others: what else a tokenizer returns (token_type_ids, offset_mapping, ...), which is not needed.
 
     Returns:
         One result a row, in their order.
@@ -51,51 +49,31 @@ def attribute_batch(
         ValueError, TypeError, UnsupportedModuleError: as `attribute`, with the row's number.
     """
     question.check_model(model)
-    prompts = _unpadded(input_ids, attention_mask)
-    given = {"target": target, "contrast": contrast, "position": position}
+    prompt.refuse_others(others)
+    tokenizer = read_tokenizer(tokenizer)
+    prompts = prompt.rows(input_ids, attention_mask)
+    given = {"target": _by_row("target", target), "contrast": _by_row("contrast", contrast), "position": position}
     for name, value in given.items():
         if isinstance(value, list) and len(value) != len(prompts):
             raise ValueError(f"{name} is a list of {len(value)} for {len(prompts)} prompts: give one entry for each")
     rows = []
-    for row, prompt in enumerate(prompts):
+    for row, (one, notes) in enumerate(prompts):
         asked = {name: value[row] if isinstance(value, list) else value for name, value in given.items()}
-        if isinstance(asked["target"], list) or isinstance(asked["contrast"], list):
-            raise TypeError(f"row {row} has several targets: attribute_batch explains one decision a row")
         try:
-            question.read(model, prompt, **asked, rule=rule, tokenizer=tokenizer)
+            read = prompt.read(one, tokenizer)
+            read = read._replace(notes=(*notes, *read.notes))
+            several = question.read(model, read, **asked, rule=rule, tokenizer=tokenizer).several
         except (ValueError, TypeError) as error:
             raise type(error)(f"row {row}: {error}") from error
-        rows.append((prompt, asked))
+        if several:
+            raise TypeError(f"row {row} has several targets: attribute_batch explains one decision a row")
+        rows.append((read, asked))
     options = {"rule": rule, "graph": graph, "memory": memory, "tokenizer": tokenizer, "progress": progress}
-    return [attribute(model, prompt, **asked, **options) for prompt, asked in rows]
+    return [attribute(model, one, **asked, **options) for one, asked in rows]
 
 
-def _unpadded(input_ids, attention_mask) -> list:
-    """The rows, each without its padding."""
-    if isinstance(input_ids, str):
-        raise TypeError("input_ids is one string: attribute_batch takes a sequence of prompts")
-    if isinstance(input_ids, Mapping | UserDict):
-        raise TypeError("input_ids is all that a tokenizer returned: call attribute_batch(model, **batch)")
-    if attention_mask is None:
-        if isinstance(input_ids, torch.Tensor) or (isinstance(input_ids, np.ndarray) and input_ids.dtype.kind in "iuf"):
-            raise ValueError("input_ids is an array, which may be padded: give its attention_mask with it")
-        try:
-            prompts = list(input_ids)
-        except TypeError as error:
-            raise TypeError(f"input_ids must be a sequence of prompts, not {type(input_ids).__name__}") from error
-    else:
-        try:
-            ids, mask = torch.as_tensor(input_ids), torch.as_tensor(attention_mask)
-        except (TypeError, ValueError, RuntimeError) as error:
-            message = f"input_ids and attention_mask must both be (B, N), or leave the mask out: {error}"
-            raise ValueError(message) from error
-        if ids.ndim != 2 or ids.shape != mask.shape:
-            raise ValueError(
-                f"input_ids and attention_mask must both be (B, N), not {tuple(ids.shape)} and {tuple(mask.shape)}"
-            )
-        if not ((mask == 0) | (mask == 1)).all():
-            raise ValueError("attention_mask must hold 1 for tokens and 0 for padding, and nothing else")
-        prompts = [row[start:end] for row, (start, end) in zip(ids, real_tokens(mask).tolist(), strict=True)]
-    if not prompts:
-        raise ValueError("input_ids is an empty batch: give at least one prompt")
-    return prompts
+def _by_row(name: str, given):
+    """An array with a row's id in each entry as a list; anything else as it is."""
+    found = targets.several(name, given)
+    shape = getattr(given, "shape", ())
+    return [found] if len(shape) and not isinstance(found, list) else found

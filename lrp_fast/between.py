@@ -37,7 +37,7 @@ def between(
         rows: the target positions, a sequence of whole numbers; from the end where negative. Memory grows with them,
             as with so many targets of `lrp_fast.plan`.
         model, input_ids, target, contrast, position, rule, memory, tokenizer, progress: as in `lrp_fast.attribute`, but
-            for one decision.
+            for one decision. There is no result to carry `attribute`'s notes on the prompt.
 
     Returns:
         (R, N) signed relevance, row r = node (target_layer, rows[r]), column i = node (source_layer, i); float32,
@@ -47,9 +47,9 @@ def between(
         ValueError, TypeError: as `lrp_fast.attribute`; for layers or rows that the context lacks, and if the budget
             cannot hold so many rows.
     """
-    if isinstance(target, list) or isinstance(contrast, list):
-        raise TypeError("between explains one decision: call it once for each target and contrast")
     asked = question.read(model, input_ids, target, contrast, position, rule, tokenizer)
+    if asked.several:
+        raise TypeError("between explains one decision: call it once for each target and contrast")
     count, length = len(decoder_layers(model)), len(asked.ids)
     demand = "source_layer and target_layer must hold whole numbers"
     layers = [whole(one, demand) for one in (source_layer, target_layer)]
@@ -71,7 +71,7 @@ def between(
         model,
         asked.ids[None].to(device_of(model.get_input_embeddings())),
         asked.positions,
-        asked.objective(tokenizer, []),
+        asked.objective([]),
         asked.rules,
         planned,
         *layers,

@@ -17,7 +17,15 @@ import torch
 from torch import nn
 
 from .graph import GraphSpec
-from .hf import LayerSize, check, check_language_model, layer_sizes, vocabulary_size, weight_bytes
+from .hf import (
+    LayerSize,
+    check,
+    check_language_model,
+    layer_sizes,
+    position_limit,
+    vocabulary_size,
+    weight_bytes,
+)
 from .ops.edges import HELD
 from .rules import Rules, as_rules
 
@@ -132,7 +140,8 @@ def plan(
             given are boundless: it may be another machine's.
 
     Raises:
-        ValueError: if a budget cannot hold one layer; it says how much is needed.
+        ValueError: if a budget cannot hold one layer, with how much is needed; if the model's table of learned
+            positions is shorter than the prompt.
         UnsupportedModuleError: if the model holds a module that no rule covers.
     """
     if memory is not None and not isinstance(memory, Memory):
@@ -144,6 +153,9 @@ def plan(
             raise ValueError(f"{name} must be at least 1, not {count}")
     check(model)
     check_language_model(model)
+    limit = position_limit(model)
+    if limit is not None and n_tokens > limit:
+        raise ValueError(f"{n_tokens} tokens are more than the model's table of {limit} positions: shorten the prompt")
     if device not in ("cuda", "cpu"):
         raise ValueError(f"device must be 'cuda' or 'cpu', not {device!r}")
     memory = memory or Memory()

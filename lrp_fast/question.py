@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
-from . import targets
-from .hf import check, check_language_model, check_weights, vocabulary_size
+from . import prompt, targets
+from .hf import check, check_language_model, check_weights, made_for, position_limit, vocabulary_size
+from .prompt import Prompt
 from .rules import Rules, as_rules
 from .stream import Objective
 from .targets import Explained, Request
+from .tokenizer import Tokenizer, special_flags, token_texts
+from .tokenizer import read as read_tokenizer
 
 
 class Question(NamedTuple):
@@ -21,18 +25,24 @@ class Question(NamedTuple):
         ids: (N,) int64 on the CPU, a common prefix of the target strings included.
         positions: whose next-token logits are meant, each 0 ... N - 1.
         requests: the targets with their contrasts.
+        several: whether the caller asked for a list of them.
+        tokens, special: N strings and N flags, None without a tokenizer that has them.
     """
 
     ids: torch.Tensor
     positions: list[int]
     requests: list[Request]
+    several: bool
     rules: Rules
+    tokenizer: Tokenizer | None
+    tokens: list[str] | None
+    special: list[bool] | None
 
-    def objective(self, tokenizer, found: list[tuple[float, Explained]]) -> Objective:
+    def objective(self, found: list[tuple[float, Explained]]) -> Objective:
         """What `lrp_fast.stream` takes; the values, and what they are of, go to ``found``."""
 
         def scalars(logits: torch.Tensor) -> list[torch.Tensor]:
-            explained = [targets.explain(one, logits, self.positions, tokenizer) for one in self.requests]
+            explained = [targets.explain(one, logits, self.positions, self.tokenizer) for one in self.requests]
             found.extend((scalar.item(), about) for scalar, about in explained)
             return [scalar for scalar, _ in explained]
 
@@ -40,7 +50,7 @@ class Question(NamedTuple):
 
 
 def read(model, input_ids, target, contrast, position, rule, tokenizer) -> Question:
-    """Arguments as of `lrp_fast.attribute`.
+    """Arguments as of `lrp_fast.attribute`. All that a tokenizer will be asked for is tried here.
 
     Raises:
         ValueError, TypeError: one sentence that names the culprit and the mend.
@@ -48,7 +58,10 @@ def read(model, input_ids, target, contrast, position, rule, tokenizer) -> Quest
     """
     rules = as_rules(rule)
     check_model(model)
-    ids = _read_ids(input_ids, tokenizer)
+    tokenizer = read_tokenizer(tokenizer)
+    given = prompt.read(input_ids, tokenizer)
+    ids = given.ids
+    target, contrast = targets.several("target", target), targets.several("contrast", contrast)
     pairs = _pairs(target, contrast)
     requests = [targets.read(*pair, tokenizer=tokenizer, vocab_size=vocabulary_size(model)) for pair in pairs]
     positions = _read_positions(position, len(ids))
@@ -66,13 +79,20 @@ def read(model, input_ids, target, contrast, position, rule, tokenizer) -> Quest
             )
         ids = torch.cat([ids, torch.tensor(prefix)])
         positions = [len(ids) - 1]
-    _check_ids(ids, model)
-    return Question(ids, positions, requests, rules)
+    notes = [*given.notes, *_check_ids(ids, model, given)]
+    tokens = special = None
+    if tokenizer is not None:
+        tokens, without = token_texts(ids.tolist(), tokenizer)
+        special, unmarked = special_flags(ids.tolist(), tokenizer)
+        notes += [without, unmarked]
+    requests = [replace(one, note=" ".join(filter(None, [one.note, *notes]))) for one in requests]
+    several = isinstance(target, list) or isinstance(contrast, list)
+    return Question(ids, positions, requests, several, rules, tokenizer, tokens, special)
 
 
 def _pairs(target, contrast) -> list[tuple]:
     """Each target with its contrast."""
-    if isinstance(contrast, list) and len(contrast) == 2 and contrast[0] == "top" and not isinstance(contrast[1], str):
+    if isinstance(contrast, list) and len(contrast) == 2 and _is_text(contrast[0], "top") and not _is_text(contrast[1]):
         raise ValueError(f'contrast {contrast!r} is a list, which means several: write ("top", {contrast[1]!r})')
     several = [given for given in (target, contrast) if isinstance(given, list)]
     if any(not given for given in several):
@@ -80,8 +100,17 @@ def _pairs(target, contrast) -> list[tuple]:
     count = max(map(len, several), default=1)
     if any(len(given) != count for given in several):
         raise ValueError(f"{len(target)} targets and {len(contrast)} contrasts do not pair: give as many of both")
-    target, contrast = (given if isinstance(given, list) else [given] * count for given in (target, contrast))
-    return list(zip(target, contrast, strict=True))
+    columns = []
+    for name, given in (("target", target), ("contrast", contrast)):
+        given = given if isinstance(given, list) else [given] * count
+        columns.append([targets.several(name, one) for one in given])
+        if any(isinstance(one, list) for one in columns[-1]):
+            raise TypeError(f"{name} is a list of lists: give one list of ids or strings")
+    return list(zip(*columns, strict=True))
+
+
+def _is_text(given, text: str | None = None) -> bool:
+    return isinstance(given, str) and text in (None, given)
 
 
 def check_model(model) -> None:
@@ -93,37 +122,26 @@ def check_model(model) -> None:
     check(model)
 
 
-def _read_ids(input_ids, tokenizer) -> torch.Tensor:
-    if isinstance(input_ids, str):
-        if tokenizer is None:
-            raise ValueError("input_ids is a string: give tokenizer= with it, or token ids")
-        input_ids = tokenizer.encode(input_ids)
-    if hasattr(input_ids, "input_ids"):
-        raise TypeError("input_ids is all that a tokenizer returned: pass its .input_ids")
-    try:
-        ids = torch.as_tensor(input_ids)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"input_ids must be a LongTensor (N,) or (1, N), or a str: {error}") from error
-    if ids.ndim == 2 and ids.shape[0] == 1:
-        ids = ids[0]
-    if ids.ndim != 1:
-        shape = tuple(ids.shape)
-        raise ValueError(f"input_ids must be (N,) or (1, N), one prompt, not {shape}: attribute_batch takes several")
-    if len(ids) == 0:
-        raise ValueError("input_ids is empty: give at least one token")
-    if ids.dtype.is_floating_point or ids.dtype == torch.bool or ids.is_complex():
-        raise TypeError(f"input_ids must hold whole numbers, not {ids.dtype}")
-    return ids.detach().to("cpu", torch.int64)
-
-
-def _check_ids(ids: torch.Tensor, model) -> None:
+def _check_ids(ids: torch.Tensor, model, given: Prompt) -> list[str]:
+    """Raise for ids that the model cannot read; returns notes on those that it may read badly."""
     rows = model.get_input_embeddings().weight.shape[0]
     wrong = ids[(ids < 0) | (ids >= rows)]
+    if len(wrong) and given.written:
+        raise ValueError(
+            f"the tokenizer makes token {int(wrong[0])} of the prompt, outside the model's vocabulary, 0 to "
+            f"{rows - 1}: give the tokenizer that belongs to the model"
+        )
     if len(wrong):
         raise ValueError(f"input_ids holds token {int(wrong[0])}, outside the vocabulary, 0 to {rows - 1}")
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if longest is not None and len(ids) > longest:
-        raise ValueError(f"the prompt has {len(ids)} tokens, more than the model's {longest} positions: shorten it")
+    limit, most = position_limit(model), made_for(model)
+    if limit is not None and len(ids) > limit:
+        raise ValueError(f"the prompt has {len(ids)} tokens, more than the model's {limit} positions: shorten it")
+    if limit is None and most is not None and len(ids) > most:
+        return [
+            f"The prompt has {len(ids)} tokens, more than the {most} positions that the config says the model was made "
+            "for."
+        ]
+    return []
 
 
 def _read_positions(position, length: int) -> list[int]:

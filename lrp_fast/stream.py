@@ -20,6 +20,7 @@ from .hf import (
     decoder_layers,
     is_thread,
     is_watched,
+    keeping_rotations,
     passing,
     recording,
     replaying,
@@ -214,6 +215,7 @@ def _descent(model, input_ids, positions, objective, rules, plan, tell, trace) -
         if "file" in plan.tiers:
             store.open_file()  # now, so that a folder that takes no files is not found out half-way
         leaving.enter_context(passing(model, rules))
+        leaving.enter_context(keeping_rotations(model))
         input_ids = input_ids.clone()  # a caller's inference_mode made it what autograd cannot save
         with _watched(layers, store, plan, lambda done: tell("forward", done, len(layers))) as top:
             logits = _logits(model, input_ids, positions)[0]

@@ -12,6 +12,9 @@ from typing import get_args, get_origin, get_type_hints
 
 import torch
 
+from .tokenizer import Tokenizer, plain_text
+from .tokenizer import read as read_tokenizer
+
 
 @dataclass(frozen=True)
 class Token:
@@ -174,9 +177,10 @@ def read(target, contrast, *, tokenizer=None, vocab_size: int) -> Request:
     Raises:
         TypeError, ValueError: one sentence that names the culprit and the mend.
     """
-    if contrast == "mean" or contrast is None:
+    tokenizer = read_tokenizer(tokenizer)
+    if contrast is None or (isinstance(contrast, str) and contrast == "mean"):
         other = contrast
-    elif isinstance(contrast, tuple) and len(contrast) == 2 and contrast[0] == "top":
+    elif isinstance(contrast, tuple) and len(contrast) == 2 and isinstance(contrast[0], str) and contrast[0] == "top":
         other = ("top", _count(contrast[1], vocab_size))
     else:
         other = _ids("contrast", contrast, tokenizer, vocab_size)
@@ -203,7 +207,7 @@ def read(target, contrast, *, tokenizer=None, vocab_size: int) -> Request:
     note = ""
     if shared:
         count = f"{shared} token{'s' * (shared > 1)}"
-        end = f"{_text(ids[:shared], tokenizer)!r}, which now end{'s' * (shared == 1)} the prompt"
+        end = f"{tokenizer.named(ids[:shared])}, which now end{'s' * (shared == 1)} the prompt"
         note = f"{target!r} and {contrast!r} share their first {count} {end}; compared at the next one."
     elif max(len(ids), len(other)) > 1:
         longer = [
@@ -214,22 +218,59 @@ def read(target, contrast, *, tokenizer=None, vocab_size: int) -> Request:
     return Request(ids[shared], other[shared], ids[:shared], note)
 
 
-def _ids(name: str, given, tokenizer, vocab_size: int) -> tuple[int, ...]:
+def several(name: str, given):
+    """What was handed in as a target or contrast, an array of ids as the id, or the list of ids, that it holds.
+
+    Raises:
+        TypeError: for an array of other numbers, or of more dimensions than one.
+    """
+    if not hasattr(given, "dtype") or not hasattr(given, "tolist") or isinstance(given, str):
+        return given
+    found, of_text = given.tolist(), getattr(given.dtype, "kind", "") in ("U", "O")
+    if not of_text and not _are_whole(found):
+        choices = 'a token id or a string, "mean" or ("top", k)' if name == "contrast" else "a token id or a string"
+        raise TypeError(f"{name} must be {choices}, not {given!r}")
+    while isinstance(found, list) and len(found) == 1:
+        found = found[0]
+    if isinstance(found, list) and any(isinstance(one, list) for one in found):
+        raise TypeError(f"{name} is an array of shape {tuple(given.shape)}: give one id, or a list of them")
+    return found
+
+
+def _are_whole(found) -> bool:
+    if isinstance(found, list):
+        return all(map(_are_whole, found))
+    return isinstance(found, int) and not isinstance(found, bool)
+
+
+def _ids(name: str, given, tokenizer: Tokenizer | None, vocab_size: int) -> tuple[int, ...]:
     if isinstance(given, str):
         if tokenizer is None:
             raise ValueError(f"{name} {given!r} is a string: give tokenizer= with it, or a token id")
-        ids = tuple(tokenizer.encode(given, add_special_tokens=False))
-        pieces = [str(piece) for piece in tokenizer.convert_ids_to_tokens(list(ids))]
-        if given.startswith(" ") and len(ids) > 1 and pieces[0] == _BLANK and pieces[1].startswith(_BLANK):
+        given = plain_text(given, name)
+        ids = made = tuple(tokenizer.encode(given, f"{name} {given!r}", added=False))
+        pieces = tokenizer.pieces(list(made))
+        blank = given.startswith(" ") and len(ids) > 1 and pieces[0] == _BLANK
+        if blank and (pieces[1] or "").startswith(_BLANK):
             ids = ids[1:]  # SentencePiece puts a blank before every text: of " word" it makes two
         if not ids:
             raise ValueError(f"{name} {given!r} is no token at all: give a string that the tokenizer does not drop")
-        if tokenizer.unk_token_id in ids and tokenizer.unk_token not in given:
+        unknown = tokenizer.unknown
+        if unknown is not None and unknown[0] in ids and unknown[1] not in given:
+            pieces = [piece or tokenizer.text([one]) for one, piece in zip(made, pieces, strict=True)]
             raise ValueError(
                 f"{name} {given!r} holds what the tokenizer does not know, and becomes {pieces}: give a string that it "
                 "knows, or a token id"
             )
+        wrong = [one for one in ids if not 0 <= one < vocab_size]
+        if wrong:
+            raise ValueError(
+                f"{name} {given!r} becomes token {wrong[0]}, outside the model's vocabulary, 0 to {vocab_size - 1}: "
+                "give the tokenizer that belongs to the model"
+            )
         return ids
+    if isinstance(given, bytes | bytearray | memoryview):
+        raise TypeError(f"{name} is {type(given).__name__}, which is no text yet: decode it, as .decode('utf-8') does")
     try:
         one = None if isinstance(given, bool) else operator.index(given)
     except TypeError:
@@ -250,52 +291,10 @@ def _count(k, vocab_size: int) -> int:
     return int(k)
 
 
-def _first_token_note(name: str, given, ids: tuple[int, ...], tokenizer) -> str:
+def _first_token_note(name: str, given, ids: tuple[int, ...], tokenizer: Tokenizer | None) -> str:
     if len(ids) == 1:
         return ""
-    return f"{name} {given!r} is {len(ids)} tokens; its first, {_text(ids[:1], tokenizer)!r}, is compared."
-
-
-def _text(ids, tokenizer) -> str | None:
-    """What ids stand for in running text; the tokenizer's own spelling where they are no whole characters."""
-    if tokenizer is None:
-        return None
-    text = tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
-    found = zip(ids, tokenizer.convert_ids_to_tokens(list(ids)), strict=True)
-    pieces = [f"<{one}>" if piece is None else str(piece) for one, piece in found]  # None: rows beyond the vocabulary
-    if not text or "\ufffd" in text:
-        return "".join(_spelled(piece) for piece in pieces)
-    # SentencePiece marks a word's beginning by a sign and drops the space that it stands for at the front of a text.
-    return f" {text}" if pieces[0].startswith(_BLANK) and not text.startswith(" ") else text
-
-
-def _spelled(piece: str) -> str:
-    r"""A piece of a byte-level vocabulary that is no whole characters, its bytes past ASCII as \xNN."""
-    if not all(sign in _BYTES for sign in piece):
-        return piece
-    return "".join(chr(_BYTES[s]) if 32 <= _BYTES[s] < 127 else f"\\x{_BYTES[s]:02x}" for s in piece)
-
-
-def _byte_signs() -> dict[str, int]:
-    """The sign that byte-level BPE (Radford et al. 2019) writes for a byte: itself where it prints, or U+0100 on."""
-    printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printing]
-    return {chr(byte): byte for byte in printing} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTES = _byte_signs()
-_BLANK = "\u2581"
-
-
-def token_texts(ids: list[int], tokenizer) -> list[str]:
-    """One string a token, as it reads in the text; tokens that are part of a character as the tokenizer spells them."""
-    return [_text([one], tokenizer) for one in ids]
-
-
-def special_ids(tokenizer) -> set[int]:
-    """Ids of control tokens, chat headers and the like included, which only the table of added tokens marks."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    return {*tokenizer.all_special_ids, *(one for one, token in added.items() if token.special)}
+    return f"{name} {given!r} is {len(ids)} tokens; its first, {tokenizer.named(ids[:1])}, is compared."
 
 
 def explain(
@@ -311,6 +310,7 @@ def explain(
             f"the logits hold {_flaw(logits)}: nothing can be explained; load the model in float32 or bfloat16"
         )
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    tokenizer = read_tokenizer(tokenizer)
     known = logits.detach()
     order = known.argsort(dim=-1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(
@@ -318,7 +318,8 @@ def explain(
     )
 
     def token(row: int, one: int) -> Token:
-        return Token(one, _text([one], tokenizer), float(known[row, one]), int(rank[row, one]))
+        text = None if tokenizer is None else tokenizer.text([one])
+        return Token(one, text, float(known[row, one]), int(rank[row, one]))
 
     terms, total = [], logits.new_zeros(())
     for row, position in enumerate(positions):
@@ -338,8 +339,8 @@ def explain(
             case one:
                 if one == target:
                     raise ValueError(
-                        f"target and contrast are both token {target} {_text([target], tokenizer)!r} at position "
-                        f"{position}: they never diverge; give two different tokens"
+                        f"target and contrast are both token {target} {token(row, one).text!r} at position {position}: "
+                        "they never diverge; give two different tokens"
                     )
                 contrast, against = token(row, one), logits[row, one]
         total = total + logits[row, target] - (0 if against is None else against)
@@ -366,6 +367,9 @@ def _kind(request: Request) -> str:
         case ("top", k) if k > 1:
             return "top"
     return "difference"
+
+
+_BLANK = "\u2581"  # SentencePiece's, before a word
 
 
 def _flaw(logits: torch.Tensor) -> str:

@@ -214,7 +214,6 @@ def test_load_refuses_other_files(tmp_path):
         ({"input_ids": []}, ValueError, "input_ids is empty: give at least one token"),
         ({"input_ids": [1, 97]}, ValueError, "input_ids holds token 97, outside the vocabulary, 0 to 96"),
         ({"input_ids": [1, -1]}, ValueError, "input_ids holds token -1, outside the vocabulary"),
-        ({"input_ids": [1] * 129}, ValueError, "the prompt has 129 tokens, more than the model's 128 positions"),
         ({"input_ids": [[1, 2], [3, 4]]}, ValueError, r"one prompt, not \(2, 2\): attribute_batch takes several"),
         ({"input_ids": [1.0, 2.0]}, TypeError, "input_ids must hold whole numbers, not torch.float32"),
         ({"input_ids": {"a": 1}}, TypeError, r"input_ids must be a LongTensor \(N,\) or \(1, N\), or a str"),
@@ -343,5 +342,53 @@ def test_a_prompt_gets_the_tokenizers_bos_and_a_target_does_not(tiny):
     assert beyond.tokens == ["<90>", "a"]
 
 
-def test_the_last_position_of_the_model_may_be_used(tiny):
-    assert attribute(tiny("llama"), [1] * 128).layers.shape == (4, 128)
+def test_a_table_of_positions_may_be_used_to_its_end_and_no_further(tiny):
+    model = tiny("gpt2")
+    assert attribute(model, [1] * 128).layers.shape == (4, 128)
+    model.transformer.h[0].register_forward_pre_hook(lambda *_: pytest.fail("a layer ran"))
+    with pytest.raises(ValueError, match="the prompt has 129 tokens, more than the model's 128 positions: shorten it"):
+        attribute(model, [1] * 129)
+    with pytest.raises(ValueError, match="129 tokens are more than the model's table of 128 positions: shorten"):
+        lrp_fast.plan(model, 129)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_two_tokens_of_one_row_have_nothing_between_them(dtype, tiny, ids):
+    model = tiny("gpt_neox", dtype)
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        head.weight[96] = head.weight[40]
+    spec = lrp_fast.GraphSpec(topk=2)
+    result = attribute(model, ids, target=96, contrast=40, graph=spec)
+    assert not result.layers.any()
+    assert result.explained.note == (
+        "The relevance is zero everywhere: tokens 96 and 40 have equal rows in the model's head, as tokens have that "
+        "were never trained, so that their logits are always the same."
+    )
+    assert result.graph.manifest["explained"]["note"] == result.explained.note
+    assert attribute(model, ids, target=96, contrast=41).explained.note == ""
+    one, other = attribute(model, ids, target=[96, 96], contrast=[40, 41])
+    assert one.explained.note == result.explained.note and other.explained.note == ""
+
+
+def test_zeros_of_other_causes_are_said_to_be_zeros(tiny, ids):
+    model = tiny("llama")
+    with torch.no_grad():
+        model.lm_head.weight[3] = 0
+    result = attribute(model, ids, target=3)
+    assert not result.relevance.any() and result.value == 0
+    assert result.explained.note.startswith("The relevance of every input token is zero: what is explained does not")
+
+
+def test_a_value_of_zero_with_relevance_in_it(tiny, ids):
+    model = tiny("llama", torch.bfloat16)
+    with torch.no_grad():  # rows that differ by so little that 16 bits round it away
+        top = []
+        handle = model.lm_head.register_forward_pre_hook(lambda _, args: top.append(args[0][0, -1]))
+        model(ids)
+        handle.remove()
+        model.lm_head.weight[3] = model.lm_head.weight[5]
+        model.lm_head.weight[3, top[0].abs().argmin()] += 2.0**-7
+    result = attribute(model, ids, target=3, contrast=5)
+    assert result.value == 0 and result.relevance.any()
+    assert result.explained.note == "The value is exactly 0.0: what speaks for it and what speaks against it cancel."

@@ -4,7 +4,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from lrp_fast.targets import read, special_ids, token_texts
+from lrp_fast.targets import read
+from lrp_fast.tokenizer import read as read_tokenizer
+from lrp_fast.tokenizer import token_texts
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +69,8 @@ def test_what_cannot_be_compared_is_refused(ask, target, contrast, message):
 def test_parts_of_a_character_are_spelled_as_the_tokenizer_spells_them(smollm2):
     _, tokenizer = smollm2
     ids = tokenizer.encode("a \U0001f9d1\u200d\U0001f680\n")
-    texts = token_texts(ids, tokenizer)
-    assert len(texts) == len(ids) and all(texts) and "\ufffd" not in "".join(texts)
+    texts, note = token_texts(ids, tokenizer)
+    assert len(texts) == len(ids) and all(texts) and not note and "\ufffd" not in "".join(texts)
     assert texts[0] == "a" and texts[-1] == "\n"
     assert any(text.startswith("\\x") for text in texts)  # bytes as bytes, not as letters that stand for them
 
@@ -82,7 +84,7 @@ def test_sentencepiece_targets_with_and_without_a_blank():
     for target, contrast in ((" Sydney", " Canberra"), ("Sydney", "Canberra")):
         request = read(target, contrast, tokenizer=tokenizer, vocab_size=10)
         assert (request.prefix, request.target, request.contrast) == ((), 2, 3)
-    assert token_texts([2], tokenizer) == [" Sydney"]
+    assert token_texts([2], tokenizer) == ([" Sydney"], "")
     with pytest.raises(ValueError, match=r"contrast ' Perth' holds what the tokenizer does not know, and becomes \["):
         read(" Sydney", " Perth", tokenizer=tokenizer, vocab_size=10)
     assert read("<unk>", " Sydney", tokenizer=tokenizer, vocab_size=10).contrast == 2  # asked for by name
@@ -90,7 +92,8 @@ def test_sentencepiece_targets_with_and_without_a_blank():
 
 def test_special_tokens_include_those_that_only_the_added_tokens_mark(smollm2):
     _, tokenizer = smollm2
+    special = read_tokenizer(tokenizer).special_ids
     header = tokenizer.convert_tokens_to_ids("<repo_name>")
-    assert header not in tokenizer.all_special_ids and header in special_ids(tokenizer)
-    assert tokenizer.convert_tokens_to_ids("<|im_start|>") in special_ids(tokenizer)
-    assert tokenizer.encode("a")[0] not in special_ids(tokenizer)
+    assert header not in tokenizer.all_special_ids and header in special
+    assert tokenizer.convert_tokens_to_ids("<|im_start|>") in special
+    assert tokenizer.encode("a")[0] not in special

@@ -19,18 +19,13 @@ def explain(options: argparse.Namespace, graph=None):
     contrast = read_contrast(options.contrast)
 
     from .. import Memory, attribute, plan
+    from ..prompt import read
 
     print(f"loading {options.model}", file=sys.stderr)
     model, tokenizer = load(options)
-    if options.chat:
-        prompt = _in_chat_template(prompt, tokenizer)
-        ids = tokenizer.encode(prompt, add_special_tokens=False)  # the template writes its own special tokens
-    else:
-        ids = tokenizer.encode(prompt)
-
+    given = read([{"role": "user", "content": prompt}] if options.chat else prompt, tokenizer)
     memory = Memory(options.device_budget, options.host_budget, options.offload_dir)
-    # `attribute` refuses an empty prompt.
-    planned = plan(model, max(1, len(ids)), rule=options.rule, memory=memory, graph=graph)
+    planned = plan(model, len(given.ids), rule=options.rule, memory=memory, graph=graph)
     forward = planned.forward_flops / (planned.forward_flops + planned.replay_flops + planned.backward_flops)
     shown = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
     # disable=None: off where nobody watches.
@@ -44,7 +39,7 @@ def explain(options: argparse.Namespace, graph=None):
 
         return attribute(
             model,
-            ids,
+            given,
             target=target,
             contrast=contrast,
             position=options.position,
@@ -81,10 +76,3 @@ def read_contrast(text: str):
         return {"mean": "mean", "none": None}[text]
     match = re.fullmatch(r"top:(\d+)", text)
     return ("top", int(match[1])) if match else read_token(text)
-
-
-def _in_chat_template(prompt: str, tokenizer) -> str:
-    if not tokenizer.chat_template:
-        raise ValueError("--chat: this model's tokenizer has no chat template; leave it out")
-    messages = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -10,9 +10,11 @@ from .hooks import check_hooks, is_watched
 from .layers import decoder_layers
 from .overlay import is_thread
 from .patching import passing, patched
+from .positions import keeping_rotations, made_for, position_limit
 from .replay import Recorded, recording, replaying, tracing
-from .sizes import LayerSize, device_of, layer_sizes, vocabulary_size, weight_bytes
+from .sizes import LayerSize, device_of, layer_sizes, weight_bytes
 from .taken import check_language_model, check_weights, language_model_class
+from .vocabulary import share_a_row, vocabulary_size
 from .weights import unreadable_format
 from .wrappers import give_language_model
 
@@ -37,14 +39,18 @@ __all__ = [
     "handlers",
     "is_thread",
     "is_watched",
+    "keeping_rotations",
     "language_model_class",
     "layer_sizes",
+    "made_for",
     "passing",
     "patched",
+    "position_limit",
     "real_tokens",
     "recording",
     "register",
     "replaying",
+    "share_a_row",
     "tracing",
     "unreadable_format",
     "vocabulary_size",

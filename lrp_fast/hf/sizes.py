@@ -45,11 +45,6 @@ def weight_bytes(model: nn.Module) -> int:
     return sum(map(nbytes, tensors.values()))
 
 
-def vocabulary_size(model: nn.Module) -> int:
-    """How many logits a position has."""
-    return shape(model.get_output_embeddings())[0]
-
-
 def device_of(module: nn.Module) -> torch.device:
     """Where the module computes: accelerate keeps offloaded weights elsewhere in between."""
     for part in module.modules():

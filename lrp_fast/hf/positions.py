@@ -1,0 +1,66 @@
+"""How long a prompt may be: tables of learned positions end, rotary ones do not, but are made for some length."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+_POSITIONS = re.compile(r"(^|\.)(wpe|\w*position\w*|pos_emb\w*)(\.|$)")
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """Rows of the model's table of learned positions (GPT-2's ``wpe``); None where there is none, and so no end."""
+    rows = [
+        module.num_embeddings - getattr(module, "offset", 0)  # of which OPT leaves some out
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and _POSITIONS.search(path)
+    ]
+    return min(rows, default=None)
+
+
+def made_for(model: nn.Module) -> int | None:
+    """Positions that the model was made for by its config, with what its rotary ones are stretched by; None if it is
+    silent.
+    """
+    config = model.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    most = getattr(config, "max_position_embeddings", None)
+    if most is None:
+        return None
+    return max([most, *(_reach(one, most) for one in _rotations(config))])
+
+
+def _rotations(config) -> list[dict]:
+    """Its rotary parameters, one for all layers or one for each kind of them."""
+    given = getattr(config, "rope_parameters", None) or {}
+    kinds = [one for one in given.values() if isinstance(one, dict)]
+    return kinds or [given]
+
+
+def _reach(rotation: dict, most: int) -> int:
+    if rotation.get("rope_type", "default") == "default":
+        return most
+    original = rotation.get("original_max_position_embeddings") or most
+    return int(original * (rotation.get("factor") or 1))
+
+
+@contextmanager
+def keeping_rotations(model: nn.Module) -> Iterator[None]:
+    """What dynamic NTK keeps of the longest prompt so far is what it was, behind the block.
+
+    transformers computes a shorter prompt with it, and so one that is not like the prompt alone.
+    """
+    dynamic = [module for module in model.modules() if "dynamic" in str(getattr(module, "rope_type", ""))]
+    kept = [(module, dict(module.__dict__), dict(module._buffers)) for module in dynamic]
+    try:
+        yield
+    finally:
+        for module, entries, buffers in kept:
+            for name in module.__dict__.keys() - entries.keys():
+                del module.__dict__[name]
+            module.__dict__.update(entries)
+            module._buffers.clear()
+            module._buffers.update(buffers)

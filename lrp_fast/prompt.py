@@ -1,0 +1,337 @@
+"""What becomes a prompt's token ids: texts, chats, what a tokenizer returned, ids in any dress. The one place."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+import torch
+
+from . import chat
+from .hf import real_tokens
+from .tokenizer import Tokenizer, around, plain_text
+from .tokenizer import read as read_tokenizer
+
+# What a tokenizer returns besides the ids and the attention mask. No decoder needs it to read one prompt.
+BESIDE = frozenset(
+    ["token_type_ids", "special_tokens_mask", "offset_mapping", "length", "overflow_to_sample_mapping", "labels"]
+    + ["overflowing_tokens", "num_truncated_tokens", "assistant_masks"]
+)
+_MUST = "input_ids must be a LongTensor (N,) or (1, N), or a str"
+
+
+class Prompt(NamedTuple):
+    """A prompt that has been read.
+
+    Attributes:
+        ids: (N,) int64 on the CPU, the prompt's own copy.
+        notes: a sentence each, what the reader of a result should know of how the ids came about.
+        written: whether a tokenizer made the ids here, of a text or a chat.
+    """
+
+    ids: torch.Tensor
+    notes: tuple[str, ...] = ()
+    written: bool = False
+
+
+def read(input_ids, tokenizer=None) -> Prompt:
+    """What the caller calls a prompt, as ids.
+
+    Args:
+        input_ids: token ids, (N,) or (1, N), in a tensor, an array or a list; a string; chat messages, a list of dicts
+            with "role" and "content"; what a tokenizer returned for one prompt; or a `Prompt`, which is handed back.
+        tokenizer: needed for a string and for messages.
+
+    Raises:
+        TypeError, ValueError: one sentence that names the culprit and the mend.
+    """
+    tokenizer = read_tokenizer(tokenizer)
+    if isinstance(input_ids, Prompt):
+        return input_ids
+    if isinstance(input_ids, np.ndarray) and input_ids.dtype.kind in "USO":
+        input_ids = input_ids.tolist()
+    if isinstance(input_ids, list | tuple) and len(input_ids) == 1 and isinstance(input_ids[0], str | bytes | list):
+        only = input_ids[0]
+        if isinstance(only, str | bytes) or chat.is_chat(only):
+            input_ids = only  # as (1, N) is (N,)
+    if isinstance(input_ids, bytes | bytearray | memoryview):
+        kind = type(input_ids).__name__
+        raise TypeError(f"input_ids is {kind}, which is no text yet: decode it, as .decode('utf-8') does")
+    if isinstance(input_ids, str):
+        return _of_text(plain_text(input_ids, "input_ids"), tokenizer)
+    if chat.is_chat(input_ids):
+        if tokenizer is None:
+            raise ValueError("input_ids is a chat: give tokenizer= with it, or token ids")
+        ids, notes = chat.read(input_ids, tokenizer)
+        return Prompt(_ids(ids), (*notes, *_notes_of_ids(ids, tokenizer, written_here=True)), written=True)
+    if isinstance(input_ids, list | tuple) and any(isinstance(one, str) for one in input_ids):
+        raise TypeError("input_ids is a list of strings: attribute_batch takes several prompts, attribute one string")
+    cut: tuple[str, ...] = ()
+    if isinstance(input_ids, Mapping | tokenizers.Encoding):
+        given = parts(input_ids)
+        cut = _cut(input_ids, 0)
+        ids = _unpadded(_ids(given["input_ids"]), given["attention_mask"])
+    else:
+        ids = _ids(input_ids)
+    return Prompt(ids, cut + _notes_of_ids(ids.tolist(), tokenizer))
+
+
+def rows(input_ids, attention_mask=None) -> list[tuple[object, tuple[str, ...]]]:
+    """The prompts of a batch, without their padding, each with notes on how it came about.
+
+    Raises:
+        TypeError, ValueError: one sentence that names the culprit and the mend.
+    """
+    if isinstance(input_ids, str):
+        raise TypeError("input_ids is one string: attribute_batch takes a sequence of prompts")
+    if chat.is_chat(input_ids):
+        raise TypeError("input_ids is one chat: attribute_batch takes a sequence of prompts, [chat] for one")
+    batch = input_ids
+    if isinstance(batch, Mapping):
+        given = parts(batch)
+        if attention_mask is not None and given["attention_mask"] is not None:
+            raise TypeError("attention_mask is given twice, in the batch and beside it: leave one out")
+        input_ids = given["input_ids"]
+        attention_mask = attention_mask if given["attention_mask"] is None else given["attention_mask"]
+    if attention_mask is None:
+        if isinstance(input_ids, torch.Tensor) or (isinstance(input_ids, np.ndarray) and input_ids.dtype.kind in "iuf"):
+            raise ValueError("input_ids is an array, which may be padded: give its attention_mask with it")
+        try:
+            prompts = list(input_ids)
+        except TypeError as error:
+            raise TypeError(f"input_ids must be a sequence of prompts, not {type(input_ids).__name__}") from error
+    else:
+        prompts = _unpadded_rows(input_ids, attention_mask)
+    if not prompts:
+        raise ValueError("input_ids is an empty batch: give at least one prompt")
+    return [(prompt, _cut(batch, row)) for row, prompt in enumerate(prompts)]
+
+
+def parts(given: Mapping | tokenizers.Encoding) -> dict:
+    """ "input_ids" and "attention_mask" (None without one) of what a tokenizer returned."""
+    if isinstance(given, tokenizers.Encoding):
+        return {"input_ids": given.ids, "attention_mask": given.attention_mask}
+    if "input_ids" not in given:
+        more = ", and a chat is a list of messages" if "role" in given or "messages" in given else ""
+        raise TypeError(f"{_MUST}: it is a dict without 'input_ids'{more}")
+    refuse_others(name for name in given if name not in ("input_ids", "attention_mask"))
+    return {name: given.get(name) for name in ("input_ids", "attention_mask")}
+
+
+def refuse_others(names) -> None:
+    """Raise TypeError unless all names are of what a tokenizer returns and no decoder needs."""
+    others = [name for name in names if name not in BESIDE]
+    if others:
+        raise TypeError(
+            f"{others[0]!r} is not what a tokenizer makes of a text, and the model is given input_ids alone: leave it "
+            "out"
+        )
+
+
+def _ids(given) -> torch.Tensor:
+    """(N,) int64, a copy."""
+    if hasattr(given, "input_ids"):
+        raise TypeError("input_ids is all that a tokenizer returned: pass its .input_ids")
+    try:
+        if not isinstance(given, torch.Tensor) and hasattr(given, "__array__"):
+            given = np.asarray(given)
+            if given.dtype.kind in "iu":
+                given = given.astype(np.int64)  # in this machine's order of bytes, forwards in memory
+        ids = torch.as_tensor(given)
+        if ids.device.type == "meta" or ids.layout != torch.strided:
+            raise TypeError(f"not a tensor of layout {ids.layout} on {ids.device}")
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"{_MUST}: {error}") from error
+    if ids.ndim == 0:
+        raise ValueError(f"input_ids must be (N,) or (1, N), one prompt, not a number: write [{ids.item()}]")
+    if ids.ndim == 2 and ids.shape[0] == 1:
+        ids = ids[0]
+    if ids.ndim != 1:
+        shape = tuple(ids.shape)
+        raise ValueError(f"input_ids must be (N,) or (1, N), one prompt, not {shape}: attribute_batch takes several")
+    if len(ids) == 0:
+        raise ValueError("input_ids is empty: give at least one token")
+    if ids.dtype.is_floating_point or ids.dtype == torch.bool or ids.is_complex() or _holds_truth(given):
+        raise TypeError(f"input_ids must hold whole numbers, not {torch.bool if _holds_truth(given) else ids.dtype}")
+    return ids.detach().to("cpu", torch.int64, copy=True)
+
+
+def _holds_truth(given) -> bool:
+    """Whether there is a True or False in a list, of which torch would make 1 and 0 among whole numbers."""
+    if not isinstance(given, list | tuple):
+        return False
+    return any(isinstance(one, bool | np.bool_) or _holds_truth(one) for one in given)
+
+
+def _unpadded(ids: torch.Tensor, attention_mask) -> torch.Tensor:
+    """(N,) ids without the padding that their mask marks; without a mask as they are."""
+    if attention_mask is None:
+        return ids
+    mask = _mask(attention_mask)
+    if mask.ndim == 2 and mask.shape[0] == 1:
+        mask = mask[0]
+    if mask.shape != ids.shape:
+        shapes = f"{tuple(ids.shape)} and {tuple(mask.shape)}"
+        raise ValueError(f"input_ids and attention_mask must be of one shape, not {shapes}")
+    try:
+        start, end = real_tokens(mask[None])[0].tolist()
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("row 0 of ")) from error
+    return ids[start:end].clone()
+
+
+def _mask(given) -> torch.Tensor:
+    try:
+        mask = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"attention_mask must be of the shape of input_ids, or be left out: {error}") from error
+    if not ((mask == 0) | (mask == 1)).all():
+        raise ValueError("attention_mask must hold 1 for tokens and 0 for padding, and nothing else")
+    return mask
+
+
+def _unpadded_rows(input_ids, attention_mask) -> list:
+    if _are_ragged(input_ids, attention_mask):
+        found = []
+        for row, (ids, mask) in enumerate(zip(input_ids, attention_mask, strict=True)):
+            try:
+                found.append(_unpadded(_ids(ids), mask))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"row {row}: {error}") from error
+        return found
+    try:
+        ids, mask = torch.as_tensor(input_ids), torch.as_tensor(attention_mask)
+    except (TypeError, ValueError, RuntimeError) as error:
+        message = f"input_ids and attention_mask must both be (B, N), or leave the mask out: {error}"
+        raise ValueError(message) from error
+    if ids.ndim != 2 or ids.shape != mask.shape:
+        raise ValueError(
+            f"input_ids and attention_mask must both be (B, N), not {tuple(ids.shape)} and {tuple(mask.shape)}"
+        )
+    return [row[start:end] for row, (start, end) in zip(ids, real_tokens(_mask(mask)).tolist(), strict=True)]
+
+
+def _are_ragged(input_ids, attention_mask) -> bool:
+    """Whether both are lists of rows of several lengths, the same ones: a tokenizer that was not told to pad."""
+    given = (input_ids, attention_mask)
+    if not all(isinstance(one, list | tuple) and all(hasattr(row, "__len__") for row in one) for one in given):
+        return False
+    lengths = [[len(row) for row in one] for one in given]
+    return lengths[0] == lengths[1] and len(set(lengths[0])) > 1
+
+
+def _cut(batch, row: int) -> tuple[str, ...]:
+    """A note, if the tokenizer has cut the row's prompt short."""
+    encodings = [batch] if isinstance(batch, tokenizers.Encoding) else getattr(batch, "encodings", None) or []
+    left_out = sum(len(one.ids) for one in encodings[row].overflowing) if row < len(encodings) else 0
+    if not left_out and isinstance(batch, Mapping):
+        left_out = np.max(batch.get("num_truncated_tokens", 0), initial=0)
+    if left_out == 0:
+        return ()
+    return ("The tokenizer has cut the prompt short: call it without truncation for all of it.",)
+
+
+def _of_text(given: str, tokenizer: Tokenizer | None) -> Prompt:
+    if tokenizer is None:
+        raise ValueError("input_ids is a string: give tokenizer= with it, or token ids")
+    ids = tokenizer.encode(given, "input_ids")
+    notes = []
+    plain = tokenizer.encode(given, "input_ids", added=False)
+    front, back = (around(ids, plain) if plain else None) or tokenizer.added
+    if plain and front and (plain[: len(front)] == front or plain[0] in (front[-1], tokenizer.id_of("bos"))):
+        twice = tokenizer.named(front if plain[: len(front)] == front else plain[:1])
+        notes.append(
+            f"The prompt begins with {twice} twice: the text has it, and the tokenizer adds it again, as transformers' "
+            "tokenizer(prompt) does; hand in chat messages, or ids that were encoded with add_special_tokens=False."
+        )
+    if back and ids[-len(back) :] == back:
+        notes.append(_end_note(back, tokenizer))
+    if given and not plain and ids:
+        notes.append(f"The tokenizer makes no token of the text {given!r}.")
+    unknown = tokenizer.unknown
+    if unknown is not None:
+        count = plain.count(unknown[0]) - given.count(unknown[1])  # less those that are asked for by name
+        first = len(front) + plain.index(unknown[0]) if count > 0 else 0
+        notes += _unknown_note(count, first, tokenizer)
+    if not notes:
+        notes += _dropped_note(given, plain, tokenizer)
+    return Prompt(_ids(ids), tuple(notes), written=True)
+
+
+def _notes_of_ids(ids: list[int], tokenizer: Tokenizer | None, written_here: bool = False) -> tuple[str, ...]:
+    """Of ids that somebody else has made, with a tokenizer to judge them by."""
+    if tokenizer is None:
+        return ()
+    notes = []
+    front, back = tokenizer.added
+    named = [tokenizer.id_of(name) for name in ("bos", "cls")]
+    twice = ids[: len(front)] if front and ids[: 2 * len(front)] == 2 * front else ids[:1]
+    if twice * 2 == ids[: 2 * len(twice)] and (twice == front or twice[0] in named):
+        notes.append(
+            f"The prompt begins with {tokenizer.named(twice)} twice: a text that has it, as a chat template writes it, "
+            "is encoded with add_special_tokens=False, or handed in as chat messages."
+        )
+    if back and not written_here and len(ids) > len(back) and ids[-len(back) :] == back:
+        notes.append(_end_note(back, tokenizer))
+    pad, unknown = tokenizer.id_of("pad"), tokenizer.unknown
+    others = [tokenizer.id_of(name) for name in ("bos", "eos", "sep", "cls")]
+    if pad is not None and pad not in (*others, *(unknown or ())[:1]) and not written_here:
+        for place, order in (("begins", ids), ("ends", ids[::-1])):
+            count = next((i for i, one in enumerate(order) if one != pad), len(ids))
+            if count:
+                notes.append(
+                    f"The prompt {place} with {tokenizer.named([pad])}, {count} of them, which the model reads as "
+                    "tokens like any other: hand in what the tokenizer returned, its attention_mask included."
+                )
+    # Those that spell by bytes name an unknown token too, which then has some other use.
+    if unknown is not None and unknown[0] in tokenizer.of_no_character and unknown[0] in ids:
+        notes += _unknown_note(ids.count(unknown[0]), ids.index(unknown[0]), tokenizer)
+    return tuple(notes)
+
+
+def _end_note(back: list[int], tokenizer: Tokenizer) -> str:
+    last = "the last one" if len(back) == 1 else f"the last {len(back)}"
+    return (
+        f"The tokenizer ends the prompt with {tokenizer.named(back)}, so that the next token comes behind that; hand "
+        f"in the ids without {last} to explain what comes behind the text."
+    )
+
+
+def _unknown_note(count: int, first: int, tokenizer: Tokenizer) -> list[str]:
+    if count < 1:
+        return []
+    verb, name = "is" if count == 1 else "are", tokenizer.named([tokenizer.unknown[0]])
+    place = "it is" if count == 1 else "the first is"
+    return [
+        f"{count} of the prompt's tokens {verb} {name}, which stands for what the tokenizer does not know; {place} at "
+        f"position {first}."
+    ]
+
+
+def _dropped_note(given: str, plain: list[int], tokenizer: Tokenizer) -> list[str]:
+    """Characters that leave no trace: the text has them, its tokens do not, and without them these are the same."""
+    decoded = tokenizer.decode(plain)
+    if decoded is None or not plain:
+        return []
+    missing = _letters(given) - _letters(decoded)
+    dropped = []
+    for sign in dict.fromkeys(given) if missing else ():
+        if _letters(sign) & missing and len(dropped) < 20:
+            try:
+                without = tokenizer.encode(given.replace(sign, ""), "input_ids", added=False)
+            except (TypeError, ValueError):
+                continue
+            dropped += [sign] if without == plain else []
+    if not dropped:
+        return []
+    others = f" and {len(dropped) - 1} more of its characters" if len(dropped) > 1 else ""
+    return [f"The tokenizer drops {dropped[0]!r}{others} from the prompt: the model does not see what it cannot spell."]
+
+
+def _letters(given: str) -> set[str]:
+    """Letters, digits and signs, without their case, accents and width, which a tokenizer may well leave out."""
+    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", given).casefold())
+    return {sign for sign in set(plain) if unicodedata.category(sign)[0] in "LN" or unicodedata.category(sign) == "So"}

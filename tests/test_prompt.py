@@ -1,0 +1,331 @@
+"""What becomes a prompt's ids, what is said of it, and what is refused, before any layer runs."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+import lrp_fast
+from lrp_fast import attribute, attribute_batch, between
+from lrp_fast.prompt import read
+from lrp_fast.report.html import write_html
+from lrp_fast.report.record import as_json
+from lrp_fast.report.table import table
+
+NAMES = ["<unk>", "<s>", "</s>", "<pad>", "user", "assistant", "system", ":"]
+WORDS = [*NAMES, "The", "capital", "of", "Australia", "is", "Sydney", "Canberra"]
+TEXT = "The capital of Australia is"
+PLAIN = [WORDS.index(word) for word in TEXT.split()]
+USER = {"role": "user", "content": TEXT}
+ANSWER = {"role": "assistant", "content": "Sydney is"}
+STRINGS = (
+    "{{ bos_token }}{% for m in messages %}{{ m['role'] + ' : ' + m['content'] }}{% if not loop.last %}</s>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}</s>assistant : {% endif %}"
+)
+PARTS = "<s>{% for m in messages %}{{ m['role'] }} : {% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endfor %}"
+PRINTS = "<s>{% for m in messages %}{{ m['role'] }} : {{ m['content'] }}{% endfor %}"
+FORGETS = "<s>{% for m in messages %}{% if m['role'] != 'system' %}{{ m['content'] }}{% endif %}{% endfor %}"
+
+
+def make(single="<s> $A", template=None):
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, "<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = [(name, WORDS.index(name)) for name in ("<s>", "</s>") if name in single]
+    backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def notes(prompt, tokenizer):
+    return " ".join(read(prompt, tokenizer).notes)
+
+
+def test_a_plain_prompt_has_no_notes():
+    for prompt in (TEXT, make()(TEXT), [1, *PLAIN], [*PLAIN, 2], [2, 2, *PLAIN]):
+        assert notes(prompt, make()) == ""
+    assert read(TEXT, make()).ids.tolist() == make()(TEXT).input_ids == [1, *PLAIN]
+
+
+def test_a_second_bos():
+    tokenizer = make(template=STRINGS)
+    rendered = tokenizer.apply_chat_template([USER], tokenize=False)
+    found = read(rendered, tokenizer)
+    assert found.ids.tolist() == tokenizer(rendered).input_ids and found.ids[:2].tolist() == [1, 1]
+    assert found.notes == (
+        "The prompt begins with '<s>' twice: the text has it, and the tokenizer adds it again, as transformers' "
+        "tokenizer(prompt) does; hand in chat messages, or ids that were encoded with add_special_tokens=False.",
+    )
+    assert notes(tokenizer(rendered), tokenizer).startswith("The prompt begins with '<s>' twice: a text that has")
+    for mended in ([USER], tokenizer.encode(rendered, add_special_tokens=False)):
+        ids, said, _ = read(mended, tokenizer)
+        assert ids.tolist()[:2] == [1, 4] and "twice" not in " ".join(said)
+    assert "twice" in notes("<s> " + TEXT, tokenizer.backend_tokenizer)
+    assert "twice" in notes([1, 1, *PLAIN], tokenizer.backend_tokenizer)
+
+
+def test_what_stands_behind_the_prompt():
+    tokenizer = make("<s> $A </s>")
+    said = (
+        "The tokenizer ends the prompt with '</s>', so that the next token comes behind that; hand in the ids without "
+        "the last one to explain what comes behind the text."
+    )
+    for prompt in (TEXT, tokenizer(TEXT), tokenizer(TEXT).input_ids):
+        assert notes(prompt, tokenizer) == said
+    assert notes(tokenizer(TEXT).input_ids[:-1], tokenizer) == ""
+    assert "the last 2" in notes(TEXT, make("$A </s> </s>"))
+
+
+def test_words_that_are_not_known():
+    known, lost = "which stands for what the tokenizer does not know", "The capital of Tasmania is <unk> or Hobart"
+    assert notes(lost, make()) == f"3 of the prompt's tokens are '<unk>', {known}; the first is at position 4."
+    assert notes("The Tasmania", make("$A")) == f"1 of the prompt's tokens is '<unk>', {known}; it is at position 1."
+    assert notes(make()("Tasmania"), make()).startswith("1 of the prompt's tokens is '<unk>'")
+    assert notes("The <unk>", make()) == ""  # asked for by name
+    letters = {sign: i for i, sign in enumerate([*pre_tokenizers.ByteLevel.alphabet(), "<end>"])}
+    signs = Tokenizer(models.BPE(letters, []))
+    signs.pre_tokenizer = pre_tokenizers.ByteLevel()
+    spells = PreTrainedTokenizerFast(tokenizer_object=signs, unk_token="<end>")
+    assert notes([letters["<end>"], 5], spells) == ""  # it spells what it does not know
+    assert notes("  ", make()) == "The tokenizer makes no token of the text '  '."
+
+
+def test_letters_that_leave_no_trace():
+    letters = Tokenizer(models.BPE({sign: i for i, sign in enumerate("abc d")}, []))
+    said = notes("ab\u0436c d\u0416", letters)
+    assert said.startswith("The tokenizer drops '\u0436' and 1 more of its characters from the prompt")
+    assert notes("abc d", letters) == ""
+    letters.normalizer = normalizers.BertNormalizer()  # case and accents may go
+    assert notes("\u00c1B c\u0327 D", letters) == ""
+    signs = Tokenizer(models.BPE({sign: i for i, sign in enumerate(pre_tokenizers.ByteLevel.alphabet())}, []))
+    signs.pre_tokenizer = pre_tokenizers.ByteLevel()
+    assert notes("\u0436", signs) == ""  # without a decoder its bytes are not put together, but there they are
+
+
+def test_padding_is_left_out_where_a_mask_tells_it():
+    tokenizer = make()
+    for side in ("left", "right"):
+        batch = tokenizer([TEXT], padding="max_length", max_length=9, padding_side=side, return_tensors="pt")
+        assert read(batch).ids.tolist() == read(dict(batch)).ids.tolist() == [1, *PLAIN]
+        assert notes(batch, tokenizer) == ""
+        said = notes(batch.input_ids, tokenizer)
+        assert f"{'begins' if side == 'left' else 'ends'} with '<pad>', 3 of them, which the model reads as" in said
+    assert read(tokenizer.backend_tokenizer.encode(TEXT)).ids.tolist() == [1, *PLAIN]
+    with pytest.raises(ValueError, match="^attention_mask has a gap between real tokens"):
+        read({"input_ids": [1, 2, 3], "attention_mask": [1, 0, 1]})
+    with pytest.raises(ValueError, match=r"of one shape, not \(3,\) and \(2,\)"):
+        read({"input_ids": [1, 2, 3], "attention_mask": [1, 1]})
+    with pytest.raises(TypeError, match="'pixel_values' is not what a tokenizer makes of a text"):
+        read({"input_ids": [1, 2, 3], "pixel_values": 0})
+
+
+def test_a_prompt_that_the_tokenizer_has_cut(tiny):
+    tokenizer = make()
+    cut = "The tokenizer has cut the prompt short: call it without truncation for all of it."
+    assert notes(tokenizer(TEXT, truncation=True, max_length=4), tokenizer) == cut
+    found = attribute_batch(tiny("llama"), tokenizer([TEXT, "The"], truncation=True, max_length=4))
+    assert [one.explained.note for one in found] == [cut, ""]
+    assert [one.input_ids.tolist() for one in found] == [[1, *PLAIN[:3]], [1, PLAIN[0]]]
+
+
+@pytest.mark.parametrize("template", [STRINGS, PARTS, PRINTS], ids=["strings", "parts", "prints"])
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_chat_is_what_its_template_makes_of_it(template, parts):
+    tokenizer = make(template=template)
+    last = [{"type": "text", "text": "The capital "}, {"type": "text", "text": "of Australia is"}]
+    messages = [USER | {"content": last}] if parts else [USER]
+    takes = [USER | {"content": [{"type": "text", "text": TEXT}]}] if template == PARTS else [USER]
+    found = read(messages, tokenizer)
+    expected = tokenizer.apply_chat_template(takes, add_generation_prompt=True, return_dict=False)
+    assert found.ids.tolist() == expected
+    assert found.notes == (
+        "The tokenizer's chat template has written the prompt, up to where the assistant's answer is to begin.",
+    )
+    assert read([messages], tokenizer).ids.tolist() == read(tuple(messages), tokenizer).ids.tolist() == expected
+
+
+def test_an_answer_that_is_begun_goes_on():
+    tokenizer = make(template=STRINGS)
+    found = read([USER, ANSWER], tokenizer)
+    assert found.ids.tolist() == [1, 4, 7, *PLAIN, 2, 5, 7, WORDS.index("Sydney"), WORDS.index("is")]
+    assert found.notes[0].endswith("up to where the last message is to be continued.")
+
+
+def test_a_template_that_forgets_says_so_and_one_of_the_processor_serves():
+    class Processor:
+        tokenizer, chat_template = make(), STRINGS
+
+    assert read([USER], Processor()).ids.tolist() == read([USER], make(template=STRINGS)).ids.tolist()
+    said = read([{"role": "system", "content": "Canberra"}, USER], make(template=FORGETS)).notes
+    assert said[1] == "The template leaves out the text of message 0, or changes it."
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "message"),
+    [
+        ([USER, "x"], TypeError, "message 1 of the chat has no role: write {"),
+        ([{"content": "x"}], TypeError, "message 0 of the chat has no role: write {"),
+        ([{"role": "user"}], TypeError, "message 0 of the chat has no text as its content, but None: write {"),
+        ([USER | {"content": 5}], TypeError, "has no text as its content, but 5"),
+        ([USER | {"content": [{"type": "image", "url": "x"}]}], ValueError, "a part of type 'image': lrp_fast expl"),
+        ([USER | {"content": "a\ud800"}], ValueError, "message 0 of the chat is no text: .* at index 1; "),
+        (USER, TypeError, "a dict without 'input_ids', and a chat is a list of messages"),
+        ([TEXT, TEXT], TypeError, "input_ids is a list of strings: attribute_batch takes several prompts"),
+        (TEXT.encode(), TypeError, r"input_ids is bytes, which is no text yet: decode it, as .decode\('utf-8'\) does"),
+        ("", ValueError, "input_ids is empty: give at least one token"),
+        (" ", ValueError, "input_ids is empty: give at least one token"),
+    ],
+)
+def test_what_is_no_prompt(prompt, error, message):
+    with pytest.raises(error, match=message):
+        read(prompt, make("$A", STRINGS))
+
+
+def test_a_tokenizer_without_a_template():
+    for tokenizer in (make(), make().backend_tokenizer):
+        with pytest.raises(ValueError, match="the tokenizer has no chat template: write the prompt as a string"):
+            read([USER], tokenizer)
+    with pytest.raises(ValueError, match="input_ids is a chat: give tokenizer= with it"):
+        read([USER])
+    strict = make(template="{{ raise_exception('Roles must\nalternate') }}")
+    with pytest.raises(ValueError, match="^the tokenizer's chat template does not take these messages: Roles must$"):
+        read([USER], strict)
+
+
+def test_half_a_character_is_mended_as_the_refusal_says(tiny):
+    text, model = "The \ud83d\ude00 of \ud83d", tiny("llama")
+    for given in ({"input_ids": text}, {"input_ids": TEXT, "target": text}, {"input_ids": TEXT, "contrast": text}):
+        name = list(given)[-1]
+        with pytest.raises(ValueError, match=rf"^{name} is no text: .*'\\ud83d', at index 4; text.encode\('utf-16'"):
+            attribute(model, **given, tokenizer=make())
+    mended = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert mended == "The \U0001f600 of \ufffd" and len(read(mended, make()).ids) == 5
+
+
+def test_strings_of_other_classes():
+    class Loud(str):
+        def __str__(self):
+            return "something else"
+
+    for prompt in (Loud(TEXT), np.str_(TEXT), np.array(TEXT), [TEXT], np.array([TEXT])):
+        assert read(prompt, make()).ids.tolist() == [1, *PLAIN]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        (1, 2, 3), range(1, 4), [np.int64(1), torch.tensor(2), 3], np.array([1, 2, 3], ">i8"),
+        np.array([3, 2, 1])[::-1], np.array([[1, 2, 3]], np.uint16), torch.tensor([1, 2, 3], dtype=torch.uint8),
+        [[1, 2, 3]], {"input_ids": np.array([1, 2, 3])}, torch.tensor([1, 2, 3], dtype=torch.uint32),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_ids_in_any_dress(prompt):
+    found = read(prompt)
+    assert found.ids.dtype == torch.int64 and found.ids.tolist() == [1, 2, 3]
+    assert read(found, make()) is found
+
+
+def test_ids_are_a_copy():
+    given = torch.tensor([1, 2, 3])
+    found = read(given).ids
+    given[0] = 9
+    assert found.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error", "message"),
+    [
+        (torch.tensor(5), ValueError, r"one prompt, not a number: write \[5\]"),
+        ([True, 2], TypeError, "must hold whole numbers, not torch.bool"),
+        ([[1, True]], TypeError, "must hold whole numbers, not torch.bool"),
+        (np.array([True]), TypeError, "must hold whole numbers, not torch.bool"),
+        ([1, 2.0], TypeError, "must hold whole numbers, not torch.float32"),
+        ([[1, 2], [3]], TypeError, "must be a LongTensor .* expected sequence of length 2"),
+        ([2**70], TypeError, "must be a LongTensor .* Overflow"),
+        ({1, 2}, TypeError, "must be a LongTensor"),
+        (torch.ones(2, dtype=int, device="meta"), TypeError, "not a tensor of layout torch.strided on meta"),
+        (torch.ones(2, dtype=int).to_sparse(), TypeError, "not a tensor of layout torch.sparse_coo on cpu"),
+        ([[[1, 2]]], ValueError, r"one prompt, not \(1, 1, 2\)"),
+        (range(0), ValueError, "input_ids is empty"),
+    ],
+)
+def test_what_is_no_ids(prompt, error, message):
+    with pytest.raises(error, match=message):
+        read(prompt)
+
+
+def test_notes_go_wherever_the_result_goes(tiny, tmp_path):
+    tokenizer, model = make("<s> $A </s>"), tiny("llama")
+    one, other = attribute(
+        model, TEXT, target=[9, "Sydney"], contrast=5, tokenizer=tokenizer, graph=lrp_fast.GraphSpec(topk=2)
+    )
+    said = one.explained.note
+    assert said.startswith("The tokenizer ends the prompt") and other.explained.note == said
+    assert one.graph.manifest["explained"]["note"] == said and as_json(one)["explained"]["note"] == said
+    one.save(tmp_path / "one.safetensors")
+    assert lrp_fast.load(tmp_path / "one.safetensors").explained == one.explained
+    write_html(one, tmp_path / "one.html")
+    assert "so that the next token comes behind that" in (tmp_path / "one.html").read_text()
+    assert said in table(one)
+    first, second = attribute_batch(model, [TEXT, [1, 1, *PLAIN]], tokenizer=tokenizer)
+    assert first.explained.note == said and "twice" in second.explained.note and "twice" not in said
+    both = attribute(model, TEXT, target="Sydney is", contrast="Sydney of", tokenizer=tokenizer)
+    assert both.explained.note.startswith("'Sydney is' and 'Sydney of' share") and both.explained.note.endswith(said)
+
+
+def test_targets_in_arrays(tiny):
+    model, tokenizer = tiny("llama"), make()
+
+    def ids(target, contrast=7):
+        found = attribute(model, PLAIN, target=target, contrast=contrast, tokenizer=tokenizer)
+        if not isinstance(found, list):
+            return found.explained.terms[0].target.id
+        return [(one.explained.terms[0].target.id, one.explained.terms[0].contrast.id) for one in found]
+
+    assert [ids(one) for one in (torch.tensor(5), torch.tensor([5]), np.array([[5]]), np.int8(5))] == [5] * 4
+    for several in (torch.tensor([5, 6]), np.array([5, 6], np.uint8), [np.int64(5), torch.tensor(6)]):
+        assert ids(several) == [(5, 7), (6, 7)]
+    assert ids(np.array(["The", "of"])) == [(8, 7), (10, 7)]
+    assert ids([5, 6], torch.tensor([8, 9])) == [(5, 8), (6, 9)] and ids(5, np.array([8, 9])) == [(5, 8), (5, 9)]
+    for wrong in (torch.tensor(True), torch.tensor([5.0, 6.0]), np.bool_(1), b"The", [torch.tensor([True])]):
+        with pytest.raises(TypeError, match="target"):
+            ids(wrong)
+    for wrong in (torch.ones(2, 2, dtype=int), [torch.tensor([5, 6])], [[5]]):
+        with pytest.raises(TypeError, match="give one "):
+            ids(wrong)
+    with pytest.raises(ValueError, match="must not be empty"):
+        ids(np.array([], int))
+
+
+def test_batches_take_all_that_a_tokenizer_returns(tiny):
+    model, tokenizer, texts = tiny("llama"), make(template=STRINGS), [TEXT, "The capital"]
+    more = {f"return_{name}": True for name in ("token_type_ids", "special_tokens_mask", "length", "offsets_mapping")}
+    padded = tokenizer(texts, padding=True, return_tensors="pt", **more)
+    truth = [attribute(model, text, target=5 + row, tokenizer=tokenizer) for row, text in enumerate(texts)]
+    target = torch.tensor([5, 6])
+    for found in (
+        attribute_batch(model, padded, target=target),
+        attribute_batch(model, **padded, target=target),
+        attribute_batch(model, tokenizer(texts), target=target.numpy()),
+        attribute_batch(model, **tokenizer(texts), target=[5, 6]),
+        attribute_batch(model, texts, target=target, tokenizer=tokenizer),
+        attribute_batch(model, [tokenizer(text) for text in texts], target=target),
+    ):
+        assert all(torch.equal(one.layers, alone.layers) for one, alone in zip(found, truth, strict=True))
+    chats = [[USER], [USER, ANSWER]]
+    for one, chat in zip(attribute_batch(model, chats, tokenizer=tokenizer), chats, strict=True):
+        assert torch.equal(one.layers, attribute(model, chat, tokenizer=tokenizer).layers)
+        assert one.explained.note == notes(chat, tokenizer)
+    edges = between(model, [USER], 0, 1, [3], target=5, tokenizer=tokenizer)
+    assert torch.equal(edges, between(model, read([USER], tokenizer).ids, 0, 1, [3], target=5))
+
+
+def test_without_a_tokenizer_there_are_no_words(tiny):
+    result = attribute(tiny("llama"), [1, 1, 3, 3])
+    assert result.tokens is None and result.special is None and result.explained.note == ""
+    assert all(dataclasses.asdict(token)["text"] is None for token in result.explained.best)
