@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from .families import handled
+
 _POSITIONS = re.compile(r"(^|\.)(wpe|\w*position\w*|pos_emb\w*)(\.|$)")
 
 
@@ -15,7 +17,7 @@ def position_limit(model: nn.Module) -> int | None:
     """Rows of the model's table of learned positions (GPT-2's ``wpe``); None where there is none, and so no end."""
     rows = [
         module.num_embeddings - getattr(module, "offset", 0)  # of which OPT leaves some out
-        for path, module in model.named_modules()
+        for path, module in handled(model)
         if isinstance(module, nn.Embedding) and _POSITIONS.search(path)
     ]
     return min(rows, default=None)
