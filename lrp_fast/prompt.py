@@ -227,9 +227,9 @@ def _cut(batch, row: int) -> tuple[str, ...]:
     """A note, if the tokenizer has cut the row's prompt short."""
     encodings = [batch] if isinstance(batch, tokenizers.Encoding) else getattr(batch, "encodings", None) or []
     left_out = sum(len(one.ids) for one in encodings[row].overflowing) if row < len(encodings) else 0
-    if not left_out and isinstance(batch, Mapping):
-        left_out = np.max(batch.get("num_truncated_tokens", 0), initial=0)
-    if left_out == 0:
+    if not left_out and isinstance(batch, Mapping):  # slow tokenizers; below 0 where there was room left
+        left_out = np.max(np.ravel(batch.get("num_truncated_tokens", 0))[row:][:1], initial=0)
+    if left_out <= 0:
         return ()
     return ("The tokenizer has cut the prompt short: call it without truncation for all of it.",)
 
@@ -281,7 +281,7 @@ def _notes_of_ids(ids: list[int], tokenizer: Tokenizer | None, written_here: boo
     if pad is not None and pad not in (*others, *(unknown or ())[:1]) and not written_here:
         for place, order in (("begins", ids), ("ends", ids[::-1])):
             count = next((i for i, one in enumerate(order) if one != pad), len(ids))
-            if count:
+            if count > 1:  # a single one may be meant: some models part documents by it
                 notes.append(
                     f"The prompt {place} with {tokenizer.named([pad])}, {count} of them, which the model reads as "
                     "tokens like any other: hand in what the tokenizer returned, its attention_mask included."

@@ -182,8 +182,8 @@ class Tokenizer:
 
     def _table(self, name: str):
         """An entry of the tokenizer's tables: some write it as a method, some leave it out, some raise an error."""
+        found = _part(self.own, name)
         try:
-            found = getattr(self.own, name, None)
             return found() if callable(found) else found
         except Exception:  # foreign code
             return None
@@ -223,10 +223,10 @@ def read(given) -> Tokenizer | None:
         raise TypeError(f"tokenizer is the class {given.__name__}: hand in one of it, {given.__name__}{how}")
     own, template = given, None
     for _ in range(3):  # a pipeline has a processor, which has the tokenizer
-        inner = getattr(own, "tokenizer", None)
+        inner = _part(own, "tokenizer")
         if inner is None or isinstance(inner, str) or (_has(own, "encode") and _has(own, "decode")):
             break
-        template = template or getattr(own, "chat_template", None)
+        template = template or _part(own, "chat_template")
         own = inner
     if isinstance(own, tokenizers.implementations.BaseTokenizer):
         own = own._tokenizer
@@ -327,10 +327,14 @@ def _is_special(token) -> bool:
 
 
 def _has(given, name: str) -> bool:
+    return callable(_part(given, name))
+
+
+def _part(given, name: str):
     try:
-        return callable(getattr(given, name, None))
+        return getattr(given, name, None)
     except Exception:  # foreign code
-        return False
+        return None
 
 
 def _kind(given) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -46,7 +47,7 @@ def notes(prompt, tokenizer):
 
 
 def test_a_plain_prompt_has_no_notes():
-    for prompt in (TEXT, make()(TEXT), [1, *PLAIN], [*PLAIN, 2], [2, 2, *PLAIN]):
+    for prompt in (TEXT, make()(TEXT), [1, *PLAIN], [*PLAIN, 2], [2, 2, *PLAIN], [3, *PLAIN]):
         assert notes(prompt, make()) == ""
     assert read(TEXT, make()).ids.tolist() == make()(TEXT).input_ids == [1, *PLAIN]
 
@@ -127,6 +128,10 @@ def test_a_prompt_that_the_tokenizer_has_cut(tiny):
     tokenizer = make()
     cut = "The tokenizer has cut the prompt short: call it without truncation for all of it."
     assert notes(tokenizer(TEXT, truncation=True, max_length=4), tokenizer) == cut
+    slow = transformers.ByT5Tokenizer()
+    for length, said in ((3, cut), (99, "")):
+        options = {"truncation": True, "max_length": length, "return_overflowing_tokens": True}
+        assert notes(slow("abcd", add_special_tokens=False, **options), slow) == said
     found = attribute_batch(tiny("llama"), tokenizer([TEXT, "The"], truncation=True, max_length=4))
     assert [one.explained.note for one in found] == [cut, ""]
     assert [one.input_ids.tolist() for one in found] == [[1, *PLAIN[:3]], [1, PLAIN[0]]]
