@@ -84,6 +84,8 @@ def _in_our_words(error: OSError, path: Path) -> OSError:
     """An error of the same kind that names ``path``."""
     reason = error.strerror or str(error).partition("\n")[0] or type(error).__name__
     mend = _MENDS.get(error.errno, "name another file")
+    if error.errno == errno.ENOENT and path.parent.is_dir():  # what was written has been taken away
+        mend = "write it again"
     sentence = f"cannot write {path.name!r} in the folder {os.fspath(path.parent)!r} ({reason}): {mend}"
     return OSError(error.errno, sentence) if error.errno is not None else type(error)(sentence)
 

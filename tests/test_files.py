@@ -131,6 +131,7 @@ def test_a_name_may_be_as_long_as_the_system_lets_it(tmp_path):
         (errno.EACCES, PermissionError, "(Permission denied): name a folder and a file that you may write"),
         (errno.EROFS, OSError, "(Read-only file system): name a folder on a disk that can be written"),
         (errno.EIO, OSError, "(Input/output error): name another file"),
+        (errno.ENOENT, FileNotFoundError, "(No such file or directory): write it again"),
         (None, OSError, "(a word of its own): name another file"),
     ],
 )
