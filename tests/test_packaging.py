@@ -77,6 +77,16 @@ def test_importing_changes_nothing(tmp_path):
     assert (result.stdout, stderr) == ("", "")
 
 
+def test_the_command_line_begins_without_torch(tmp_path):
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="lrp-fast")
+    python(
+        f"import sys, {script.module}\n"
+        f"assert callable({script.module}.{script.attr})\n"
+        "assert not {'torch', 'transformers', 'lrp_fast'} & set(sys.modules)\n",
+        tmp_path,
+    )
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> list[str]:
     """The names in a wheel, built from a copy: a build in the repository picks up leftovers, and leaves some."""

@@ -116,8 +116,9 @@ def _not_a_folder(name: str) -> str:
     folder = os.path.dirname(name) or "."
     if file.endswith(".gguf"):
         return (
-            f"{name!r} is a GGUF file: make a folder of it, in Python, by AutoModelForCausalLM.from_pretrained("
-            f"{folder!r}, gguf_file={file!r}).save_pretrained(FOLDER), the same with AutoTokenizer, and name FOLDER"
+            f"{name!r} is a GGUF file, which lrp-fast does not read: name the folder that it was made from, or hand "
+            "lrp_fast.attribute, in Python, what AutoModelForCausalLM and AutoTokenizer make of it, by "
+            f"from_pretrained({folder!r}, gguf_file={file!r})"
         )
     if os.path.isfile(os.path.join(folder, "config.json")):
         return f"{name!r} is a file: name the folder that it lies in, {folder!r}"

@@ -121,14 +121,48 @@ def test_a_file_alone_is_no_model(refused, tmp_path):
     assert "weights.bin' is a file: name a folder that holds it beside its config.json" in refused("weights.bin")
 
 
-def test_a_gguf_file_has_to_become_a_folder(refused, tmp_path, monkeypatch):
+def write_gguf(gguf, file):
+    """A random Llama of two layers and four tokens."""
+    made, words, hidden, narrow = gguf.GGUFWriter(str(file), "llama"), ["<s>", "a", "b", "ab"], 32, 16
+    made.add_block_count(2)
+    made.add_context_length(64)
+    made.add_embedding_length(hidden)
+    made.add_feed_forward_length(hidden)
+    made.add_head_count(2)
+    made.add_head_count_kv(1)
+    made.add_layer_norm_rms_eps(1e-5)
+    made.add_rope_dimension_count(narrow)
+    made.add_vocab_size(len(words))
+    made.add_tokenizer_model("gpt2")
+    made.add_token_list(words)
+    made.add_token_merges(["a b"])
+    made.add_bos_token_id(0)
+    made.add_eos_token_id(0)
+    sizes = {"token_embd": (len(words), hidden), "output": (len(words), hidden), "output_norm": (hidden,)}
+    names = ("attn_norm", "ffn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    for name in names:
+        size = (hidden,) if "norm" in name else (narrow if name in ("attn_k", "attn_v") else hidden, hidden)
+        sizes |= {f"blk.{layer}.{name}": size for layer in range(2)}
+    for name, size in sizes.items():
+        made.add_tensor(f"{name}.weight", torch.randn(size, generator=torch.Generator().manual_seed(3)).numpy())
+    made.write_header_to_file()
+    made.write_kv_data_to_file()
+    made.write_tensors_to_file()
+    made.close()
+
+
+def test_a_gguf_file_is_for_python(refused, tmp_path):
+    gguf = pytest.importorskip("gguf")
     (tmp_path / "model").mkdir()
-    (tmp_path / "model/m.gguf").write_bytes(b"GGUF")
+    write_gguf(gguf, tmp_path / "model/m.gguf")
     line = refused("model/m.gguf")
-    assert "is a GGUF file: make a folder of it, in Python, by " in line
-    call = re.search(r"AutoModelForCausalLM\.(from_pretrained\(.*?\))\.save_pretrained", line)[1]
-    assert call == "from_pretrained('model', gguf_file='m.gguf')"  # tests/test_smollm2.py reads a real one so
-    assert line in refused("model").replace("there is no config.json in 'model', and ", "")
+    assert line.startswith("'model/m.gguf' is a GGUF file, which lrp-fast does not read: name")
+    assert refused("model") == f"there is no config.json in 'model', and {line}"
+    folder, file = re.search(r"by from_pretrained\('(.*?)', gguf_file='(.*?)'\)", line).groups()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    result = lrp_fast.attribute(model, "abab", tokenizer=tokenizer)
+    assert result.tokens == ["ab", "ab"] and result.relevance.abs().max() > 0
 
 
 @pytest.mark.parametrize(
