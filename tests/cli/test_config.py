@@ -54,7 +54,7 @@ ENCODER = "'{}' is an encoder, a {} with is_decoder=False: no next token, nothin
     ("config", "said"),
     [
         *((transformers.T5Config(), NONE), (transformers.CLIPConfig(), NONE), (transformers.ViTConfig(), NONE)),
-        (transformers.LlavaConfig(), NONE),
+        (transformers.SiglipConfig(), NONE),
         *((transformers.BertConfig(), ENCODER), (transformers.XLMRobertaConfig(), ENCODER)),
     ],
     ids=lambda one: getattr(one, "model_type", ""),
