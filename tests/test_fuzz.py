@@ -24,7 +24,7 @@ st = hypothesis.strategies
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 SETTINGS = hypothesis.settings(
-    max_examples=EXAMPLES or 200,
+    max_examples=EXAMPLES or 150,
     derandomize=not EXAMPLES,
     database=None,
     deadline=None,
@@ -125,11 +125,11 @@ def edit(draw, value, other):
     for name in place[:-1]:
         part = part[name]
     if not place:
-        return draw(VALUES)
+        return copy.deepcopy(draw(VALUES))
     how = draw(st.sampled_from(["value", "value", "near", "out", "other", "deep"]))
     old = part[place[-1]]
     if how == "value":
-        part[place[-1]] = draw(VALUES)
+        part[place[-1]] = copy.deepcopy(draw(VALUES))
     elif how == "near" and isinstance(old, int | float) and not isinstance(old, bool):
         part[place[-1]] = old + draw(st.sampled_from([-1, 1, 4, *([1e-3, -1e-9] if abs(old) < 1e300 else [])]))
     elif how == "near":
@@ -264,7 +264,8 @@ def mutants(draw, files):
         size = struct.unpack("<Q", data[:8])[0]
         header = json.loads(data[8 : 8 + size])
         inner = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        header = json.dumps(edit(draw, inner, inner) if draw(st.booleans()) else edit(draw, header, header)).encode()
+        part = inner if draw(st.booleans()) else header
+        header = json.dumps(edit(draw, part, copy.deepcopy(part))).encode()
         data = struct.pack("<Q", len(header)) + header + data[8 + size :]
     return bend(draw, data) if "bytes" in kinds else data
 
