@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from . import experts, handlers, weights, wrappers
 from .families import FAMILIES, at_rest, handled, handler_of
 
-
 LOAD = "transformers.AutoModelForCausalLM.from_pretrained"
 
 
@@ -24,6 +23,11 @@ def check(model: nn.Module) -> None:
     check_module(model)
     if handler_of(model) is None and (why := _wraps(model)) is not None:
         raise UnsupportedModuleError(why)
+    for path, weight in model.named_parameters():
+        if type(weight).__name__ == "DTensor":
+            raise UnsupportedModuleError(
+                f"weight {path!r} is a DTensor, spread over processes: load the model whole, without FSDP or tp_plan"
+            )
     for path, module in handled(model):
         name = type(module).__name__
         where = f"module {path!r}, a {name}" if path else f"the model itself, a {name}"
@@ -31,6 +35,10 @@ def check(model: nn.Module) -> None:
         if why is not None:
             raise UnsupportedModuleError(f"{where}, {why}")
         if handler_of(module) is None:
+            made_by = type(module).__module__
+            quantised = weights.unreadable_format(getattr(model, "config", None))
+            if quantised is not None and not made_by.startswith("transformers.models."):
+                raise UnsupportedModuleError(f"no propagation rule covers {where}: {quantised}")
             raise UnsupportedModuleError(
                 f"no propagation rule covers {where} (families covered: {', '.join(FAMILIES)}): register one with "
                 f"lrp_fast.hf.register({name}, handler), where lrp_fast.hf.handlers has ready ones"
