@@ -21,7 +21,7 @@ class UnsupportedModuleError(TypeError):
 def check(model: nn.Module) -> None:
     """Raise `UnsupportedModuleError` for the first module of ``model`` that has no handler, or is refused with it."""
     check_module(model)
-    if handler_of(model) is None and (why := _wraps(model)) is not None:
+    if handler_of(model) is None and (why := wraps(model)) is not None:
         raise UnsupportedModuleError(why)
     for path, weight in model.named_parameters():
         if type(weight).__name__ == "DTensor":
@@ -53,7 +53,7 @@ def check_module(model) -> None:
         raise TypeError(f"model must be a loaded transformers model, not {type(model).__name__}: {mend}")
 
 
-def _wraps(model: nn.Module) -> str | None:
+def wraps(model: nn.Module) -> str | None:
     """Of somebody's module around a model of transformers, as a sentence: which one to pass in its place."""
     if isinstance(model, PreTrainedModel) or weights.unreadable_adapter(model) is not None:
         return None

@@ -7,8 +7,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .coverage import LOAD, UnsupportedModuleError, check, check_module
+from .coverage import LOAD, UnsupportedModuleError, check, check_module, wraps
 from .families import handled, handler_of, is_wrapper
+from .weights import unreadable_adapter
 from .wrappers import WRAPPERS
 
 
@@ -28,6 +29,8 @@ def check_language_model(model) -> None:
         if not _is_language_model(core):
             _refuse(core)
         return
+    if handler_of(core) is None and wraps(core) is None and unreadable_adapter(core) is None:
+        raise UnsupportedModuleError(f"{name} is no model of transformers: load one with {LOAD}")
     check(core)
     if not any(map(_is_language_model, core.modules())):
         raise ValueError(f"{name} has no next-token logits to explain: load a language model with {LOAD}")

@@ -173,6 +173,9 @@ def test_what_is_no_model_at_all(tiny, ids):
     for given in ("gpt2", None, model.config, transformers.LlamaForCausalLM, model(ids), model.state_dict()):
         with pytest.raises(TypeError, match=f"^model must be a loaded transformers model, not .*: {load}"):
             attribute(given, ids)
+    other = type("HookedTransformer", (nn.Module,), {})()
+    with pytest.raises(UnsupportedModuleError, match=f"^HookedTransformer is no model of transformers: {load}"):
+        attribute(other, ids)
     with pytest.raises(ValueError, match=f"^Linear has no next-token logits to explain: .*{load[8:]}"):
         attribute(nn.Linear(2, 2).eval(), ids)
 
