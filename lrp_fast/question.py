@@ -87,10 +87,10 @@ def _pairs(target, contrast) -> list[tuple]:
 def check_model(model) -> None:
     """As `read` does, before it looks at anything else."""
     check_language_model(model)
-    check_weights(model)
     if model.training:
         raise ValueError(f"{type(model).__name__} is in training mode: call model.eval() first")
     check(model)
+    check_weights(model)
 
 
 def _read_ids(input_ids, tokenizer) -> torch.Tensor:

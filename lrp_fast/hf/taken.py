@@ -38,13 +38,14 @@ def check_language_model(model) -> None:
 
 def check_weights(model: nn.Module) -> None:
     """Raise ``ValueError`` where ``model`` has no weights."""
+    name = type(_without_adapters(model)).__name__
     if any("_hf_hook" in module.__dict__ for module in model.modules()):
         return  # accelerate brings them
     for path, module in handled(model):
         if any(weight.is_meta for weight in module.parameters(recurse=False)):
             raise ValueError(
-                f"{path} of {type(model).__name__} has no weights, being on the 'meta' device: load the model with "
-                f"{LOAD} (lrp_fast.plan needs none)"
+                f"{path} of {name} has no weights, being on the 'meta' device: load the model with "
+                f"{name}.from_pretrained (lrp_fast.plan needs none)"
             )
 
 
@@ -94,8 +95,8 @@ def _refuse(model: PreTrainedModel) -> None:
         )
     if base is not model and whole is not None:
         raise ValueError(
-            f"{name} has no next-token logits to explain, but scores: differentiate those under lrp_fast.patched, "
-            f"after lrp_fast.hf.register({name}, lrp_fast.hf.handlers.leave)"
+            f"{name} has no next-token logits to explain: differentiate what it puts out under lrp_fast.patched, after "
+            f"lrp_fast.hf.register({name}, lrp_fast.hf.handlers.leave)"
         )
     raise ValueError(f"{name} has no next-token logits to explain: lrp_fast explains decoder-only language models")
 

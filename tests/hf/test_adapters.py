@@ -414,7 +414,7 @@ def test_a_classifier_with_adapters_differentiates_its_scores(tiny, ids, monkeyp
     config.num_labels = 1
     base = transformers.LlamaForSequenceClassification(config).eval()
     model = trained(base, config_of("LoraConfig", {"task_type": "SEQ_CLS"}))
-    with pytest.raises(ValueError, match="^LlamaForSequenceClassification has no next-token logits to explain, but"):
+    with pytest.raises(ValueError, match="^LlamaForSequenceClassification has no next-token logits to explain: diff"):
         attribute(model, ids)
     lrp_fast.hf.register(transformers.LlamaForSequenceClassification, lrp_fast.hf.handlers.leave)
     x = model.get_input_embeddings()(ids).detach().requires_grad_()

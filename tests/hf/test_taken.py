@@ -35,7 +35,7 @@ def test_scores_are_no_logits_but_can_be_differentiated(family, head, tiny, ids,
     config.num_labels, config.pad_token_id = 2, 0
     model = model_class(config).double().eval()
     why = (
-        f"^{name} has no next-token logits to explain, but scores: differentiate those under lrp_fast.patched, after "
+        f"^{name} has no next-token logits to explain: differentiate what it puts out under lrp_fast.patched, after "
         rf"lrp_fast.hf.register\({name}, lrp_fast.hf.handlers.leave\)$"
     )
     with pytest.raises(ValueError, match=why):
@@ -187,12 +187,12 @@ def test_a_model_on_meta_is_loaded(tiny, ids, tmp_path):
         model = transformers.AutoModelForCausalLM.from_config(whole.config).eval()
     why = (
         "^model.embed_tokens of LlamaForCausalLM has no weights, being on the 'meta' device: load the model with "
-        r"transformers.AutoModelForCausalLM.from_pretrained \(lrp_fast.plan needs none\)$"
+        r"LlamaForCausalLM.from_pretrained \(lrp_fast.plan needs none\)$"
     )
     with pytest.raises(ValueError, match=why):
         attribute(model, ids)
     assert plan(model, 23, device="cpu").tiers == plan(whole, 23).tiers
-    mended = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    mended = transformers.LlamaForCausalLM.from_pretrained(tmp_path).eval()
     assert torch.equal(attribute(mended, ids, 3, 5).layers, attribute(whole, ids, 3, 5).layers)
     half = tiny("llama")
     half.model.layers[1].mlp.to("meta")
