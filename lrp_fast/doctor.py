@@ -63,7 +63,8 @@ def checks(config, tokens: int = 19) -> list[Check]:
     operation hands back is what its definition in `lrp_fast.reference` does (`gaps_to_definitions` says of which).
     """
     model = _small(config)
-    ids = torch.randint(3, model.config.get_text_config().vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
+    words = model.config.get_text_config().vocab_size
+    ids = torch.randint(3, words, (1, tokens), generator=torch.Generator().manual_seed(0))
     given = {"target": 5, "contrast": 7}
 
     first: list[torch.Tensor] = []  # layer 0: the embeddings, with learned positions where there are some

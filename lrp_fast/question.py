@@ -116,10 +116,10 @@ def _is_text(given, text: str | None = None) -> bool:
 def check_model(model) -> None:
     """As `read` does, before it looks at anything else."""
     check_language_model(model)
-    check_weights(model)
     if model.training:
         raise ValueError(f"{type(model).__name__} is in training mode: call model.eval() first")
     check(model)
+    check_weights(model)
 
 
 def _check_ids(ids: torch.Tensor, model, given: Prompt) -> list[str]:

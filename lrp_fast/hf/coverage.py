@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from . import experts, handlers, weights, wrappers
 from .families import FAMILIES, at_rest, handled, handler_of
 
-
 LOAD = "transformers.AutoModelForCausalLM.from_pretrained"
 
 
@@ -22,8 +21,13 @@ class UnsupportedModuleError(TypeError):
 def check(model: nn.Module) -> None:
     """Raise `UnsupportedModuleError` for the first module of ``model`` that has no handler, or is refused with it."""
     check_module(model)
-    if handler_of(model) is None and (why := _wraps(model)) is not None:
+    if handler_of(model) is None and (why := wraps(model)) is not None:
         raise UnsupportedModuleError(why)
+    for path, weight in model.named_parameters():
+        if type(weight).__name__ == "DTensor":
+            raise UnsupportedModuleError(
+                f"weight {path!r} is a DTensor, spread over processes: load the model whole, without FSDP or tp_plan"
+            )
     for path, module in handled(model):
         name = type(module).__name__
         where = f"module {path!r}, a {name}" if path else f"the model itself, a {name}"
@@ -31,6 +35,10 @@ def check(model: nn.Module) -> None:
         if why is not None:
             raise UnsupportedModuleError(f"{where}, {why}")
         if handler_of(module) is None:
+            made_by = type(module).__module__
+            quantised = weights.unreadable_format(getattr(model, "config", None))
+            if quantised is not None and not made_by.startswith("transformers.models."):
+                raise UnsupportedModuleError(f"no propagation rule covers {where}: {quantised}")
             raise UnsupportedModuleError(
                 f"no propagation rule covers {where} (families covered: {', '.join(FAMILIES)}): register one with "
                 f"lrp_fast.hf.register({name}, handler), where lrp_fast.hf.handlers has ready ones"
@@ -45,7 +53,7 @@ def check_module(model) -> None:
         raise TypeError(f"model must be a loaded transformers model, not {type(model).__name__}: {mend}")
 
 
-def _wraps(model: nn.Module) -> str | None:
+def wraps(model: nn.Module) -> str | None:
     """Of somebody's module around a model of transformers, as a sentence: which one to pass in its place."""
     if isinstance(model, PreTrainedModel) or weights.unreadable_adapter(model) is not None:
         return None

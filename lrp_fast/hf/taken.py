@@ -7,9 +7,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .coverage import LOAD, UnsupportedModuleError, check, check_module
+from .coverage import LOAD, UnsupportedModuleError, check, check_module, wraps
 from .families import handled, handler_of, is_wrapper
+from .weights import unreadable_adapter
 from .wrappers import WRAPPERS
+
 
 def check_language_model(model) -> None:
     """Whether ``model`` is one that gives logits of the next token from the tokens before it.
@@ -27,31 +29,28 @@ def check_language_model(model) -> None:
         if not _is_language_model(core):
             _refuse(core)
         return
+    if handler_of(core) is None and wraps(core) is None and unreadable_adapter(core) is None:
+        raise UnsupportedModuleError(f"{name} is no model of transformers: load one with {LOAD}")
     check(core)
     if not any(map(_is_language_model, core.modules())):
         raise ValueError(f"{name} has no next-token logits to explain: load a language model with {LOAD}")
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise ``ValueError`` where ``model`` has no weights, or not all of them in one place."""
-    name = type(model).__name__
-    for path, weight in model.named_parameters():
-        if type(weight).__name__ == "DTensor":
-            raise ValueError(
-                f"{path} of {name} is a DTensor, spread over processes: load the model whole, without FSDP and tp_plan"
-            )
+    """Raise ``ValueError`` where ``model`` has no weights."""
+    name = type(_without_adapters(model)).__name__
     if any("_hf_hook" in module.__dict__ for module in model.modules()):
         return  # accelerate brings them
     for path, module in handled(model):
         if any(weight.is_meta for weight in module.parameters(recurse=False)):
             raise ValueError(
-                f"{path} of {name} has no weights, being on the 'meta' device: load the model with {LOAD} "
-                "(lrp_fast.plan needs none)"
+                f"{path} of {name} has no weights, being on the 'meta' device: load the model with "
+                f"{name}.from_pretrained (lrp_fast.plan needs none)"
             )
 
 
 def language_model_class(config) -> type[PreTrainedModel] | None:
-    """The class of transformers that makes next-token logits with a ``config`` of this kind; None where there is none."""
+    """transformers' class that makes next-token logits with a ``config`` of this kind; None where there is none."""
     if getattr(config, "is_encoder_decoder", False):
         return None
     for mapping in (
@@ -96,7 +95,7 @@ def _refuse(model: PreTrainedModel) -> None:
         )
     if base is not model and whole is not None:
         raise ValueError(
-            f"{name} has no next-token logits to explain, but scores: differentiate those under lrp_fast.patched, after "
+            f"{name} has no next-token logits to explain: differentiate what it puts out under lrp_fast.patched, after "
             f"lrp_fast.hf.register({name}, lrp_fast.hf.handlers.leave)"
         )
     raise ValueError(f"{name} has no next-token logits to explain: lrp_fast explains decoder-only language models")

@@ -142,7 +142,8 @@ def unreadable_adapter(module: nn.Module) -> str | None:
             "model.get_base_model() to explain the model without them"
         )
     if kind == "lora" and origin[3] in _QUANTISED_LORA:
-        return f"has adapters on a {type(module.base_layer).__name__}, which lrp_fast cannot read: load the model {_INSTEAD}"
+        base = type(module.base_layer).__name__
+        return f"has adapters on a {base}, which lrp_fast cannot read: load the model {_INSTEAD}"
     return f"has adapters that are not plain LoRA, and no rule of lrp_fast: {_without(name)}"
 
 

@@ -104,12 +104,12 @@ def headed_wrapper(module: nn.Module, rules: Rules) -> Overlay:
 
     @functools.wraps(own)
     def forward(*args, logits_to_keep=0, **named):
-        if causal is not None and named.get("token_type_ids") is not None:
-            if (named.pop("token_type_ids") != causal).any():
-                raise ValueError(
-                    f"token_type_ids mark tokens that {name} reads in both directions, which lrp_fast has no rule for: "
-                    "leave them out to have all tokens read causally"
-                )
+        types = None if causal is None else named.pop("token_type_ids", None)
+        if types is not None and (types != causal).any():
+            raise ValueError(
+                f"token_type_ids mark tokens that {name} reads in both directions, which lrp_fast has no rule for: "
+                "leave them out to have all tokens read causally"
+            )
         head, config = module.get_output_embeddings(), module.config
         whole = forward_of(head)
 

@@ -303,7 +303,7 @@ def test_a_mixture_of_kinds_is_merged_first(tiny, ids):
     model.add_adapter("two", config_of("LoHaConfig", {"init_weights": False}))
     model.set_adapter(["default", "two"])
     own = model(input_ids=ids).logits.detach()
-    with pytest.raises(UnsupportedModuleError, match="the model itself, a PeftMixedModel, has adapters that are not") as no:
+    with pytest.raises(UnsupportedModuleError, match="the model itself, a PeftMixedModel, has adapters th") as no:
         attribute(model.eval(), ids)
     assert str(no.value).endswith(MERGE)
     mended = model.merge_and_unload().eval()
@@ -358,7 +358,7 @@ def test_a_mixture_of_loras_is_not_merged(tiny, ids, tmp_path):
     )
     base.config.use_cache = False
     model = peft.get_peft_model(base, config).eval()
-    with pytest.raises(UnsupportedModuleError, match="a XLoraModel, .* as peft cannot merge them into the weights, load"):
+    with pytest.raises(UnsupportedModuleError, match="a XLoraModel, .* as peft cannot merge them into the weights"):
         attribute(model, ids)
 
 
@@ -414,7 +414,7 @@ def test_a_classifier_with_adapters_differentiates_its_scores(tiny, ids, monkeyp
     config.num_labels = 1
     base = transformers.LlamaForSequenceClassification(config).eval()
     model = trained(base, config_of("LoraConfig", {"task_type": "SEQ_CLS"}))
-    with pytest.raises(ValueError, match="^LlamaForSequenceClassification has no next-token logits to explain, but scor"):
+    with pytest.raises(ValueError, match="^LlamaForSequenceClassification has no next-token logits to explain: diff"):
         attribute(model, ids)
     lrp_fast.hf.register(transformers.LlamaForSequenceClassification, lrp_fast.hf.handlers.leave)
     x = model.get_input_embeddings()(ids).detach().requires_grad_()

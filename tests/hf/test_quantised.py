@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -131,6 +133,16 @@ def test_blocks_that_end_within_a_row_are_refused(small, ids):
     why = r"down_proj', a Linear4bit, reads 96 features, in 4-bit .* on a CPU \(elsewhere it was not tried\)"
     with pytest.raises(UnsupportedModuleError, match=why):
         attribute(model, ids)
+
+
+def test_what_has_such_blocks_may_be_left_out(small, ids, tmp_path):
+    pytest.importorskip("bitsandbytes"), pytest.importorskip("accelerate")
+    small("mistral", intermediate_size=96).save_pretrained(tmp_path)
+    given = transformers.BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=["down_proj", "lm_head"])
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=given, device_map="cpu", dtype=torch.float32
+    )
+    assert attribute(model.eval(), ids).layers.isfinite().all()
 
 
 @pytest.mark.parametrize("storage", [torch.bfloat16, torch.float32])
@@ -404,6 +416,8 @@ def test_what_is_not_quantised_yet_is_refused(small, ids):
         model.model.layers[1].mlp.up_proj = new
         with pytest.raises(UnsupportedModuleError, match=r"'model.layers.1.mlp.up_proj', a \w+, is not quantised yet"):
             attribute(model.eval(), ids)
+        model.to("cpu")  # as the refusal says
+        assert attribute(model, ids).layers.isfinite().all()
 
 
 def test_weights_that_cannot_be_read_are_refused(small, ids):
@@ -428,6 +442,36 @@ def test_other_quantised_modules_are_refused(small, ids):
         UnsupportedModuleError, match="no propagation rule covers module 'model.layers.1.mlp.up_proj', a"
     ):
         attribute(model.eval(), ids)
+    model.config.quantization_config = {"quant_method": "fp8"}
+    with pytest.raises(UnsupportedModuleError, match="up_proj', a FP8Linear: the checkpoint is quantised by fp8.*"):
+        attribute(model, ids)
+
+
+def test_a_checkpoint_in_fp8_is_dequantised_on_the_way_in(small, ids, tmp_path):
+    """As the refusal says."""
+    if not hasattr(transformers, "FineGrainedFP8Config"):
+        pytest.skip("this transformers does not have it")
+    model = small("llama")
+    config = copy.deepcopy(model.config)
+    tensors = {}
+    for path, weight in model.state_dict().items():
+        if "layers" in path and path.endswith("_proj.weight"):
+            scale = weight.abs().max() / 448
+            tensors[path] = (weight / scale).to(torch.float8_e4m3fn)
+            tensors[f"{path}_scale_inv"] = scale.repeat(weight.shape[0] // 32, weight.shape[1] // 32)
+        else:
+            tensors[path] = weight.clone()
+    config.quantization_config = {"quant_method": "fp8", "weight_block_size": [32, 32], "activation_scheme": "dynamic"}
+    config.save_pretrained(tmp_path)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    why = weights.unreadable_format(transformers.AutoConfig.from_pretrained(tmp_path))
+    assert why.endswith("or this one in floats, where transformers' config of that method takes dequantize=True")
+    given = transformers.FineGrainedFP8Config(dequantize=True)
+    mended = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=given, dtype=torch.float32
+    ).eval()
+    assert gap(mended(ids).logits, model(ids).logits) <= 0.3
+    assert attribute(mended, ids, 3).value == pytest.approx(mended(ids).logits[0, -1, 3].item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("form", ["nf4", "llm.int8", "int8"])

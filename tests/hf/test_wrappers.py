@@ -17,7 +17,11 @@ from lrp_fast.hf.families import at_rest, handled
 from lrp_fast.hf.wrappers import WRAPPERS
 
 # family of the language model: what differs in it from `tiny`'s, as wrappers leave out what stands behind the head
-PLAIN = {"cohere": {"logit_scale": 1.0}, "granite": {"logits_scaling": 1.0}, "gemma3": {"final_logit_softcapping": None}}
+PLAIN = {
+    "cohere": {"logit_scale": 1.0},
+    "granite": {"logits_scaling": 1.0},
+    "gemma3": {"final_logit_softcapping": None},
+}
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION = SMALL | {"image_size": 28, "patch_size": 14}
 SIGLIP = {"vision_config": {"model_type": "siglip_vision_model"} | VISION}
@@ -171,7 +175,7 @@ GIVEN = {
     "llava": ("llama", IMAGES, "'vision_tower' of LlavaModel"),
     "paligemma": ("gemma", IMAGES, "'vision_tower' of PaliGemmaModel"),
     "idefics3": ("llama", {"pixel_values": IMAGES["pixel_values"][None]}, "'vision_model' of Idefics3Model"),
-    "voxtral": ("llama", {"input_features": torch.zeros(1, 128, 3000, dtype=torch.float64)}, "'audio_tower' of Voxtral"),
+    "voxtral": ("llama", {"input_features": torch.zeros(1, 128, 3000, dtype=torch.float64)}, "'audio_tower' of Vox"),
 }
 
 
@@ -296,7 +300,8 @@ def test_coverage_tells_of_the_parts_at_rest(wrapped):
     found = {one.name: one for one in coverage(model)}
     tower = found[type(model.model.vision_tower).__name__]
     assert (tower.rule, tower.path) == ("not run by text alone; refused if it is", "model.vision_tower")
-    assert all(one.rule for one in found.values()) and found["Linear"].path == "model.language_model.layers.0.self_attn.q_proj"
+    assert all(one.rule for one in found.values())
+    assert found["Linear"].path == "model.language_model.layers.0.self_attn.q_proj"
 
 
 @pytest.mark.parametrize(
@@ -330,3 +335,15 @@ def test_the_command_line_takes_a_wrapper(wrapped, tmp_path, capsys):
     assert main(["attribute", str(tmp_path), *given]) == 0
     found = lrp_fast.load(tmp_path / "case.safetensors").layers
     assert gap(found, attribute(model, [3, 4, 5], 7, ("top", 1)).layers) <= 1e-4
+
+
+@pytest.mark.skipif(not NEWER, reason="refused there")
+def test_a_cap_on_scores_that_sdpa_leaves_out_is_mended_as_the_refusal_says(wrapped, ids):
+    model, _ = wrapped("paligemma", "gemma2")
+    truth = attribute(model, ids, 3, 5).layers
+    for config in (model.config, model.config.text_config, model.model.language_model.config):
+        config._attn_implementation_internal = "sdpa"  # what older releases do by themselves
+    with pytest.raises(ValueError, match=r"leaves that out: call model.set_attn_implementation\("):
+        attribute(model, ids)
+    model.set_attn_implementation("eager")
+    assert torch.equal(attribute(model, ids, 3, 5).layers, truth)
