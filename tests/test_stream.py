@@ -95,25 +95,31 @@ def test_float16_loses_nothing_of_small_gradients(tier, tiny, ids):
         assert (through - crossed).norm() <= own + subnormal
 
 
-def test_sixteen_bits_keep_a_float32_residual_stream(smollm2):
-    """Streamed, a bfloat16 model's relevance is nearer to the truth than through its own 16-bit gradients."""
-    truth, _ = smollm2
-    model = copy.deepcopy(truth).to(torch.bfloat16)
+def test_sixteen_bits_keep_a_float32_residual_stream(tiny):
+    """Streamed, a bfloat16 model's relevance is nearer to the truth than through its own 16-bit gradients.
+
+    The layers add little to what passes them by, so that rounding this, layer by layer, is the larger error.
+    """
+    model = tiny("llama", torch.bfloat16, num_hidden_layers=16)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.data /= 64
+        layer.mlp.down_proj.weight.data /= 64
     truth = copy.deepcopy(model).float()
     streamed = direct = 0.0
     for seed in range(4):
-        ids = torch.randint(100, 40000, (1, 48), generator=torch.Generator().manual_seed(seed))
-        expected = attribute(truth, ids, target=1000, contrast=2000).relevance
-        found = attribute(model, ids, target=1000, contrast=2000)
+        ids = torch.randint(0, 97, (1, 23), generator=torch.Generator().manual_seed(seed))
+        expected = attribute(truth, ids, target=3, contrast=5, position=range(23)).relevance
+        found = attribute(model, ids, target=3, contrast=5, position=range(23))
         assert found.layers.dtype == torch.float32
         x = model.get_input_embeddings()(ids).detach().requires_grad_()
         with patched(model):
-            logits = model(inputs_embeds=x).logits[0, -1].float()
-            (logits[1000] - logits[2000]).backward()
-        assert found.value == (logits[1000] - logits[2000]).item()
+            logits = model(inputs_embeds=x).logits[0].float()
+            value = (logits[:, 3] - logits[:, 5]).sum()
+            value.backward()
+        assert found.value == value.item()
         streamed += (found.relevance - expected).norm() / expected.norm()
         direct += ((x.detach().float() * x.grad.float()).sum(-1)[0] - expected).norm() / expected.norm()
-    assert streamed < 0.97 * direct, (streamed, direct)
+    assert streamed < 0.5 * direct, (streamed, direct)
 
 
 @pytest.mark.parametrize("rows", [23, 5])
