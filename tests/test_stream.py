@@ -52,9 +52,17 @@ def test_a_small_budget_changes_nothing_but_rounding(family, tiny, ids):
 
 @pytest.mark.parametrize("tier", ["host", "file"])
 def test_float16_loses_nothing_of_small_gradients(tier, tiny, ids):
-    """A target of 2**-20 times the size has 2**-20 times the relevance, to about as many digits, and edges that fit."""
+    """Targets of 2**-20 times the size have 2**-20 times the relevance, to about as many digits, and edges that fit.
+
+    48 of them, because the error of one is a matter of luck: with other roundings it may be twice as large.
+    """
     model = tiny("llama", torch.float16)
+    twin = copy.deepcopy(model).double()
     plan = Plan(23, (tier,) * 3, 23, {}, {"cpu": 1}, {}, {}, 0, 0, 0, 0)
+
+    def differences(logits):
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return [logits[0, i] - logits[0, i + 1] for i in range(0, 96, 2)]
 
     def run_at(size, model=model):
         crossed = []
@@ -64,39 +72,54 @@ def test_float16_loses_nothing_of_small_gradients(tier, tiny, ids):
             crossed.append(through / passed.raised / size)
 
         def objective(logits):
-            return [size * (logits[0, 3] - logits[0, 5]).to(torch.promote_types(logits.dtype, torch.float32))]
+            return [size * difference for difference in differences(logits)]
 
-        (nodes,) = propagate(model, ids, [22], objective, Rules(), plan, None, observe)
-        return nodes / size, torch.stack(crossed)
+        nodes = propagate(model, ids, [22], objective, Rules(), plan, None, observe)
+        return torch.stack(nodes) / size, torch.stack(crossed)
 
-    truth, _ = run_at(1, copy.deepcopy(model).double())
+    # Until the first layer raises them, gradients are rounded twice, as they leave the head and the norm. Times 2**8,
+    # they are off there by up to 2**-25 where they are subnormal; its square in the mean is a third of that.
+    states = []
+    with patched(twin), twin.model.norm.register_forward_hook(lambda _, given, out: states.extend((*given, out))):
+        parts = differences(twin(ids).logits[:, 22])
+    entering = [torch.stack([torch.autograd.grad(part, x, retain_graph=True)[0] for part in parts]) for x in states]
+    relative = sum(1 / (3 * g[:, 0, 22].square().mean()) for g in entering).sqrt()
+
+    truth, _ = run_at(1, twin)
     nodes, crossed = run_at(1)
-    own = (nodes - truth).abs().max()
+    own = (nodes - truth).norm()
     for size in (2.0**-20, 2.0**7):
         found, through = run_at(size)
-        assert (found - truth).abs().max() <= 1.5 * own
-        assert (through - crossed).abs().max() <= 3 * own
+        subnormal = 2**-25 / (2**8 * size) * relative * truth.norm()
+        assert (found - truth).norm() <= own + subnormal
+        assert (through - crossed).norm() <= own + subnormal
 
 
-def test_sixteen_bits_keep_a_float32_residual_stream(smollm2):
-    """Streamed, a bfloat16 model's relevance is nearer to the truth than through its own 16-bit gradients."""
-    truth, _ = smollm2
-    model = copy.deepcopy(truth).to(torch.bfloat16)
+def test_sixteen_bits_keep_a_float32_residual_stream(tiny):
+    """Streamed, a bfloat16 model's relevance is nearer to the truth than through its own 16-bit gradients.
+
+    The layers add little to what passes them by, so that rounding this, layer by layer, is the larger error.
+    """
+    model = tiny("llama", torch.bfloat16, num_hidden_layers=16)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.data /= 64
+        layer.mlp.down_proj.weight.data /= 64
     truth = copy.deepcopy(model).float()
     streamed = direct = 0.0
     for seed in range(4):
-        ids = torch.randint(100, 40000, (1, 48), generator=torch.Generator().manual_seed(seed))
-        expected = attribute(truth, ids, target=1000, contrast=2000).relevance
-        found = attribute(model, ids, target=1000, contrast=2000)
+        ids = torch.randint(0, 97, (1, 23), generator=torch.Generator().manual_seed(seed))
+        expected = attribute(truth, ids, target=3, contrast=5, position=range(23)).relevance
+        found = attribute(model, ids, target=3, contrast=5, position=range(23))
         assert found.layers.dtype == torch.float32
         x = model.get_input_embeddings()(ids).detach().requires_grad_()
         with patched(model):
-            logits = model(inputs_embeds=x).logits[0, -1].float()
-            (logits[1000] - logits[2000]).backward()
-        assert found.value == (logits[1000] - logits[2000]).item()
+            logits = model(inputs_embeds=x).logits[0].float()
+            value = (logits[:, 3] - logits[:, 5]).sum()
+            value.backward()
+        assert found.value == value.item()
         streamed += (found.relevance - expected).norm() / expected.norm()
         direct += ((x.detach().float() * x.grad.float()).sum(-1)[0] - expected).norm() / expected.norm()
-    assert streamed < 0.97 * direct, (streamed, direct)
+    assert streamed < 0.5 * direct, (streamed, direct)
 
 
 @pytest.mark.parametrize("rows", [23, 5])
