@@ -1,6 +1,7 @@
 """Models that read images or sounds, given text alone: relevance is that of their language model alone."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -347,3 +348,26 @@ def test_a_cap_on_scores_that_sdpa_leaves_out_is_mended_as_the_refusal_says(wrap
         attribute(model, ids)
     model.set_attn_implementation("eager")
     assert torch.equal(attribute(model, ids, 3, 5).layers, truth)
+
+
+def test_what_is_at_rest_is_at_rest_in_one_thread_alone(wrapped, ids):
+    """What another thread has the model do with an image while a pass is on."""
+    model, _ = wrapped("llava", "llama")
+    part, seen = model.model.multi_modal_projector, []
+    features = torch.randn(1, 4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in part.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(1))
+        truth = part(features)
+
+    def look():
+        with torch.no_grad():
+            seen.append((model.model.multi_modal_projector(features), model.model.multi_modal_projector.linear_1))
+
+    def progress(*_):
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+
+    attribute(model, ids, progress=progress)
+    assert len(seen) == 7 and all(torch.equal(found, truth) and linear is part.linear_1 for found, linear in seen)
