@@ -181,10 +181,12 @@ class _Descent:
     rules: Rules
     plan: Plan
     store: Store
+    output: Tensor | None = None  # of the next layer, where others' hooks may change it
 
     def start(self) -> tuple[Tensor, list[Tensor]]:
         """The last hidden states, and the relevance gradients there."""
         x, gs = self.top.pop(), []
+        self.output = x.detach() if self.layers[-1].watched else None
         wide = torch.promote_types(x.dtype, torch.float32)
         raised = _RAISED if x.dtype == torch.float16 else 1.0
         while self.scalars:
@@ -197,7 +199,9 @@ class _Descent:
         layer = self.layers.pop()
         if self.layers:
             _fetch(self.layers[-1], self.store)
-        return layer, *_back(layer, gs, self.rules, self.store, self.plan)
+        x, gs = _back(layer, gs, self.rules, self.store, self.plan, self.output)
+        self.output = x.detach() if self.layers and self.layers[-1].watched else None
+        return layer, x, gs
 
 
 @contextmanager
@@ -237,8 +241,13 @@ def _fetch(layer: _Pass, store: Store) -> None:
         layer.recorded.each(store.fetch)
 
 
-def _back(layer: _Pass, gs: list[Tensor], rules: Rules, store: Store, plan: Plan) -> tuple[Tensor, list[Tensor]]:
-    """The layer's input, and the relevance gradients there from those at its output."""
+def _back(
+    layer: _Pass, gs: list[Tensor], rules: Rules, store: Store, plan: Plan, known: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    """The layer's input, and the relevance gradients there from those at its output.
+
+    ``known`` is the output of its first run, or None.
+    """
     if layer.tier == "graph":
         return layer.x, _gradients(get_gradient_edge(layer.output), layer.x, gs)
     x = store.take(layer.x)
@@ -248,12 +257,23 @@ def _back(layer: _Pass, gs: list[Tensor], rules: Rules, store: Store, plan: Plan
         output = _hidden(layer.module(leaf, *layer.rest, **layer.named))
         gs = [gs.pop(0).to(output.device, output.dtype) for _ in range(len(gs))]
         edge = get_gradient_edge(output)
-        del output  # nobody reads its values
+        if known is not None and not _is_again(output.detach(), known):
+            raise RuntimeError(
+                f"a hook on {type(layer.module).__name__}, or on a part of it, did not do the same when the layer ran "
+                "again: let it depend on what it is given alone, or remove it"
+            )
+        del output, known  # nobody else reads their values
         _tidy(plan)
         if x.dtype != torch.float16:
             return x, _gradients(edge, leaf, gs)
         layer.raised = [_raise(g) for g in gs]
         return x, [g.div_(factor) for g, factor in zip(_gradients(edge, leaf, gs), layer.raised, strict=True)]
+
+
+def _is_again(output: Tensor, first: Tensor) -> bool:
+    """Whether a layer's outputs are one, but for how 16 bits round what is kept in 32 in the second run."""
+    steps = (8 if first.dtype.itemsize < 4 else 1024) * torch.finfo(first.dtype).eps
+    return bool((output - first).abs().max() <= steps * first.abs().max())
 
 
 def _raise(g: Tensor) -> Tensor:

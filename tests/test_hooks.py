@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.modules import module as everywhere
 
-from lrp_fast import Memory, Rules, attribute_batch, between, patched, plan
+from lrp_fast import Memory, Rules, attribute, attribute_batch, between, patched, plan
 from lrp_fast.stream import propagate
 
 MODULES = {
@@ -106,6 +106,27 @@ def test_tensors_retain_their_gradients_in_every_tier(where, tiny, ids):
         found = kept[-1].grad
         expected = truth[:, -found.shape[1] :]  # the head sees the explained position alone
         assert (found - expected).abs().max() <= 1e-12 * truth.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_hooks_that_do_not_do_the_same_each_time_are_noticed(dtype, tiny, ids):
+    """One that steers the first call alone: whether there is a second hangs on the memory."""
+    model, calls = tiny("llama", dtype), []
+
+    def steer(module, args, out):
+        calls.append(1)
+        return out * 1.5 if len(calls) == 1 else out
+
+    small = Memory(host_budget=plan(model, 23).least["cpu"])
+    handle = model.model.layers[1].mlp.register_forward_hook(steer)
+    with pytest.raises(RuntimeError, match="a hook on LlamaDecoderLayer, .* did not do the same when the layer ran"):
+        attribute(model, ids, memory=small)
+    handle.remove()
+    model.model.layers[1].mlp.register_forward_hook(lambda m, a, out: out * 1.5)
+    steered = attribute(model, ids, memory=small)
+    if dtype == torch.float32:
+        assert "graph" in plan(model, 23).tiers
+        assert (attribute(model, ids).layers - steered.layers).abs().max() <= 1e-5 * steered.layers.abs().max()
 
 
 @pytest.mark.filterwarnings("ignore:.*backward hook")
