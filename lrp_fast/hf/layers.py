@@ -21,15 +21,20 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
     That is how the model holds them, as a rule. Where it may run others (one stands in it twice, its config counts
     fewer, somebody's forward pass replaced its own), one token is sent through it to see, past all hooks.
+
+    Raises:
+        ValueError: if there is none.
     """
     found = [(path, one) for path, one in model.named_modules(remove_duplicate=False) if handler_of(one) in _MARKS]
     held = [layer for _, layer in found]
     counted = getattr(model.config.get_text_config(), "num_hidden_layers", len(held))
     above = {path[:end] for path, _ in found for end in range(len(path)) if end == 0 or path[end] == "."}
     replaced = any(_is_replaced(module) for path, module in model.named_modules() if path in above)
-    if len(set(held)) == len(held) == counted and not replaced:
-        return held
-    return _run(model, set(held))
+    run = held if len(set(held)) == len(held) == counted and not replaced else _run(model, set(held))
+    if not run:
+        name, count = type(model).__name__, f"num_hidden_layers is {counted} in its config"
+        raise ValueError(f"{name} runs no decoder layer ({count}): there is nothing to explain in it")
+    return run
 
 
 def _is_replaced(module: nn.Module) -> bool:

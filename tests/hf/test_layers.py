@@ -134,6 +134,14 @@ def test_a_model_that_runs_other_layers_at_other_lengths_is_refused(tiny, ids):
         attribute(model, ids)
 
 
+def test_a_model_that_runs_no_layer_is_refused(tiny, ids):
+    model = tiny("llama")
+    model.config.num_hidden_layers = 0
+    for call in (lambda: attribute(model, ids), lambda: plan(model, 23)):
+        with pytest.raises(ValueError, match="runs no decoder layer .num_hidden_layers is 0 in its config"):
+            call()
+
+
 def compiled_in_place(model):
     model.compile(backend="eager")
     return model
