@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,10 +14,11 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from . import ops
 from .hf import (
     Recorded,
+    check_edges,
     check_hooks,
     contributions,
     decoder_layers,
-    is_thread,
+    here,
     is_watched,
     keeping_rotations,
     passing,
@@ -207,12 +207,6 @@ class _Descent:
 @contextmanager
 def _descent(model, input_ids, positions, objective, rules, plan, tell, trace) -> Iterator[_Descent]:
     """Runs the forward pass; for the rest see `propagate`."""
-    check_hooks(model)
-    run = decoder_layers(model)
-    layers = [_Pass(module, tier, is_watched(module)) for module, tier in zip(run, plan.tiers, strict=True)]
-    if trace:
-        for layer in layers:
-            layer.traces = []
     store = Store(plan.offload_dir)
     with ExitStack() as leaving, torch.inference_mode(False), torch.enable_grad():
         leaving.callback(store.close)
@@ -220,6 +214,14 @@ def _descent(model, input_ids, positions, objective, rules, plan, tell, trace) -
             store.open_file()  # now, so that a folder that takes no files is not found out half-way
         leaving.enter_context(passing(model, rules))
         leaving.enter_context(keeping_rotations(model))
+        # Only now: another thread's pass has hooks of its own on the layers.
+        check_hooks(model)
+        run = decoder_layers(model)
+        layers = [_Pass(module, tier, is_watched(module)) for module, tier in zip(run, plan.tiers, strict=True)]
+        if trace:
+            check_edges(run)
+            for layer in layers:
+                layer.traces = []
         input_ids = input_ids.clone()  # a caller's inference_mode made it what autograd cannot save
         with _watched(layers, store, plan, lambda done: tell("forward", done, len(layers))) as top:
             logits = _logits(model, input_ids, positions)[0]
@@ -254,7 +256,7 @@ def _back(
     recorded = layer.recorded.each(store.take)
     leaf = x.to(torch.promote_types(x.dtype, torch.float32)).requires_grad_()
     with replaying(layer.module, rules, recorded, plan.chunk_tokens, layer.traces):
-        output = _hidden(layer.module(leaf, *layer.rest, **layer.named))
+        output = _hidden(layer.module(_for_others(leaf, layer), *layer.rest, **layer.named))
         gs = [gs.pop(0).to(output.device, output.dtype) for _ in range(len(gs))]
         edge = get_gradient_edge(output)
         if known is not None and not _is_again(output.detach(), known):
@@ -291,6 +293,11 @@ def _gradients(edge: GradientEdge, x: Tensor, gs: list[Tensor]) -> list[Tensor]:
     return found
 
 
+def _for_others(hidden: Tensor, layer: _Pass) -> Tensor:
+    """A layer's input, as hooks may write over it: where there are any, what the pass keeps is another tensor."""
+    return hidden.clone() if layer.watched else hidden
+
+
 def _hidden(output: Tensor | tuple) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
@@ -305,11 +312,12 @@ def _watched(layers: list[_Pass], store: Store, plan: Plan, tell: Callable[[int]
     """While the model runs, take down every call of a layer. The last one's output goes to the list, as a leaf."""
     top: list[Tensor] = []
     running = ExitStack()
-    thread, coming = threading.get_ident(), iter(layers)
+    thread, coming = here(), iter(layers)
     entered: list[_Pass] = []  # the layer that runs
+    handed_on: list[Tensor] = []  # what the last one that ran put out
 
     def enter(module, args, named):
-        if not is_thread(thread):
+        if here() is not thread:
             return None
         layer = next(coming, None)
         if layer is None or layer.module is not module or entered:
@@ -323,20 +331,27 @@ def _watched(layers: list[_Pass], store: Store, plan: Plan, tell: Callable[[int]
                 "a hook has asked the embeddings for their gradient, which a pass that goes layer by layer does not "
                 "give them: leave it out, or call backward yourself within lrp_fast.patched"
             )
+        if handed_on and hidden is not handed_on.pop():
+            raise ValueError(
+                "the hidden states change on their way from one decoder layer to the next (by a hook on all modules, "
+                "or in somebody's own forward pass), which a pass that goes layer by layer does not see: leave that "
+                "out, or call backward yourself within lrp_fast.patched"
+            )
         entered.append(layer)
         layer.named = {name: value for name, value in named.items() if name != "hidden_states"}
         layer.x = hidden.detach()
         if layer.tier == "graph":
-            layer.x.requires_grad_()
+            hidden = layer.x.requires_grad_()
             if layer.traces is not None:
                 running.enter_context(tracing(module, layer.traces))
-            return (layer.x, *layer.rest), layer.named
-        running.enter_context(torch.set_grad_enabled(layer.watched))
-        layer.recorded = running.enter_context(recording(module, plan.chunk_tokens))
-        return (layer.x.detach().requires_grad_(layer.watched), *layer.rest), layer.named
+        else:
+            hidden = layer.x.detach().requires_grad_(layer.watched)
+            running.enter_context(torch.set_grad_enabled(layer.watched))
+            layer.recorded = running.enter_context(recording(module, plan.chunk_tokens))
+        return (_for_others(hidden, layer), *layer.rest), layer.named
 
     def leave(module, args, output):
-        if not is_thread(thread):
+        if here() is not thread:
             return None
         layer = entered.pop()
         hidden = _hidden(output)
@@ -353,6 +368,7 @@ def _watched(layers: list[_Pass], store: Store, plan: Plan, tell: Callable[[int]
         if done == len(layers):
             top.append(hidden.detach().requires_grad_())
             hidden = top[0]
+        handed_on[:] = [hidden]
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     # Before anybody else's: what other hooks do to a layer's input belongs to the layer, here and when it is replayed.

@@ -6,16 +6,16 @@ from .contributions import contributions
 from .coverage import Coverage, UnsupportedModuleError, check, coverage
 from .definitions import gaps_to_definitions
 from .families import at_rest, register
-from .hooks import check_hooks, is_watched
+from .hooks import check_edges, check_hooks, is_watched
 from .layers import decoder_layers
-from .overlay import is_thread
 from .patching import passing, patched
 from .positions import keeping_rotations, made_for, position_limit
 from .replay import Recorded, recording, replaying, tracing
-from .sizes import LayerSize, device_of, layer_sizes, weight_bytes
+from .sizes import LayerSize, layer_sizes, weight_bytes
 from .taken import check_language_model, check_weights, language_model_class
+from .threads import acting_for, here
 from .vocabulary import share_a_row, vocabulary_size
-from .weights import unreadable_format
+from .weights import device_of, unreadable_format
 from .wrappers import give_language_model
 
 register_attention()
@@ -25,8 +25,10 @@ __all__ = [
     "LayerSize",
     "Recorded",
     "UnsupportedModuleError",
+    "acting_for",
     "at_rest",
     "check",
+    "check_edges",
     "check_hooks",
     "check_language_model",
     "check_weights",
@@ -37,7 +39,7 @@ __all__ = [
     "gaps_to_definitions",
     "give_language_model",
     "handlers",
-    "is_thread",
+    "here",
     "is_watched",
     "keeping_rotations",
     "language_model_class",

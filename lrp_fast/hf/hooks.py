@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 from torch.nn.modules import module as everywhere
 
@@ -15,17 +17,33 @@ def check_hooks(model: nn.Module) -> None:
     Raises:
         ValueError: for the first module that has one, or where one holds for all modules of the process.
     """
-    if any(getattr(everywhere, f"_global{kind}") for kind in _BACKWARD):
-        where = "every module (register_module_full_backward_hook)"
-    else:
-        paths = (path or type(module).__name__ for path, module in model.named_modules() if _has(module, _BACKWARD))
-        if (path := next(paths, None)) is None:
-            return
-        where = f"module {path!r}"
-    raise ValueError(
-        f"{where} has a backward hook, which a pass that goes layer by layer cannot run as autograd would: remove it, "
-        "or call backward yourself within lrp_fast.patched, where it runs"
-    )
+    if (where := _where(model.named_modules(), _BACKWARD)) is not None:
+        raise ValueError(
+            f"{where} has a backward hook, which a pass that goes layer by layer cannot run as autograd would: remove "
+            "it, or call backward yourself within lrp_fast.patched, where it runs"
+        )
+
+
+def check_edges(layers: list[nn.Module]) -> None:
+    """Refuse forward hooks within decoder layers: the closed form of their edges is that of their own code.
+
+    Raises:
+        ValueError: for the first module that has one, or where one holds for all modules of the process.
+    """
+    inner = ((i, path, one) for i, layer in enumerate(layers) for path, one in layer.named_modules())
+    parts = ((f"{path} of layer {i}".strip(), one) for i, path, one in inner)
+    if (where := _where(parts, _FORWARD)) is not None:
+        raise ValueError(
+            f"{where} has a forward hook, which the closed form of a graph's edges knows nothing of: remove it, or "
+            "leave the graph out"
+        )
+
+
+def _where(modules: Iterable[tuple[str, nn.Module]], kinds: tuple[str, ...]) -> str | None:
+    """The first that has a hook of these kinds, in words."""
+    if any(getattr(everywhere, f"_global{kind}") for kind in kinds):
+        return "every module (torch.nn.modules.module.register_module_...)"
+    return next((f"module {path or type(one).__name__!r}" for path, one in modules if _has(one, kinds)), None)
 
 
 def is_watched(module: nn.Module) -> bool:

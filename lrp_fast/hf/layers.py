@@ -10,8 +10,10 @@ from torch import nn
 
 from . import handlers
 from .families import handler_of
-from .overlay import forward_of, laid, uncompiled
+from .overlay import laid, replaced, uncompiled
 from .owner import is_ours, owned
+from .positions import keeping_rotations
+from .weights import device_of
 
 _MARKS = (handlers.decoder_layer, handlers.pre_norm_decoder_layer)
 
@@ -23,23 +25,32 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     fewer, somebody's forward pass replaced its own), one token is sent through it to see, past all hooks.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or one stands where the model treats it as another kind.
     """
     found = [(path, one) for path, one in model.named_modules(remove_duplicate=False) if handler_of(one) in _MARKS]
     held = [layer for _, layer in found]
-    counted = getattr(model.config.get_text_config(), "num_hidden_layers", len(held))
-    above = {path[:end] for path, _ in found for end in range(len(path)) if end == 0 or path[end] == "."}
-    replaced = any(_is_replaced(module) for path, module in model.named_modules() if path in above)
-    run = held if len(set(held)) == len(held) == counted and not replaced else _run(model, set(held))
+    paths = {path[:end] for path, _ in found for end in range(len(path)) if end == 0 or path[end] == "."}
+    above = [module for path, module in model.named_modules() if path in paths]
+    configs = [module.config.get_text_config() for module in above if hasattr(module, "config")]
+    counts = {getattr(config, "num_hidden_layers", len(held)) for config in configs}
+    if len(set(held)) == len(held) and counts <= {len(held)} and not any(map(replaced, above)):
+        return held
+    if any(weight.is_meta for layer in held for weight in layer.parameters()) and not _is_loaded(held):
+        raise ValueError(
+            f"the config of {type(model).__name__} counts {min(counts)} layers, it holds {len(held)}, and which of "
+            "them run shows only where there are weights: let the config count as many"
+        )
+    run = _run(model, set(held))
     if not run:
-        name, count = type(model).__name__, f"num_hidden_layers is {counted} in its config"
+        name, count = type(model).__name__, f"num_hidden_layers is {min(counts)} in its config"
         raise ValueError(f"{name} runs no decoder layer ({count}): there is nothing to explain in it")
+    _check_kinds(run, configs[-1])
     return run
 
 
-def _is_replaced(module: nn.Module) -> bool:
-    own = forward_of(module)  # that of torch.compile's wrapper is the call of what it wraps
-    return getattr(own, "__func__", own) not in (type(module).forward, nn.Module.__call__)
+def _is_loaded(layers: list[nn.Module]) -> bool:
+    """Whether accelerate brings the weights when they are needed."""
+    return any("_hf_hook" in module.__dict__ for layer in layers for module in layer.modules())
 
 
 def _run(model: nn.Module, layers: set[nn.Module]) -> list[nn.Module]:
@@ -59,8 +70,27 @@ def _run(model: nn.Module, layers: set[nn.Module]) -> list[nn.Module]:
         for module, _, call in overlays
         if module.__dict__.get("_compiled_call_impl") is not None
     ]
-    token = torch.zeros(1, 1, dtype=torch.int64, device=model.get_input_embeddings().weight.device)
+    token = torch.zeros(1, 1, dtype=torch.int64, device=device_of(model.get_input_embeddings()))
     turn = nullcontext() if is_ours(model) else owned(model, passing=True)
-    with turn, torch.no_grad(), laid(overlays):
+    with turn, keeping_rotations(model), torch.no_grad(), laid(overlays):
         model(input_ids=token, use_cache=False)
     return order
+
+
+def _check_kinds(run: list[nn.Module], config) -> None:
+    """A mask, and the window in it, goes by a layer's place; a layer's own attention knows the window of another."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return
+    for place, layer in enumerate(run):
+        windowed = [
+            getattr(part, "sliding_window", None) is not None
+            for part in layer.modules()
+            if handler_of(part) in handlers.ATTENTIONS
+        ]
+        if any(one != (kinds[place] == "sliding_attention") for one in windowed):
+            kind = "with a window" if windowed[0] else "without a window"
+            raise ValueError(
+                f"a layer {kind} runs in place {place}, which is {kinds[place]!r} in the config's layer_types: write "
+                "these in the order in which the layers run"
+            )

@@ -1,19 +1,19 @@
 """Instance attributes laid over modules for the length of a ``with`` block: the one way in which models are changed.
 
-What is laid is there for one thread alone. Any other thread that runs the module in the meantime gets what was covered,
-or is refused; it never gets a number that the block's own work has made.
+What is laid is there for one thread alone. Any other that runs the module in the meantime gets what was covered, or is
+refused.
 """
 
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import MethodType
 
-import torch
 from torch import nn
+
+from .threads import here, is_autograds
 
 _NOTHING = object()
 
@@ -22,18 +22,20 @@ _NOTHING = object()
 def laid(overlays: Iterable[tuple[nn.Module, str, object]], refusal: str | None = None) -> Iterator[None]:
     """Lay each (module, attribute, value) over its module; what it covers comes back, also after an exception.
 
-    In other threads, functions are the covered ones, or raise ``refusal`` where there is one, and a config or a part of
-    the module is the covered one.
+    In other threads, functions are the covered ones, or raise ``refusal`` where there is one (but not in autograd's: on
+    CUDA, what a checkpointed part computes anew in a backward pass is the block's own), and a config or a part of the
+    module is the covered one.
     """
-    thread, covered = threading.get_ident(), []
+    owner, covered, seen = here(), [], []
     try:
         for module, name, value in overlays:
             under = module.__dict__.get(name, _NOTHING)
             covered.append((module, name, under))
             if name == "config" or name in module._modules:
-                value = _Seen(value, getattr(module, name), thread)
+                value = _Seen(value, getattr(module, name), owner)
+                seen.append(value)
             elif callable(value):
-                value = _for(thread, value, _covered(module, name, under), refusal)
+                value = _Laid(value, _covered(module, name, under), owner, refusal)
             module.__dict__[name] = value
         yield
     finally:
@@ -42,17 +44,8 @@ def laid(overlays: Iterable[tuple[nn.Module, str, object]], refusal: str | None 
                 module.__dict__.pop(name, None)
             else:
                 module.__dict__[name] = under
-
-
-def is_thread(thread: int) -> bool:
-    """Whether the caller runs in that thread, or in one of autograd's own.
-
-    On CUDA a backward pass runs in threads of autograd's, and what it computes anew belongs to whoever started it.
-    """
-    if threading.get_ident() == thread:
-        return True
-    within_backward = torch._C._current_graph_task_id() != -1
-    return within_backward and isinstance(threading.current_thread(), threading._DummyThread)
+        for one in seen:  # whoever has kept one
+            object.__setattr__(one, "ours", object.__getattribute__(one, "theirs"))
 
 
 def forward_name(module: nn.Module) -> str:
@@ -63,6 +56,17 @@ def forward_name(module: nn.Module) -> str:
 def forward_of(module: nn.Module) -> Callable:
     """The module's own forward pass, as it is written: what torch.compile was given, not what it made of it."""
     return uncompiled(getattr(module, forward_name(module)))
+
+
+def replaced(module: nn.Module) -> bool:
+    """Whether somebody has put a forward pass of another's in place of the one of the module's class."""
+    own = getattr(module, forward_name(module))
+    while isinstance(own, _Laid):
+        own = own.theirs
+    if is_compiled(own):  # a wrapper's is the call of what it wraps; that of PyTorch's own modules is wrapped once more
+        own = uncompiled(own)
+        own = getattr(own, "__wrapped__", own)
+    return getattr(own, "__func__", own) not in (type(module).forward, nn.Module.__call__)
 
 
 def uncompiled(function: Callable) -> Callable:
@@ -82,25 +86,33 @@ def _covered(module: nn.Module, name: str, under: object) -> Callable | None:
     return None if of_class is None else MethodType(of_class, module)
 
 
-def _for(thread: int, ours: Callable, theirs: Callable | None, refusal: str | None) -> Callable:
-    @functools.wraps(ours)
-    def call(*args, **named):
-        if is_thread(thread):
-            return ours(*args, **named)
-        if refusal is not None:
-            raise RuntimeError(refusal)
-        return theirs(*args, **named)
+class _Laid:
+    """A function for one thread, and what it covers, or a refusal, for all others."""
 
-    return call
+    def __init__(self, ours: Callable, theirs: Callable | None, owner: object, refusal: str | None) -> None:
+        functools.update_wrapper(self, ours)
+        self.ours, self.theirs, self.owner, self.refusal = ours, theirs, owner, refusal
+
+    def __call__(self, *args, **named):
+        if here() is self.owner:
+            return self.ours(*args, **named)
+        if self.refusal is None:
+            return self.theirs(*args, **named)
+        if is_autograds():
+            return self.ours(*args, **named)
+        raise RuntimeError(self.refusal)
+
+    def __reduce_ex__(self, protocol):
+        raise RuntimeError("a model cannot be copied, or saved whole, while lrp_fast is at work with it: wait for that")
 
 
 class _Seen:
-    """One object for one thread, and another for all others."""
+    """One object for one thread, and another for all others; the other for all once its block has ended."""
 
-    __slots__ = ("ours", "theirs", "thread")
+    __slots__ = ("__weakref__", "ours", "owner", "theirs")
 
-    def __init__(self, ours: object, theirs: object, thread: int) -> None:
-        for name, value in (("ours", ours), ("theirs", theirs), ("thread", thread)):
+    def __init__(self, ours: object, theirs: object, owner: object) -> None:
+        for name, value in (("ours", ours), ("theirs", theirs), ("owner", owner)):
             object.__setattr__(self, name, value)
 
     def __getattribute__(self, name):
@@ -126,4 +138,4 @@ class _Seen:
 
 def _seen(one: _Seen) -> object:
     own = functools.partial(object.__getattribute__, one)
-    return own("ours") if is_thread(own("thread")) else own("theirs")
+    return own("ours") if here() is own("owner") else own("theirs")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from .overlay import is_thread
+from .threads import here, is_autograds
 
 MARK = "lrp_fast_owner"  # on every module of the model
 
@@ -17,7 +17,7 @@ _turn = threading.Condition()  # held while marks are looked at and made
 
 
 class Owner(NamedTuple):
-    thread: int
+    thread: object
     passing: bool  # ends by itself, so that it can be waited for
 
 
@@ -28,32 +28,38 @@ def owned(model: nn.Module, passing: bool) -> Iterator[None]:
     Raises:
         RuntimeError: if a module is this thread's already, or in another thread's `patched` block, which may last.
     """
-    owner, modules = Owner(threading.get_ident(), passing), list(model.modules())
-    with _turn:
-        while any(map(_is_passed_elsewhere, modules)):
-            _turn.wait()
-        for path, module in model.named_modules():
-            if MARK in module.__dict__:
-                where = path or type(module).__name__
-                other = "" if is_thread(module.__dict__[MARK].thread) else " by another thread"
-                raise RuntimeError(f"{where!r} is patched already{other}: leave the other lrp_fast.patched block first")
-        for module in modules:
-            module.__dict__[MARK] = owner
+    owner, modules = Owner(here(), passing), list(model.modules())
     try:
+        with _turn:
+            while any(map(_is_passed_elsewhere, modules)):
+                _turn.wait()
+            for path, module in model.named_modules():
+                if (other := module.__dict__.get(MARK)) is not None:
+                    raise RuntimeError(f"{path or type(module).__name__!r} {_why(other)}")
+            for module in modules:
+                module.__dict__[MARK] = owner
         yield
     finally:
         with _turn:
             for module in modules:
-                del module.__dict__[MARK]
+                if module.__dict__.get(MARK) is owner:
+                    del module.__dict__[MARK]
             _turn.notify_all()
 
 
 def _is_passed_elsewhere(module: nn.Module) -> bool:
     owner = module.__dict__.get(MARK)
-    return owner is not None and owner.passing and not is_thread(owner.thread)
+    return owner is not None and owner.passing and owner.thread is not here()
+
+
+def _why(other: Owner) -> str:
+    if other.passing:
+        return "is at work in a pass of lrp_fast that this call comes from: wait until that has ended"
+    where = "" if other.thread is here() else " by another thread"
+    return f"is patched already{where}: leave the other lrp_fast.patched block first"
 
 
 def is_ours(module: nn.Module) -> bool:
     """Whether the module is patched, and by the thread that asks."""
     owner = module.__dict__.get(MARK)
-    return owner is not None and is_thread(owner.thread)
+    return owner is not None and (owner.thread is here() or (not owner.passing and is_autograds()))

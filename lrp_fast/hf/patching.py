@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..rules import Rules, as_rules
-from . import attention
+from . import attention, handlers
 from .coverage import check
-from .families import handled, handler_of
-from .overlay import forward_name, is_compiled, laid, uncompiled
+from .families import MLPS, handled, handler_of
+from .overlay import forward_name, is_compiled, laid, replaced, uncompiled
 from .owner import owned
 
 _REFUSAL = (
@@ -59,16 +59,15 @@ def patched(model: nn.Module, rule: str | Rules = "attnlrp") -> Iterator[nn.Modu
 def passing(model: nn.Module, rules: Rules) -> Iterator[None]:
     """As `patched`, for a pass that ends by itself: other threads run the model as if it were not patched, and those
     that want it patched wait."""
-    with owned(model, passing=True), overlaid(model, rules):
-        for module in model.modules():
-            if "config" in module.__dict__:  # ours: what models return is read by name
-                module.config.return_dict = True
+    with owned(model, passing=True), overlaid(model, rules) as configs:
+        for config in configs:
+            config.return_dict = True  # what models return is read by name
         yield
 
 
 @contextmanager
-def overlaid(model: nn.Module, rules: Rules, refusal: str | None = None) -> Iterator[None]:
-    """What `patched` lays over a model that is this thread's."""
+def overlaid(model: nn.Module, rules: Rules, refusal: str | None = None) -> Iterator[list]:
+    """What `patched` lays over a model that is this thread's; its configs, as the block sees them."""
     check(model)
     if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
         raise RuntimeError("lrp_fast does not run under torch.autocast: load the model in the dtype that you want")
@@ -77,7 +76,7 @@ def overlaid(model: nn.Module, rules: Rules, refusal: str | None = None) -> Iter
     for path, module in handled(model):
         overlays += [(module, name, value) for name, value in _overlay(path, module, rules, configs).items()]
     with laid(overlays, refusal):
-        yield
+        yield list(configs.values())
 
 
 def _as_written(module: nn.Module) -> Iterator[tuple[nn.Module, str, object]]:
@@ -88,6 +87,8 @@ def _as_written(module: nn.Module) -> Iterator[tuple[nn.Module, str, object]]:
     if forward is not None and is_compiled(forward):
         yield module, "forward", uncompiled(forward)
     for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        if "inv_freq" in name:
+            continue  # dynamic rotations replace theirs as they run; no gradient meets it
         if tensor.is_inference() and type(tensor) in (Tensor, nn.Parameter):  # autograd would not keep it
             yield module, name, _ordinary(tensor)
 
@@ -104,12 +105,12 @@ def _overlay(path: str, module: nn.Module, rules: Rules, configs: dict[int, obje
 
     A config object may be shared with another model, so each gets one copy here, shared as the original is.
     """
-    where = path or type(module).__name__
-    overlay = dict(handler_of(module)(module, rules))
+    handler = handler_of(module)
+    overlay = dict(handler(module, rules))
+    if replaced(module) and ("forward" in overlay or handler in (*handlers.ATTENTIONS, *MLPS)):
+        where = path or type(module).__name__
+        raise RuntimeError(f"something else overrides the forward of {where!r}: undo that first")
     if "forward" in overlay:
-        own = module.__dict__.get("forward")
-        if own is not None and not is_compiled(own) and forward_name(module) == "forward":
-            raise RuntimeError(f"something else overrides the forward of {where!r}: undo that first")
         overlay[forward_name(module)] = overlay.pop("forward")
     config = module.__dict__.get("config")
     if config is not None:

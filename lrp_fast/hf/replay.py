@@ -22,6 +22,7 @@ from . import experts, handlers, weights
 from .families import branch_dtype, handled, handler_of, last_linear, mlps, splits
 from .hooks import is_watched
 from .overlay import forward_name, forward_of, laid
+from .threads import acting_for, here
 
 
 class Recorded(NamedTuple):
@@ -179,7 +180,7 @@ class _Checkpointed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, part, rows, unread):
-        ctx.part, ctx.rows = part, rows
+        ctx.part, ctx.rows, ctx.thread = part, rows, here()
         ctx.save_for_backward(x)
         if unread:
             return x.new_full((), torch.nan).expand(x.shape)
@@ -193,7 +194,7 @@ class _Checkpointed(torch.autograd.Function):
             x_part, g_part, g_in_part = (t[:, start : start + ctx.rows] for t in (x, g, g_in))
             if not g_part.any():
                 continue  # above the last attention most carry no relevance: worth a look, on CUDA too
-            with torch.enable_grad():
+            with torch.enable_grad(), acting_for(ctx.thread):  # on CUDA, this is a thread of autograd's
                 leaf = x_part.detach().requires_grad_()
                 g_in_part.copy_(torch.autograd.grad(ctx.part(leaf, start), leaf, g_part)[0])
         return g_in, None, None, None

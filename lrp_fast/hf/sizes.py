@@ -12,7 +12,7 @@ from . import experts, handlers
 from .contributions import is_homogeneous
 from .families import MLPS, branch_dtype, handled, handler_of, mlps, splits
 from .layers import decoder_layers
-from .weights import copies, is_offloaded, is_plain, nbytes, own_dtype, shape
+from .weights import copies, device_of, is_offloaded, is_plain, nbytes, own_dtype, shape
 
 
 class LayerSize(NamedTuple):
@@ -43,15 +43,6 @@ def weight_bytes(model: nn.Module) -> int:
     """Bytes of the model's parameters and buffers, shared ones once."""
     tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     return sum(map(nbytes, tensors.values()))
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where the module computes: accelerate keeps offloaded weights elsewhere in between."""
-    for part in module.modules():
-        device = getattr(part.__dict__.get("_hf_hook"), "execution_device", None)
-        if device is not None:
-            return torch.device(device if not isinstance(device, int) else f"cuda:{device}")
-    return next(module.parameters()).device
 
 
 def _layer_size(layer: nn.Module) -> LayerSize:

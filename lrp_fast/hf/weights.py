@@ -207,6 +207,15 @@ def is_offloaded(module: nn.Module) -> bool:
     return bool(getattr(module.__dict__.get("_hf_hook"), "offload", False))
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module computes: accelerate keeps offloaded weights elsewhere in between."""
+    for part in module.modules():
+        device = getattr(part.__dict__.get("_hf_hook"), "execution_device", None)
+        if device is not None:
+            return torch.device(device if not isinstance(device, int) else f"cuda:{device}")
+    return next(module.parameters()).device
+
+
 def nbytes(tensor: Tensor) -> int:
     """Of memory, scales of what is quantised included."""
     if hasattr(tensor, "__tensor_flatten__"):
