@@ -228,6 +228,7 @@ def _descent(model, input_ids, positions, objective, rules, plan, tell, trace) -
             if not top:
                 raise RuntimeError("the model did not run all of its decoder layers: it runs others at other lengths")
             scalars = objective(logits)
+            del logits  # and the graph behind them
         yield _Descent(layers, top, scalars, rules, plan, store)
 
 

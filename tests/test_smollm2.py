@@ -86,9 +86,3 @@ def test_the_prompt_grows_by_what_the_strings_share(smollm2):
     assert (result.explained.terms[0].target.text, result.explained.terms[0].contrast.text) == ("3", "4")
     with pytest.raises(ValueError, match="can only be compared behind the prompt: use position=-1"):
         attribute(model, "1, 2, 3", target=" 123", contrast=" 124", tokenizer=tokenizer, position=0)
-
-
-def test_too_long_a_prompt_is_refused(smollm2):
-    model, _ = smollm2
-    with pytest.raises(ValueError, match="the prompt has 8193 tokens, more than the model's 8192 positions"):
-        attribute(model, torch.zeros(8193, dtype=torch.long))

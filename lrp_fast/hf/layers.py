@@ -27,11 +27,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     Raises:
         ValueError: if there is none, or one stands where the model treats it as another kind.
     """
-    found = [(path, one) for path, one in model.named_modules(remove_duplicate=False) if handler_of(one) in _MARKS]
-    held = [layer for _, layer in found]
-    paths = {path[:end] for path, _ in found for end in range(len(path)) if end == 0 or path[end] == "."}
-    above = [module for path, module in model.named_modules() if path in paths]
-    configs = [module.config.get_text_config() for module in above if hasattr(module, "config")]
+    held, above, configs = _held(model)
     counts = {getattr(config, "num_hidden_layers", len(held)) for config in configs}
     if len(set(held)) == len(held) and counts <= {len(held)} and not any(map(replaced, above)):
         return held
@@ -44,8 +40,27 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     if not run:
         name, count = type(model).__name__, f"num_hidden_layers is {min(counts)} in its config"
         raise ValueError(f"{name} runs no decoder layer ({count}): there is nothing to explain in it")
-    _check_kinds(run, configs[-1])
+    _check_places(run, configs)
     return run
+
+
+def check_places(model: nn.Module) -> None:
+    """A mask, and the window in it, goes by a layer's place; its own attention knows the window of where it was made.
+
+    Raises:
+        ValueError: if they differ in the model as it holds its layers.
+    """
+    held, _, configs = _held(model)
+    _check_places(held, configs)
+
+
+def _held(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module], list]:
+    """The layers as the model holds them, what lies above them, and its configs."""
+    found = [(path, one) for path, one in model.named_modules(remove_duplicate=False) if handler_of(one) in _MARKS]
+    paths = {path[:end] for path, _ in found for end in range(len(path)) if end == 0 or path[end] == "."}
+    above = [module for path, module in model.named_modules() if path in paths]
+    configs = [module.config.get_text_config() for module in above if hasattr(module, "config")]
+    return [layer for _, layer in found], above, configs
 
 
 def _is_loaded(layers: list[nn.Module]) -> bool:
@@ -77,20 +92,15 @@ def _run(model: nn.Module, layers: set[nn.Module]) -> list[nn.Module]:
     return order
 
 
-def _check_kinds(run: list[nn.Module], config) -> None:
-    """A mask, and the window in it, goes by a layer's place; a layer's own attention knows the window of another."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        return
-    for place, layer in enumerate(run):
-        windowed = [
-            getattr(part, "sliding_window", None) is not None
-            for part in layer.modules()
-            if handler_of(part) in handlers.ATTENTIONS
-        ]
-        if any(one != (kinds[place] == "sliding_attention") for one in windowed):
-            kind = "with a window" if windowed[0] else "without a window"
-            raise ValueError(
-                f"a layer {kind} runs in place {place}, which is {kinds[place]!r} in the config's layer_types: write "
-                "these in the order in which the layers run"
-            )
+def _check_places(layers: list[nn.Module], configs: list) -> None:
+    kinds = getattr(configs[-1], "layer_types", None) if configs else None
+    for place, (layer, kind) in enumerate(zip(layers, kinds or [], strict=False)):
+        for part in layer.modules():
+            if handler_of(part) not in handlers.ATTENTIONS or getattr(part, "layer_idx", place) == place:
+                continue
+            windowed = getattr(part, "sliding_window", None) is not None
+            if windowed != (kind == "sliding_attention"):
+                raise ValueError(
+                    f"a layer {'with' if windowed else 'without'} a sliding window stands in place {place}, of which "
+                    f"the config's layer_types say {kind!r}: write these in the order of the layers"
+                )

@@ -66,7 +66,10 @@ def replaced(module: nn.Module) -> bool:
     if is_compiled(own):  # a wrapper's is the call of what it wraps; that of PyTorch's own modules is wrapped once more
         own = uncompiled(own)
         own = getattr(own, "__wrapped__", own)
-    return getattr(own, "__func__", own) not in (type(module).forward, nn.Module.__call__)
+    known = [nn.Module.__call__, type(module).forward]
+    while hasattr(known[-1], "__wrapped__"):  # accelerate may keep one that its class has wrapped since
+        known.append(known[-1].__wrapped__)
+    return getattr(own, "__func__", own) not in known
 
 
 def uncompiled(function: Callable) -> Callable:

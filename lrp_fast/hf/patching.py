@@ -13,6 +13,7 @@ from ..rules import Rules, as_rules
 from . import attention, handlers
 from .coverage import check
 from .families import MLPS, handled, handler_of
+from .layers import check_places
 from .overlay import forward_name, is_compiled, laid, replaced, uncompiled
 from .owner import owned
 
@@ -69,6 +70,7 @@ def passing(model: nn.Module, rules: Rules) -> Iterator[None]:
 def overlaid(model: nn.Module, rules: Rules, refusal: str | None = None) -> Iterator[list]:
     """What `patched` lays over a model that is this thread's; its configs, as the block sees them."""
     check(model)
+    check_places(model)
     if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
         raise RuntimeError("lrp_fast does not run under torch.autocast: load the model in the dtype that you want")
     configs: dict[int, object] = {}

@@ -114,6 +114,28 @@ def test_a_graph_of_a_looped_model_adds_up(tiny, ids):
         assert (sums - result.layers[layer]).abs().max() <= 1e-12 * sums.abs().max()
 
 
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "olmo3", "qwen2"])
+@pytest.mark.parametrize("choose", [[1, 0, 2], [1, 2], [0, 1, 1, 2]])
+def test_layers_with_windows_stand_where_the_config_says_so(choose, family, tiny, ids):
+    """transformers' masks go by the place; what the refusal advises makes the two agree."""
+    model = tiny(family, torch.float64)
+    kinds = model.config.layer_types
+    moved = [kinds[i] for i in choose]
+    model.model.layers = nn.ModuleList([model.model.layers[i] for i in choose])
+    model.config.num_hidden_layers = len(choose)
+    model.config.layer_types = kinds = (kinds * 2)[: len(choose)]  # or transformers finds none for the last
+    if moved != kinds:
+        for call in (lambda: attribute(model, ids, target=5), lambda: by_hand(model, ids)):
+            with pytest.raises(ValueError, match="stands in place [0-2], of which the config's layer_types say"):
+                call()
+        model.config.layer_types = moved
+    with torch.no_grad():
+        own = model(ids).logits[0, -1, 5]
+    result = attribute(model, ids, target=5)
+    assert abs(result.value - own) <= 1e-4 * abs(own)
+    assert (result.relevance - by_hand(model, ids)).abs().max() <= 1e-12 * result.relevance.abs().max()
+
+
 def test_looking_runs_nobodys_hooks(tiny, ids):
     model = tiny("llama")
     model.config.num_hidden_layers = 2
