@@ -205,6 +205,11 @@ def test_token_types_are_honoured_or_refused(wrapped, ids):
     who = f"token_type_ids mark tokens that {type(model).__name__} reads in both directions"
     with pytest.raises(ValueError, match=who), patched(model):
         model(input_ids=ids, token_type_ids=types)
+    with pytest.raises(ValueError, match="^token_type_ids came with the prompt, which Gemma3F.*: leave them out"):
+        attribute(model, {"input_ids": ids, "token_type_ids": types})
+    for text in (torch.zeros_like(ids), [[0] * 23]):
+        found = attribute(model, {"input_ids": ids, "token_type_ids": text}, 3).layers
+        assert torch.equal(found, attribute(model, ids, 3).layers)
 
 
 def test_a_placeholder_of_an_image_is_a_token_like_any_other(wrapped, ids):
