@@ -40,7 +40,8 @@ def attribute_batch(
             has an entry for each row; anything else holds for all of them. Positions count a row's own tokens, so that
             -1 is its last.
         model, rule, graph, memory, tokenizer, progress: as in `attribute`.
-        others: what else a tokenizer returns (token_type_ids, offset_mapping, ...), which is not needed.
+        others: what else a tokenizer returns (offset_mapping, ...), which is not needed. token_type_ids are refused if
+            the model would make something of them.
 
     Returns:
         One result a row, in their order.
@@ -50,6 +51,8 @@ def attribute_batch(
     """
     question.check_model(model)
     prompt.refuse_others(others)
+    for given in (others, input_ids):
+        question.check_token_types(model, prompt.types_of(given))
     tokenizer = read_tokenizer(tokenizer)
     prompts = prompt.rows(input_ids, attention_mask)
     given = {"target": _by_row("target", target), "contrast": _by_row("contrast", contrast), "position": position}

@@ -15,7 +15,8 @@ from .hf import real_tokens
 from .tokenizer import Tokenizer, around, plain_text
 from .tokenizer import read as read_tokenizer
 
-# What a tokenizer returns besides the ids and the attention mask. No decoder needs it to read one prompt.
+# What a tokenizer returns besides the ids and the attention mask. No decoder needs it to read one prompt, but for the
+# token_type_ids, which some add to what they read: `lrp_fast.question` sees to those.
 BESIDE = frozenset(
     ["token_type_ids", "special_tokens_mask", "offset_mapping", "length", "overflow_to_sample_mapping", "labels"]
     + ["overflowing_tokens", "num_truncated_tokens", "assistant_masks"]
@@ -30,11 +31,13 @@ class Prompt(NamedTuple):
         ids: (N,) int64 on the CPU, the prompt's own copy.
         notes: a sentence each, what the reader of a result should know of how the ids came about.
         written: whether a tokenizer made the ids here, of a text or a chat.
+        token_types: what came with the ids as token_type_ids; None if nothing did.
     """
 
     ids: torch.Tensor
     notes: tuple[str, ...] = ()
     written: bool = False
+    token_types: object = None
 
 
 def read(input_ids, tokenizer=None) -> Prompt:
@@ -70,13 +73,15 @@ def read(input_ids, tokenizer=None) -> Prompt:
     if isinstance(input_ids, list | tuple) and any(isinstance(one, str) for one in input_ids):
         raise TypeError("input_ids is a list of strings: attribute_batch takes several prompts, attribute one string")
     cut: tuple[str, ...] = ()
+    token_types = None
     if isinstance(input_ids, Mapping | tokenizers.Encoding):
         given = parts(input_ids)
         cut = _cut(input_ids, 0)
         ids = _unpadded(_ids(given["input_ids"]), given["attention_mask"])
+        token_types = types_of(input_ids)
     else:
         ids = _ids(input_ids)
-    return Prompt(ids, cut + _notes_of_ids(ids.tolist(), tokenizer))
+    return Prompt(ids, cut + _notes_of_ids(ids.tolist(), tokenizer), token_types=token_types)
 
 
 def rows(input_ids, attention_mask=None) -> list[tuple[object, tuple[str, ...]]]:
@@ -119,6 +124,11 @@ def parts(given: Mapping | tokenizers.Encoding) -> dict:
         raise TypeError(f"{_MUST}: it is a dict without 'input_ids'{more}")
     refuse_others(name for name in given if name not in ("input_ids", "attention_mask"))
     return {name: given.get(name) for name in ("input_ids", "attention_mask")}
+
+
+def types_of(given) -> object:
+    """The token_type_ids among what a tokenizer returned for a model, or None."""
+    return given.get("token_type_ids") if isinstance(given, Mapping) else None
 
 
 def refuse_others(names) -> None:

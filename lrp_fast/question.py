@@ -9,7 +9,15 @@ from typing import NamedTuple
 import torch
 
 from . import prompt, targets
-from .hf import check, check_language_model, check_weights, made_for, position_limit, vocabulary_size
+from .hf import (
+    check,
+    check_language_model,
+    check_weights,
+    made_for,
+    position_limit,
+    reads_token_types,
+    vocabulary_size,
+)
 from .prompt import Prompt
 from .rules import Rules, as_rules
 from .stream import Objective
@@ -60,6 +68,7 @@ def read(model, input_ids, target, contrast, position, rule, tokenizer) -> Quest
     check_model(model)
     tokenizer = read_tokenizer(tokenizer)
     given = prompt.read(input_ids, tokenizer)
+    check_token_types(model, given.token_types)
     ids = given.ids
     target, contrast = targets.several("target", target), targets.several("contrast", contrast)
     pairs = _pairs(target, contrast)
@@ -80,6 +89,11 @@ def read(model, input_ids, target, contrast, position, rule, tokenizer) -> Quest
         ids = torch.cat([ids, torch.tensor(prefix)])
         positions = [len(ids) - 1]
     notes = [*given.notes, *_check_ids(ids, model, given)]
+    if given.written and tokenizer.gives_token_types and reads_token_types(model):
+        notes.append(
+            f"The tokenizer gives token_type_ids besides the ids, which {type(model).__name__} would read: what is "
+            "explained is the model without them, as with return_token_type_ids=False."
+        )
     tokens = special = None
     if tokenizer is not None:
         tokens, without = token_texts(ids.tolist(), tokenizer)
@@ -120,6 +134,15 @@ def check_model(model) -> None:
         raise ValueError(f"{type(model).__name__} is in training mode: call model.eval() first")
     check(model)
     check_weights(model)
+
+
+def check_token_types(model, types) -> None:
+    """Raise ``ValueError`` for token_type_ids of which the model would make something; None is none."""
+    if types is not None and reads_token_types(model, types):
+        raise ValueError(
+            f"token_type_ids came with the prompt, which {type(model).__name__} reads, and lrp_fast gives it input_ids "
+            "alone: leave them out, as a tokenizer does with return_token_type_ids=False"
+        )
 
 
 def _check_ids(ids: torch.Tensor, model, given: Prompt) -> list[str]:

@@ -180,6 +180,12 @@ class Tokenizer:
         except (TypeError, ValueError):
             return []
 
+    @property
+    def gives_token_types(self) -> bool:
+        """Whether it gives a model token_type_ids besides the ids, as transformers' tokenizers say they do."""
+        names = self._table("model_input_names")
+        return isinstance(names, list | tuple) and "token_type_ids" in names
+
     def _table(self, name: str):
         """An entry of the tokenizer's tables: some write it as a method, some leave it out, some raise an error."""
         found = _part(self.own, name)

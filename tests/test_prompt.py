@@ -63,7 +63,7 @@ def test_a_second_bos():
     )
     assert notes(tokenizer(rendered), tokenizer).startswith("The prompt begins with '<s>' twice: a text that has")
     for mended in ([USER], tokenizer.encode(rendered, add_special_tokens=False)):
-        ids, said, _ = read(mended, tokenizer)
+        ids, said, *_ = read(mended, tokenizer)
         assert ids.tolist()[:2] == [1, 4] and "twice" not in " ".join(said)
     assert "twice" in notes("<s> " + TEXT, tokenizer.backend_tokenizer)
     assert "twice" in notes([1, 1, *PLAIN], tokenizer.backend_tokenizer)
@@ -334,3 +334,63 @@ def test_without_a_tokenizer_there_are_no_words(tiny):
     result = attribute(tiny("llama"), [1, 1, 3, 3])
     assert result.tokens is None and result.special is None and result.explained.note == ""
     assert all(dataclasses.asdict(token)["text"] is None for token in result.explained.best)
+
+
+def typed():
+    """A tokenizer that gives token types, as BERT's do, and others that are made of vocabularies alone."""
+    tokenizer = make(template=STRINGS)
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    return tokenizer
+
+
+def test_token_types_that_the_model_reads_are_refused(tiny):
+    """GPT-2 embeds them: 0, which stands for nothing elsewhere, as token 0."""
+    model, tokenizer = tiny("gpt2"), typed()
+    given = tokenizer(TEXT, return_tensors="pt")
+    mended = tokenizer(TEXT, return_tensors="pt", return_token_type_ids=False)
+    assert (model(**given).logits - model(**mended).logits).abs().max() > 0.1
+    why = "token_type_ids came with the prompt, which GPT2LMHeadModel reads, and .* return_token_type_ids=False$"
+    for types in (given["token_type_ids"], given["token_type_ids"].tolist(), given["token_type_ids"].numpy()):
+        with pytest.raises(ValueError, match=f"^{why}"):
+            attribute(model, {**given, "token_type_ids": types})
+    with pytest.raises(ValueError, match=f"^{why}"):
+        between(model, given, 0, 1, [3], target=5)
+    found = attribute(model, mended, 5)
+    assert torch.equal(found.layers, attribute(model, {**given, "token_type_ids": None}, 5).layers)
+    assert found.value == pytest.approx(model(**mended).logits[0, -1, 5].item(), rel=1e-5)
+    texts = [TEXT, "The capital"]
+    several = tokenizer(texts, padding=True, return_tensors="pt")
+    for call in (
+        lambda: attribute_batch(model, several),
+        lambda: attribute_batch(model, **several),
+        lambda: attribute_batch(model, tokenizer(texts)),
+        lambda: attribute_batch(model, **tokenizer(texts)),
+    ):
+        with pytest.raises(ValueError, match=f"^{why}"):
+            call()
+    with pytest.raises(ValueError, match=f"^row 1: {why}"):
+        attribute_batch(model, [mended, given])
+    attribute_batch(model, **tokenizer(texts, return_token_type_ids=False))
+
+
+def test_a_text_of_a_tokenizer_that_would_give_token_types_has_a_note(tiny):
+    model, tokenizer = tiny("gpt2"), typed()
+    note = (
+        "The tokenizer gives token_type_ids besides the ids, which GPT2LMHeadModel would read: what is explained is "
+        "the model without them, as with return_token_type_ids=False."
+    )
+    for given in (TEXT, [USER]):
+        (one,) = attribute_batch(model, [given], tokenizer=tokenizer)
+        for found in (attribute(model, given, tokenizer=tokenizer), one):
+            assert found.explained.note.count(note) == 1
+        assert note not in attribute(model, given, tokenizer=make(template=STRINGS)).explained.note
+        assert "token_type" not in attribute(tiny("llama"), given, tokenizer=tokenizer).explained.note
+    assert "token_type" not in attribute(model, [5, 6], tokenizer=tokenizer).explained.note
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma3"])
+def test_token_types_that_the_model_has_no_use_for_are_left_out(family, tiny):
+    given = typed()(TEXT, return_tensors="pt")
+    given["token_type_ids"] = torch.ones_like(given["input_ids"])
+    model = tiny(family)
+    assert torch.equal(attribute(model, given, 5).layers, attribute(model, given["input_ids"], 5).layers)

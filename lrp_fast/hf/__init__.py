@@ -12,7 +12,7 @@ from .patching import passing, patched
 from .positions import keeping_rotations, made_for, position_limit
 from .replay import Recorded, recording, replaying, tracing
 from .sizes import LayerSize, layer_sizes, weight_bytes
-from .taken import check_language_model, check_weights, language_model_class
+from .taken import check_language_model, check_weights, language_model_class, reads_token_types
 from .threads import acting_for, here
 from .vocabulary import share_a_row, vocabulary_size
 from .weights import device_of, unreadable_format
@@ -48,6 +48,7 @@ __all__ = [
     "passing",
     "patched",
     "position_limit",
+    "reads_token_types",
     "real_tokens",
     "recording",
     "register",

@@ -59,6 +59,9 @@ def attention_forward(
             "pass the (B, N) padding mask, causality and windows are the model's own (a model that makes such masks "
             "itself needs lrp_fast.patched or a newer transformers)"
         )
+    if getattr(getattr(module, "config", None), "use_bidirectional_attention", False):
+        # What it computes hangs on the implementation, and on padding: nothing to be like.
+        raise ValueError(f"{layer} {both_ways(module)}")
     # Qwen2-MoE leaves its window to the mask, where lrp_fast has none. A layer with a window keeps it, in all families.
     window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
     ours = is_ours(module)
@@ -79,6 +82,23 @@ def attention_forward(
         sinks=s_aux,
     )
     return out.transpose(1, 2).contiguous(), None
+
+
+def both_ways(module: nn.Module) -> str | None:
+    """Why a decoder's attention is not causal, as the end of a sentence that names it; None where it is."""
+    config = getattr(module, "config", None)
+    if getattr(module, "is_cross_attention", False):  # GPT-2's to an encoder, which text alone does not run
+        return None
+    if getattr(config, "use_bidirectional_attention", False):
+        why = "use_bidirectional_attention in its config"
+    elif not (getattr(module, "is_causal", True) and getattr(config, "is_causal", True)):
+        why = "its is_causal, or its config's, is False"
+    else:
+        return None
+    return (
+        f"reads tokens in both directions ({why}), which lrp_fast has no rule for: lrp_fast explains models that read "
+        "causally"
+    )
 
 
 def _each_row_without_its_padding(

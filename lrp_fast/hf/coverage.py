@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from . import experts, handlers, weights, wrappers
+from .attention import both_ways
 from .families import FAMILIES, at_rest, handled, handler_of
 
 LOAD = "transformers.AutoModelForCausalLM.from_pretrained"
@@ -28,7 +29,10 @@ def check(model: nn.Module) -> None:
             raise UnsupportedModuleError(
                 f"weight {path!r} is a DTensor, spread over processes: load the model whole, without FSDP or tp_plan"
             )
-    for path, module in handled(model):
+    parts = list(handled(model))
+    # Whatever else is not covered, to teach it would not help.
+    parts.sort(key=lambda part: handler_of(part[1]) not in handlers.ATTENTIONS or both_ways(part[1]) is None)
+    for path, module in parts:
         name = type(module).__name__
         where = f"module {path!r}, a {name}" if path else f"the model itself, a {name}"
         why = _refused(module)
@@ -119,17 +123,17 @@ def _refused(module: nn.Module) -> str | None:
             "has no rotary positions, but ALiBi's biases on its scores, which lrp_fast has no rule for: only a Falcon "
             "whose config says alibi=False can be explained"
         )
+    if handler in handlers.ATTENTIONS:
+        return both_ways(module)
     if handler in handlers.LINEARS:
         return weights.unreadable(module)
-    if handler in wrappers.HANDLERS:
-        return wrappers.unreadable(module)
     if handler in (*experts.ROUTERS, *experts.EXPERTS, *handlers.NORMS):
         return next(filter(None, map(weights.not_floats, module.parameters(recurse=False))), None)
     return None
 
 
 def _words() -> Iterator[tuple]:
-    for handler in (handlers.leave, handlers.masking_model, handlers.dropout, wrappers.wrapper):
+    for handler in (handlers.leave, handlers.masking_model, handlers.dropout, *wrappers.HANDLERS):
         yield handler, ("left as it is: sums, constants, parts with rules of their own", "")
     for handler in (handlers.decoder_layer, handlers.pre_norm_decoder_layer):
         yield handler, ("residual sum: plain; what it puts out are nodes", "")
@@ -144,8 +148,7 @@ def _words() -> Iterator[tuple]:
         yield handler, ("act(gate) and up half each (cp: up)", "Triton")
     for handler in (handlers.mlp, handlers.falcon_mlp, handlers.gpt2_mlp):
         yield handler, ("left as it is: parts with rules of their own", "")
-    for handler in (handlers.capped_language_model, wrappers.headed_wrapper):
-        yield handler, ("a cap on its logits: identity", "PyTorch")
+    yield handlers.capped_language_model, ("a cap on its logits: identity", "PyTorch")
     for handler in experts.ROUTERS:
         yield handler, ("plain softmax and transpose; the choice passes nothing", "PyTorch")
     yield experts.gated_experts, ("act(gate) and up half each (cp: up); routing weight and output half each", "Triton")

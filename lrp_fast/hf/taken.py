@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+
+import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
@@ -47,6 +50,19 @@ def check_weights(model: nn.Module) -> None:
                 f"{path} of {name} has no weights, being on the 'meta' device: load the model with "
                 f"{name}.from_pretrained (lrp_fast.plan needs none)"
             )
+
+
+def reads_token_types(model: nn.Module, types=0) -> bool:
+    """Whether a model makes something else of its tokens if it is given these token_type_ids (numbers, nested at will)
+    with them: GPT-2 embeds any, and to a wrapper 0 says that a token is text."""
+    readers = [one for _, one in handled(model) if "token_type_ids" in inspect.signature(type(one).forward).parameters]
+    return any(not is_wrapper(one) for one in readers) or (bool(readers) and _any(types))
+
+
+def _any(numbers) -> bool:
+    if isinstance(numbers, list | tuple):
+        return any(map(_any, numbers))
+    return bool(torch.as_tensor(numbers).any())
 
 
 def language_model_class(config) -> type[PreTrainedModel] | None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
-import sys
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..rules import Rules
-from .handlers import Overlay, soft_capped
+from .handlers import Overlay
 from .overlay import forward_name, forward_of, laid
 
 # Their modules in transformers, and what their classes begin with. Each is held against its language model alone in
@@ -44,7 +42,6 @@ WRAPPERS = {
     "moss_transcribe_diarize": "MossTranscribeDiarize",
     "musicflamingo": "MusicFlamingo",
     "ovis2": "Ovis2",
-    "paligemma": "PaliGemma",
     "perception_lm": "PerceptionLM",
     "qianfan_ocr": "QianfanOCR",
     "qwen2_audio": "Qwen2Audio",
@@ -59,9 +56,6 @@ WRAPPERS = {
 # How they call what text passes through. Whatever else they hold is at rest.
 _WAY = ("model", "language_model", "text_model", "lm_head")
 _HARMLESS = ("device", "dtype")  # what some ask of a part at rest
-# What token_type_ids, where a wrapper takes them, say of text that is read causally: PaliGemma's of what follows the
-# prompt, Gemma 3's of what is no image.
-_CAUSAL = {"PaliGemma": 1, "Gemma3": 0}
 
 
 def beside(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -95,49 +89,33 @@ def wrapper(module: nn.Module, rules: Rules) -> Overlay:
 def headed_wrapper(module: nn.Module, rules: Rules) -> Overlay:
     """As `wrapper`, of the one that returns logits.
 
-    Some know no ``logits_to_keep``, or hand it on to their language model's attention; some cap their logits behind the
-    head, which passes relevance by the identity rule. Here the head sees to both, and the wrapper hears of neither.
+    Some know no ``logits_to_keep``, or hand it on to their language model's attention: here the head sees to it, and
+    the wrapper does not hear of it.
     """
-    own, cap = forward_of(module), _cap(module)
-    name = type(module).__name__
-    causal = _CAUSAL.get(name.removesuffix("ForConditionalGeneration"))
+    own, name = forward_of(module), type(module).__name__
+    typed = name == "Gemma3ForConditionalGeneration"
 
     @functools.wraps(own)
     def forward(*args, logits_to_keep=0, **named):
-        types = None if causal is None else named.pop("token_type_ids", None)
-        if types is not None and (types != causal).any():
+        types = named.pop("token_type_ids", None) if typed else None
+        if types is not None and types.any():  # images
             raise ValueError(
                 f"token_type_ids mark tokens that {name} reads in both directions, which lrp_fast has no rule for: "
                 "leave them out to have all tokens read causally"
             )
-        head, config = module.get_output_embeddings(), module.config
+        head = module.get_output_embeddings()
         whole = forward_of(head)
 
         def headed(x):
-            logits = whole(_kept(x, logits_to_keep))
-            return logits if cap is None else soft_capped(logits, cap, rules)
+            return whole(_kept(x, logits_to_keep))
 
-        if cap is not None:
-            config = copy.deepcopy(config)
-            config.get_text_config().final_logit_softcapping = None
-        with laid([(head, forward_name(head), headed), (module, "config", config)]):
+        with laid([(head, forward_name(head), headed)]):
             return own(*args, **named)
 
     return {"forward": forward, **_at_rest(module)}
 
 
 HANDLERS = (wrapper, headed_wrapper)
-
-
-def unreadable(module: nn.Module) -> str | None:
-    """Why a wrapper cannot be explained even on text, as the end of a sentence that names it; None where it can."""
-    by_itself = hasattr(sys.modules[type(module).__module__], "create_causal_mask_mapping")  # a mask of its own
-    if type(module).__name__ == "PaliGemmaModel" and by_itself:
-        return (
-            "reads its prompt in both directions in this release of transformers, which lrp_fast has no rule for: "
-            "install a newer one, which reads text alone causally"
-        )
-    return None
 
 
 def _at_rest(module: nn.Module) -> Overlay:
@@ -157,14 +135,6 @@ class _AtRest:
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._part, name) if name in _HARMLESS else self()
-
-
-def _cap(module: nn.Module) -> float | None:
-    """By what the wrapper's own forward pass caps its logits. PaliGemma's does in newer releases, Gemma 3's never."""
-    code = inspect.unwrap(type(module).forward).__code__
-    if "final_logit_softcapping" not in (*code.co_names, *code.co_consts):
-        return None
-    return getattr(module.config.get_text_config(), "final_logit_softcapping", None)
 
 
 def _kept(x: Tensor, logits_to_keep: int | list[int] | Tensor) -> Tensor:

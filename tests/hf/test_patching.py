@@ -8,7 +8,8 @@ import transformers
 from torch import nn
 
 import lrp_fast
-from lrp_fast import Rules, UnsupportedModuleError, patched
+from lrp_fast import Rules, UnsupportedModuleError, attribute, patched, plan
+from lrp_fast.hf import coverage
 
 RULES = ["attnlrp", "cp", "gradient", Rules("attnlrp", 0.1, 0.1, 0.1, 0.1)]
 FEW_RULES = ["cp", Rules("attnlrp", 0.1, 0.1, 0.1, 0.1)]
@@ -377,3 +378,32 @@ def test_an_activation_that_would_be_passed_over_is_refused(tiny, ids, monkeypat
     model.model.layers[0].mlp.act_fn = Strange()
     with pytest.raises(TypeError, match="Strange, .* without saying what it computes"), patched(model):
         model(ids)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "value", "by_hand"),
+    [
+        *((family, "use_bidirectional_attention", True, False) for family in ("gemma", "gemma2", "gemma3")),
+        *((family, "is_causal", False, False) for family in ("llama", "gpt2", "falcon")),
+        *((family, "is_causal", False, True) for family in ("mistral", "gpt_neox")),
+    ],
+)
+def test_what_reads_both_ways_is_refused(family, name, value, by_hand, tiny, ids):
+    """transformers' eager attention reads some of these causally, and its sdpa does not."""
+    model = tiny(family, **{} if by_hand else {name: value})
+    for part in (part for part in model.modules() if by_hand and type(part).__name__.endswith("Attention")):
+        part.is_causal = False
+    why = "reads tokens in both directions .*, which lrp_fast has no rule for: lrp_fast explains models that read causa"
+    for call in (lambda: attribute(model, ids), lambda: plan(model, 23), patched(model).__enter__):
+        with pytest.raises(UnsupportedModuleError, match=f"^module '.*', a .*Attention, {why}lly$"):
+            call()
+    assert any(why[:29] in one.mend for one in coverage(model))
+    if name == "use_bidirectional_attention":
+        model.set_attn_implementation("lrp_fast")
+        with pytest.raises(ValueError, match="reads tokens in both directions|neither causal nor a sliding window"):
+            model(ids)
+
+
+def test_attention_to_an_encoder_that_text_does_not_run_is_no_reading_both_ways(tiny, ids):
+    model = tiny("gpt2", add_cross_attention=True)
+    assert attribute(model, ids).layers.shape == (4, 23)
