@@ -226,7 +226,11 @@ def several(name: str, given):
     """
     if not hasattr(given, "dtype") or not hasattr(given, "tolist") or isinstance(given, str):
         return given
-    found, of_text = given.tolist(), getattr(given.dtype, "kind", "") in ("U", "O")
+    try:
+        found, of_text = given.tolist(), getattr(given.dtype, "kind", "") in ("U", "O")
+    except (RuntimeError, TypeError, ValueError) as error:
+        how = f"of layout {getattr(given, 'layout', None)} on {getattr(given, 'device', None)}"
+        raise TypeError(f"{name} is a tensor {how}, which holds no list of numbers: give a token id") from error
     if not of_text and not _are_whole(found):
         choices = 'a token id or a string, "mean" or ("top", k)' if name == "contrast" else "a token id or a string"
         raise TypeError(f"{name} must be {choices}, not {given!r}")
