@@ -40,8 +40,14 @@ def attribute_batch(
             has an entry for each row; anything else holds for all of them. Positions count a row's own tokens, so that
             -1 is its last.
         model, rule, graph, memory, tokenizer, progress: as in `attribute`.
+<<<<<<< HEAD
         others: what else a tokenizer returns (offset_mapping, ...), which is not needed. token_type_ids are refused if
             the model would make something of them.
+=======
+        others: what else a tokenizer returns (token_type_ids, offset_mapping, ...), which is not needed. That it has
+            cut a prompt short is noted where it says so: in what it returned as one argument, not among the keywords,
+            unless it was called with return_overflowing_tokens=True.
+>>>>>>> hY/part-Y
 
     Returns:
         One result a row, in their order.
@@ -54,7 +60,7 @@ def attribute_batch(
     for given in (others, input_ids):
         question.check_token_types(model, prompt.types_of(given))
     tokenizer = read_tokenizer(tokenizer)
-    prompts = prompt.rows(input_ids, attention_mask)
+    prompts = prompt.rows(input_ids, attention_mask, others)
     given = {"target": _by_row("target", target), "contrast": _by_row("contrast", contrast), "position": position}
     for name, value in given.items():
         if isinstance(value, list) and len(value) != len(prompts):

@@ -12,7 +12,7 @@ import torch
 
 from . import chat
 from .hf import real_tokens
-from .tokenizer import Tokenizer, around, plain_text
+from .tokenizer import Tokenizer, plain_text
 from .tokenizer import read as read_tokenizer
 
 # What a tokenizer returns besides the ids and the attention mask. No decoder needs it to read one prompt, but for the
@@ -70,8 +70,12 @@ def read(input_ids, tokenizer=None) -> Prompt:
             raise ValueError("input_ids is a chat: give tokenizer= with it, or token ids")
         ids, notes = chat.read(input_ids, tokenizer)
         return Prompt(_ids(ids), (*notes, *_notes_of_ids(ids, tokenizer, written_here=True)), written=True)
-    if isinstance(input_ids, list | tuple) and any(isinstance(one, str) for one in input_ids):
-        raise TypeError("input_ids is a list of strings: attribute_batch takes several prompts, attribute one string")
+    for one in input_ids if isinstance(input_ids, list | tuple) else ():
+        kind = "string" if isinstance(one, str) else "chat" if chat.is_chat(one) else "tokenizer's output"
+        if kind != "tokenizer's output" or isinstance(one, Mapping | tokenizers.Encoding):
+            raise TypeError(
+                f"input_ids is a list of {kind}s: attribute_batch takes several prompts, attribute one {kind}"
+            )
     cut: tuple[str, ...] = ()
     token_types = None
     if isinstance(input_ids, Mapping | tokenizers.Encoding):
@@ -84,8 +88,11 @@ def read(input_ids, tokenizer=None) -> Prompt:
     return Prompt(ids, cut + _notes_of_ids(ids.tolist(), tokenizer), token_types=token_types)
 
 
-def rows(input_ids, attention_mask=None) -> list[tuple[object, tuple[str, ...]]]:
+def rows(input_ids, attention_mask=None, beside: Mapping | None = None) -> list[tuple[object, tuple[str, ...]]]:
     """The prompts of a batch, without their padding, each with notes on how it came about.
+
+    Args:
+        beside: what else a tokenizer returned, where that came as keywords.
 
     Raises:
         TypeError, ValueError: one sentence that names the culprit and the mend.
@@ -112,7 +119,7 @@ def rows(input_ids, attention_mask=None) -> list[tuple[object, tuple[str, ...]]]
         prompts = _unpadded_rows(input_ids, attention_mask)
     if not prompts:
         raise ValueError("input_ids is an empty batch: give at least one prompt")
-    return [(prompt, _cut(batch, row)) for row, prompt in enumerate(prompts)]
+    return [(prompt, _cut(batch, row) or _cut(beside, row)) for row, prompt in enumerate(prompts)]
 
 
 def parts(given: Mapping | tokenizers.Encoding) -> dict:
@@ -149,7 +156,7 @@ def _ids(given) -> torch.Tensor:
         if not isinstance(given, torch.Tensor) and hasattr(given, "__array__"):
             given = np.asarray(given)
             if given.dtype.kind in "iu":
-                given = given.astype(np.int64)  # in this machine's order of bytes, forwards in memory
+                given = given.astype(given.dtype.newbyteorder("="), order="C")  # this machine's, forwards in memory
         ids = torch.as_tensor(given)
         if ids.device.type == "meta" or ids.layout != torch.strided:
             raise TypeError(f"not a tensor of layout {ids.layout} on {ids.device}")
@@ -164,16 +171,19 @@ def _ids(given) -> torch.Tensor:
         raise ValueError(f"input_ids must be (N,) or (1, N), one prompt, not {shape}: attribute_batch takes several")
     if len(ids) == 0:
         raise ValueError("input_ids is empty: give at least one token")
-    if ids.dtype.is_floating_point or ids.dtype == torch.bool or ids.is_complex() or _holds_truth(given):
-        raise TypeError(f"input_ids must hold whole numbers, not {torch.bool if _holds_truth(given) else ids.dtype}")
-    return ids.detach().to("cpu", torch.int64, copy=True)
+    if ids.dtype.is_floating_point or ids.is_complex() or holds_truth(given):
+        raise TypeError(f"input_ids must hold whole numbers, not {torch.bool if holds_truth(given) else ids.dtype}")
+    found = ids.detach().to("cpu", torch.int64, copy=True)
+    if ids.dtype == torch.uint64 and (found < 0).any():
+        raise ValueError(f"input_ids holds token {int(found[found < 0][0]) + 2**64}, which no vocabulary has")
+    return found
 
 
-def _holds_truth(given) -> bool:
-    """Whether there is a True or False in a list, of which torch would make 1 and 0 among whole numbers."""
-    if not isinstance(given, list | tuple):
-        return False
-    return any(isinstance(one, bool | np.bool_) or _holds_truth(one) for one in given)
+def holds_truth(given) -> bool:
+    """Whether there is a True or False in it, of which torch would make 1 and 0 among whole numbers."""
+    if isinstance(given, list | tuple):
+        return any(map(holds_truth, given))
+    return isinstance(given, bool) or str(getattr(given, "dtype", "")) in ("bool", "torch.bool")
 
 
 def _unpadded(ids: torch.Tensor, attention_mask) -> torch.Tensor:
@@ -196,6 +206,8 @@ def _unpadded(ids: torch.Tensor, attention_mask) -> torch.Tensor:
 def _mask(given) -> torch.Tensor:
     try:
         mask = torch.as_tensor(given)
+        if mask.device.type == "meta" or mask.layout != torch.strided:
+            raise TypeError(f"not a tensor of layout {mask.layout} on {mask.device}")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"attention_mask must be of the shape of input_ids, or be left out: {error}") from error
     if not ((mask == 0) | (mask == 1)).all():
@@ -204,7 +216,7 @@ def _mask(given) -> torch.Tensor:
 
 
 def _unpadded_rows(input_ids, attention_mask) -> list:
-    if _are_ragged(input_ids, attention_mask):
+    if _are_lists(input_ids, attention_mask):
         found = []
         for row, (ids, mask) in enumerate(zip(input_ids, attention_mask, strict=True)):
             try:
@@ -224,48 +236,51 @@ def _unpadded_rows(input_ids, attention_mask) -> list:
     return [row[start:end] for row, (start, end) in zip(ids, real_tokens(_mask(mask)).tolist(), strict=True)]
 
 
-def _are_ragged(input_ids, attention_mask) -> bool:
-    """Whether both are lists of rows of several lengths, the same ones: a tokenizer that was not told to pad."""
+def _are_lists(input_ids, attention_mask) -> bool:
+    """Whether both are lists of rows, of the same lengths: what a tokenizer returns without return_tensors."""
     given = (input_ids, attention_mask)
     if not all(isinstance(one, list | tuple) and all(hasattr(row, "__len__") for row in one) for one in given):
         return False
     lengths = [[len(row) for row in one] for one in given]
-    return lengths[0] == lengths[1] and len(set(lengths[0])) > 1
+    return lengths[0] == lengths[1]
 
 
 def _cut(batch, row: int) -> tuple[str, ...]:
-    """A note, if the tokenizer has cut the row's prompt short."""
+    """A note, if what a tokenizer returned says that it has cut the row's prompt short."""
     encodings = [batch] if isinstance(batch, tokenizers.Encoding) else getattr(batch, "encodings", None) or []
-    left_out = sum(len(one.ids) for one in encodings[row].overflowing) if row < len(encodings) else 0
-    if not left_out and isinstance(batch, Mapping):  # slow tokenizers; below 0 where there was room left
-        left_out = np.max(np.ravel(batch.get("num_truncated_tokens", 0))[row:][:1], initial=0)
-    if left_out <= 0:
-        return ()
-    return ("The tokenizer has cut the prompt short: call it without truncation for all of it.",)
+    cut = row < len(encodings) and any(len(one.ids) for one in encodings[row].overflowing)
+    if isinstance(batch, Mapping):
+        # Of slow tokenizers; below 0 where there was room left.
+        cut = cut or any(left > 0 for left in np.ravel(batch.get("num_truncated_tokens", 0))[row:][:1])
+        source = np.ravel(batch.get("overflow_to_sample_mapping", ()))  # of each row, the text it is a part of
+        cut = cut or (row < len(source) and (source == source[row]).sum() > 1)
+    return ("The tokenizer has cut the prompt short: call it without truncation for all of it.",) if cut else ()
 
 
 def _of_text(given: str, tokenizer: Tokenizer | None) -> Prompt:
     if tokenizer is None:
         raise ValueError("input_ids is a string: give tokenizer= with it, or token ids")
     ids = tokenizer.encode(given, "input_ids")
+    if given and not ids:
+        raise ValueError(f"the tokenizer makes no token of input_ids {_short(given)}: give a text that it knows")
     notes = []
     plain = tokenizer.encode(given, "input_ids", added=False)
-    front, back = (around(ids, plain) if plain else None) or tokenizer.added
-    if plain and front and (plain[: len(front)] == front or plain[0] in (front[-1], tokenizer.id_of("bos"))):
-        twice = tokenizer.named(front if plain[: len(front)] == front else plain[:1])
+    front, back = tokenizer.added
+    twice = _twice(ids, tokenizer)
+    if twice and front:
         notes.append(
-            f"The prompt begins with {twice} twice: the text has it, and the tokenizer adds it again, as transformers' "
-            "tokenizer(prompt) does; hand in chat messages, or ids that were encoded with add_special_tokens=False."
+            f"The prompt begins with {tokenizer.named(twice)} twice: the text has it, and the tokenizer adds it again, "
+            "as transformers' tokenizer(prompt) does; hand in chat messages, or ids that were encoded with "
+            "add_special_tokens=False."
         )
     if back and ids[-len(back) :] == back:
         notes.append(_end_note(back, tokenizer))
     if given and not plain and ids:
-        notes.append(f"The tokenizer makes no token of the text {given!r}.")
+        notes.append(f"The tokenizer makes no token of the text {_short(given)}.")
     unknown = tokenizer.unknown
     if unknown is not None:
         count = plain.count(unknown[0]) - given.count(unknown[1])  # less those that are asked for by name
-        first = len(front) + plain.index(unknown[0]) if count > 0 else 0
-        notes += _unknown_note(count, first, tokenizer)
+        notes += _unknown_note(count, ids.index(unknown[0]) if count > 0 else 0, tokenizer)
     if not notes:
         notes += _dropped_note(given, plain, tokenizer)
     return Prompt(_ids(ids), tuple(notes), written=True)
@@ -277,29 +292,48 @@ def _notes_of_ids(ids: list[int], tokenizer: Tokenizer | None, written_here: boo
         return ()
     notes = []
     front, back = tokenizer.added
-    named = [tokenizer.id_of(name) for name in ("bos", "cls")]
-    twice = ids[: len(front)] if front and ids[: 2 * len(front)] == 2 * front else ids[:1]
-    if twice * 2 == ids[: 2 * len(twice)] and (twice == front or twice[0] in named):
+    pad, unknown = tokenizer.id_of("pad"), tokenizer.unknown
+    # Those that spell by bytes name an unknown token too, which then has some other use.
+    lost = unknown[0] if unknown is not None and unknown[0] in tokenizer.of_no_character else None
+    pads = {}
+    if pad is not None and pad != lost and not written_here:
+        for place, order in (("begins", ids), ("ends", ids[::-1])):
+            count = next((i for i, one in enumerate(order) if one != pad), len(ids))
+            if count > 1:  # a single one may be meant: some models part documents by it
+                pads[place] = count
+    twice = _twice(ids, tokenizer)
+    if twice == [pad] and front == [pad] and pads.get("begins") == 2:
+        del pads["begins"]
+    if twice and "begins" not in pads:
         notes.append(
             f"The prompt begins with {tokenizer.named(twice)} twice: a text that has it, as a chat template writes it, "
             "is encoded with add_special_tokens=False, or handed in as chat messages."
         )
-    if back and not written_here and len(ids) > len(back) and ids[-len(back) :] == back:
+    if back and not written_here and "ends" not in pads and len(ids) > len(back) and ids[-len(back) :] == back:
         notes.append(_end_note(back, tokenizer))
-    pad, unknown = tokenizer.id_of("pad"), tokenizer.unknown
-    others = [tokenizer.id_of(name) for name in ("bos", "eos", "sep", "cls")]
-    if pad is not None and pad not in (*others, *(unknown or ())[:1]) and not written_here:
-        for place, order in (("begins", ids), ("ends", ids[::-1])):
-            count = next((i for i, one in enumerate(order) if one != pad), len(ids))
-            if count > 1:  # a single one may be meant: some models part documents by it
-                notes.append(
-                    f"The prompt {place} with {tokenizer.named([pad])}, {count} of them, which the model reads as "
-                    "tokens like any other: hand in what the tokenizer returned, its attention_mask included."
-                )
-    # Those that spell by bytes name an unknown token too, which then has some other use.
-    if unknown is not None and unknown[0] in tokenizer.of_no_character and unknown[0] in ids:
-        notes += _unknown_note(ids.count(unknown[0]), ids.index(unknown[0]), tokenizer)
+    for place, count in pads.items():
+        notes.append(
+            f"The prompt {place} with {tokenizer.named([pad])}, {count} of them, which the model reads as tokens like "
+            "any other: hand in what the tokenizer returned, its attention_mask included."
+        )
+    if lost in ids:
+        notes += _unknown_note(ids.count(lost), ids.index(lost), tokenizer)
     return tuple(notes)
+
+
+def _twice(ids: list[int], tokenizer: Tokenizer) -> list[int] | None:
+    """What stands at the beginning twice: all that the tokenizer puts there, or the token that begins a text."""
+    front, _ = tokenizer.added
+    first = front if front and ids[: len(front)] == front else ids[:1]
+    again = ids[len(first) :][: len(first)]
+    if first and again == first == front:
+        return first
+    begins = {*first} & {*front[-1:], tokenizer.id_of("bos"), tokenizer.id_of("cls")}
+    return again[:1] if again and again[0] in begins else None
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:60]}...")
 
 
 def _end_note(back: list[int], tokenizer: Tokenizer) -> str:

@@ -157,26 +157,26 @@ def _check_ids(ids: torch.Tensor, model, given: Prompt) -> list[str]:
     if len(wrong):
         raise ValueError(f"input_ids holds token {int(wrong[0])}, outside the vocabulary, 0 to {rows - 1}")
     limit, most = position_limit(model), made_for(model)
+    shared, size = len(ids) - len(given.ids), f"prompt has {len(ids)} tokens"
+    if shared:
+        size += f", {shared} of them what target and contrast share"
     if limit is not None and len(ids) > limit:
-        raise ValueError(f"the prompt has {len(ids)} tokens, more than the model's {limit} positions: shorten it")
+        raise ValueError(f"the {size}, more than the model's {limit} positions: shorten it")
     if limit is None and most is not None and len(ids) > most:
-        return [
-            f"The prompt has {len(ids)} tokens, more than the {most} positions that the config says the model was made "
-            "for."
-        ]
+        return [f"The {size}, more than the {most} positions that the config says the model was made for."]
     return []
 
 
 def _read_positions(position, length: int) -> list[int]:
     message = f"position must be a whole number or a sequence of them, not {position!r}"
-    if isinstance(position, bool | set | frozenset) or getattr(position, "dtype", None) == torch.bool:
+    if isinstance(position, set | frozenset) or prompt.holds_truth(position):
         raise TypeError(message)
     try:
         given = [operator.index(position)]
-    except TypeError:
+    except (TypeError, RuntimeError):  # the latter of tensors without numbers
         try:
             given = [operator.index(one) for one in position]
-        except TypeError as error:
+        except (TypeError, RuntimeError) as error:
             raise TypeError(message) from error
     if not given:
         raise ValueError("position is an empty sequence: name at least one position")

@@ -12,7 +12,7 @@ from typing import get_args, get_origin, get_type_hints
 
 import torch
 
-from .tokenizer import Tokenizer, plain_text
+from .tokenizer import BLANK, Tokenizer, plain_text
 from .tokenizer import read as read_tokenizer
 
 
@@ -226,7 +226,11 @@ def several(name: str, given):
     """
     if not hasattr(given, "dtype") or not hasattr(given, "tolist") or isinstance(given, str):
         return given
-    found, of_text = given.tolist(), getattr(given.dtype, "kind", "") in ("U", "O")
+    try:
+        found, of_text = given.tolist(), getattr(given.dtype, "kind", "") in ("U", "O")
+    except (RuntimeError, TypeError, ValueError) as error:
+        how = f"of layout {getattr(given, 'layout', None)} on {getattr(given, 'device', None)}"
+        raise TypeError(f"{name} is a tensor {how}, which holds no list of numbers: give a token id") from error
     if not of_text and not _are_whole(found):
         choices = 'a token id or a string, "mean" or ("top", k)' if name == "contrast" else "a token id or a string"
         raise TypeError(f"{name} must be {choices}, not {given!r}")
@@ -250,8 +254,8 @@ def _ids(name: str, given, tokenizer: Tokenizer | None, vocab_size: int) -> tupl
         given = plain_text(given, name)
         ids = made = tuple(tokenizer.encode(given, f"{name} {given!r}", added=False))
         pieces = tokenizer.pieces(list(made))
-        blank = given.startswith(" ") and len(ids) > 1 and pieces[0] == _BLANK
-        if blank and (pieces[1] or "").startswith(_BLANK):
+        blank = given.startswith(" ") and len(ids) > 1 and pieces[0] == BLANK
+        if blank and (pieces[1] or "").startswith(BLANK):
             ids = ids[1:]  # SentencePiece puts a blank before every text: of " word" it makes two
         if not ids:
             raise ValueError(f"{name} {given!r} is no token at all: give a string that the tokenizer does not drop")
@@ -367,9 +371,6 @@ def _kind(request: Request) -> str:
         case ("top", k) if k > 1:
             return "top"
     return "difference"
-
-
-_BLANK = "\u2581"  # SentencePiece's, before a word
 
 
 def _flaw(logits: torch.Tensor) -> str:

@@ -12,8 +12,9 @@ import tokenizers
 import torch
 
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # special tokens, each with a table entry of its own
-_BLANK = "\u2581"
+BLANK = "\u2581"  # SentencePiece's, before a word
 _NO_CHARACTER = "\U0010fffd"
+_PROBES = ("a", "0", ".", "\u4e00")  # texts, one of which makes a token
 
 
 class Tokenizer:
@@ -35,6 +36,15 @@ class Tokenizer:
         Raises:
             TypeError, ValueError: one sentence, for a tokenizer that makes no ids of this text.
         """
+        ids = self._made(text, name, added)
+        if added or not text:
+            return ids
+        front, back = self._always
+        start = len(front) if ids[: len(front)] == front else 0
+        end = len(ids) - (len(back) if ids[start:][-len(back) :] == back else 0)
+        return ids[start:end]
+
+    def _made(self, text: str, name: str, added: bool) -> list[int]:
         encode = self.own.encode if _has(self.own, "encode") else self.own
         if not callable(encode):
             raise TypeError(
@@ -57,30 +67,36 @@ class Tokenizer:
                 f"the tokenizer makes no ids of {name}, but {str(found)[:60]!r}: hand in token ids, or a tokenizer "
                 "that does"
             )
-        return ids if added or not text else self._without_added(ids, bool(options))
+        return ids
 
-    def _without_added(self, ids: list[int], was_told: bool) -> list[int]:
-        """``ids`` without what the tokenizer puts around a text though it was told not to, or cannot be told."""
+    @cached_property
+    def _always(self) -> tuple[list[int], list[int]]:
+        """What it puts before and behind a text though it is told not to, or cannot be told: all it makes of none."""
         try:
-            always = self.encode("", "an empty string", added=False)
+            every = self._made("", "a text", added=False)
+            if all(map(self._is_blank, every)):  # a word's beginning, or nothing
+                return [], []
+            probes = [self._made(one, "a text", added=False) for one in _PROBES]
         except (TypeError, ValueError):
-            always = []
-        if was_told and not set(always) <= (self.special_ids or set()):
-            return ids
-        front = 0
-        while front < min(len(always), len(ids)) and ids[front] == always[front]:
-            front += 1
-        back = always[front:]
-        return ids[front : len(ids) - len(back)] if not back or ids[front:][-len(back) :] == back else ids[front:]
+            return [], []
+        ids = next((one for one in probes if len(one) > len(every)), every)
+        for cut in range(len(every), -1, -1):
+            front, back = every[:cut], every[cut:]
+            if ids[:cut] == front and ids[len(ids) - len(back) :] == back:
+                return front, back
+        return [], []
 
     @cached_property
     def added(self) -> tuple[list[int], list[int]]:
-        """What it puts before and behind a text."""
-        try:
-            found = around(self.encode("a", "a text"), self.encode("a", "a text", added=False))
-        except (TypeError, ValueError):
-            return [], []
-        return found or ([], [])
+        """What it puts before and behind a text, always or as long as nobody tells it not to."""
+        for probe in _PROBES:
+            try:
+                plain = self.encode(probe, "a text", added=False)
+                if plain:
+                    return around(self.encode(probe, "a text"), plain) or ([], [])
+            except (TypeError, ValueError):
+                continue
+        return [], []
 
     def decode(self, ids: list[int]) -> str | None:
         """The text of all ids together, as the tokenizer has it; None if it fails."""
@@ -126,9 +142,12 @@ class Tokenizer:
             if text and not known:  # half a character, and nobody says which half
                 return text
             found = "".join(f"<{i}>" if one is None else _spelled(one) for i, one in zip(ids, pieces, strict=True))
-            return found.replace(_BLANK, " ") if text is None else found
+            return found.replace(BLANK, " ") if text is None else found
         # SentencePiece marks a word's beginning by a sign, and drops the space that it stands for at a text's front.
-        return f" {text}" if (pieces[0] or "").startswith(_BLANK) and not text.startswith(" ") else text
+        return f" {text}" if (pieces[0] or "").startswith(BLANK) and not text.startswith(" ") else text
+
+    def _is_blank(self, one: int) -> bool:
+        return not (self.text([one]) or "?").strip(f" {BLANK}")
 
     def named(self, ids: list[int]) -> str:
         """For a sentence: the text in quotes, or the ids where there is none."""
@@ -165,7 +184,7 @@ class Tokenizer:
         """The id that stands for what it does not know, and how a text spells that id by name."""
         one = self.id_of("unk")
         if one is None:  # where no table tells
-            left = [one for one in self.of_no_character if (self.text([one]) or "?").strip(f" {_BLANK}")]
+            left = [one for one in self.of_no_character if not self._is_blank(one)]
             if len(left) != 1 or _NO_CHARACTER in (self.text(left) or ""):
                 return None  # several: it falls back to bytes
             one = left[0]

@@ -79,6 +79,8 @@ def test_what_stands_behind_the_prompt():
         assert notes(prompt, tokenizer) == said
     assert notes(tokenizer(TEXT).input_ids[:-1], tokenizer) == ""
     assert "the last 2" in notes(TEXT, make("$A </s> </s>"))
+    assert notes("</s>", tokenizer) == said and notes("</s> The", tokenizer) == said
+    assert notes("<s>", tokenizer).startswith("The prompt begins with '<s>' twice")
 
 
 def test_words_that_are_not_known():
@@ -124,6 +126,22 @@ def test_padding_is_left_out_where_a_mask_tells_it():
         read({"input_ids": [1, 2, 3], "pixel_values": 0})
 
 
+@pytest.mark.parametrize(("single", "pad"), [("$A", "</s>"), ("<s> $A", "</s>"), ("$A", "<s>"), ("<s> $A", "<s>")])
+def test_padding_by_a_token_that_has_another_use(single, pad, tiny):
+    tokenizer = make(single)
+    tokenizer.pad_token = pad
+    for side, place in (("left", "begins"), ("right", "ends")):
+        batch = tokenizer([TEXT, "The"], padding=True, padding_side=side)
+        said = f"The prompt {place} with '{pad}', {5 if single[0] == '<' and (side, pad) == ('left', '<s>') else 4} of"
+        assert notes(batch.input_ids[1], tokenizer).startswith(said) and "twice" not in notes(batch.input_ids[1], tokenizer)
+        assert notes(batch.input_ids[0], tokenizer) == ""
+        first, second = attribute_batch(tiny("llama"), batch.input_ids, tokenizer=tokenizer)
+        assert first.explained.note == "" and said in second.explained.note
+        mended = attribute_batch(tiny("llama"), batch, tokenizer=tokenizer)  # as the note says
+        assert [one.explained.note for one in mended] == ["", ""]
+    assert "twice" in notes(make()([TEXT]).input_ids[0][:1] * 2 + PLAIN, make())
+
+
 def test_a_prompt_that_the_tokenizer_has_cut(tiny):
     tokenizer = make()
     cut = "The tokenizer has cut the prompt short: call it without truncation for all of it."
@@ -135,6 +153,11 @@ def test_a_prompt_that_the_tokenizer_has_cut(tiny):
     found = attribute_batch(tiny("llama"), tokenizer([TEXT, "The"], truncation=True, max_length=4))
     assert [one.explained.note for one in found] == [cut, ""]
     assert [one.input_ids.tolist() for one in found] == [[1, *PLAIN[:3]], [1, PLAIN[0]]]
+    pieces = tokenizer([TEXT, "The"], truncation=True, max_length=4, return_overflowing_tokens=True)
+    counted = {"input_ids": [[5], [6]], "num_truncated_tokens": torch.tensor([2, -1])}
+    for given, expected in ((pieces, [cut, cut, ""]), (counted, [cut, ""])):
+        assert [one.explained.note for one in attribute_batch(tiny("llama"), **given)] == expected
+        assert [one.explained.note for one in attribute_batch(tiny("llama"), dict(given))] == expected
 
 
 @pytest.mark.parametrize("template", [STRINGS, PARTS, PRINTS], ids=["strings", "parts", "prints"])
@@ -182,7 +205,9 @@ def test_a_template_that_forgets_says_so_and_one_of_the_processor_serves():
         ([TEXT, TEXT], TypeError, "input_ids is a list of strings: attribute_batch takes several prompts"),
         (TEXT.encode(), TypeError, r"input_ids is bytes, which is no text yet: decode it, as .decode\('utf-8'\) does"),
         ("", ValueError, "input_ids is empty: give at least one token"),
-        (" ", ValueError, "input_ids is empty: give at least one token"),
+        (" ", ValueError, "the tokenizer makes no token of input_ids ' ': give a text that it knows"),
+        ([[USER], [ANSWER]], TypeError, "a list of chats: attribute_batch takes several prompts, attribute one chat"),
+        ([make()(TEXT)] * 2, TypeError, "a list of tokenizer's outputs: attribute_batch takes several prompts"),
     ],
 )
 def test_what_is_no_prompt(prompt, error, message):
@@ -255,6 +280,9 @@ def test_ids_are_a_copy():
         ({1, 2}, TypeError, "must be a LongTensor"),
         (torch.ones(2, dtype=int, device="meta"), TypeError, "not a tensor of layout torch.strided on meta"),
         (torch.ones(2, dtype=int).to_sparse(), TypeError, "not a tensor of layout torch.sparse_coo on cpu"),
+        (np.array([1, 2**63 + 5], np.uint64), ValueError, "input_ids holds token 9223372036854775813, which no voc"),
+        (torch.tensor([2**63 + 5], dtype=torch.uint64), ValueError, "token 9223372036854775813, which no vocabulary"),
+        ({"input_ids": [1, 2], "attention_mask": torch.ones(2, device="meta")}, ValueError, "attention_mask must be"),
         ([[[1, 2]]], ValueError, r"one prompt, not \(1, 1, 2\)"),
         (range(0), ValueError, "input_ids is empty"),
     ],
@@ -300,11 +328,27 @@ def test_targets_in_arrays(tiny):
     for wrong in (torch.tensor(True), torch.tensor([5.0, 6.0]), np.bool_(1), b"The", [torch.tensor([True])]):
         with pytest.raises(TypeError, match="target"):
             ids(wrong)
+    for wrong in (torch.tensor(5, device="meta"), torch.tensor([0, 5]).to_sparse()):
+        with pytest.raises(TypeError, match="^target is a tensor of layout .*, which holds no list of numbers: give"):
+            ids(wrong)
+        with pytest.raises(TypeError, match="^contrast is a tensor"):
+            ids(5, wrong)
+    for wrong in (torch.tensor(1, device="meta"), True, [True, False], (0, np.True_), [torch.tensor(True)], torch.tensor([True, False])):
+        with pytest.raises(TypeError, match="^position must be a whole number or a sequence of them"):
+            attribute(model, PLAIN, position=wrong)
     for wrong in (torch.ones(2, 2, dtype=int), [torch.tensor([5, 6])], [[5]]):
         with pytest.raises(TypeError, match="give one "):
             ids(wrong)
     with pytest.raises(ValueError, match="must not be empty"):
         ids(np.array([], int))
+
+
+def test_a_prompt_that_is_too_long_by_what_target_and_contrast_share(tiny):
+    model, asked = tiny("gpt2", max_position_embeddings=6), {"target": "Sydney is", "contrast": "Sydney of", "tokenizer": make()}
+    said = "the prompt has 7 tokens, 1 of them what target and contrast share, more than the model's 6 positions: short"
+    with pytest.raises(ValueError, match=f"^{said}"):
+        attribute(model, TEXT, **asked)
+    assert len(attribute(model, TEXT.removesuffix(" is"), **asked).input_ids) == 6
 
 
 def test_batches_take_all_that_a_tokenizer_returns(tiny):

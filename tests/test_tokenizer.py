@@ -77,6 +77,19 @@ class Deaf(NoSwitch):
         return super().encode(text)
 
 
+class Letters:
+    """Without tables; whatever it is told, it puts ``front`` and ``back`` around a text."""
+
+    def __init__(self, front=(), back=()):
+        self.front, self.back = front, back
+
+    def encode(self, text, **options):
+        return [*self.front, *(ord(sign) - 96 for sign in text if "a" <= sign <= "z"), *self.back]
+
+    def decode(self, ids):
+        return "".join(chr(one + 96) if one < 60 else "<>" for one in ids)
+
+
 class Bytes:
     def encode(self, text):
         return words().encode(text).ids
@@ -124,6 +137,20 @@ def test_used_as_it_is_meant(name, tiny):
         assert result.tokens == ["<s>", *PROMPT.split()][1 - len(front) :] and term.target.text == "Sydney"
     again = told(tiny("llama"), result.input_ids, tokenizer, target=9, contrast=10)
     assert torch.equal(again.layers, result.layers) and again.explained == result.explained
+
+
+@pytest.mark.parametrize("front", [(), (60,), (60, 61)])
+@pytest.mark.parametrize("back", [(), (60,), (61,)])
+@pytest.mark.parametrize("called", [False, True])
+def test_what_it_always_puts_around_a_text_is_no_part_of_a_target(front, back, called, tiny):
+    own = Letters(front, back)
+    tokenizer = (lambda text, **options: {"input_ids": [own.encode(text)]}) if called else own
+    result = told(tiny("llama"), "abc", tokenizer, target="d", contrast="e")
+    (term,) = result.explained.terms
+    assert (term.target.id, term.contrast.id) == (4, 5) and "target" not in result.explained.note
+    assert result.input_ids.tolist() == [*front, 1, 2, 3, *back]
+    assert ("The tokenizer ends the prompt" in result.explained.note) == bool(back)
+    assert read(tokenizer).added == ([*front], [*back])
 
 
 def test_what_an_object_cannot_say_is_left_out_with_a_note(tiny):

@@ -28,7 +28,8 @@ def patched(model: nn.Module, rule: str | Rules = "attnlrp") -> Iterator[nn.Modu
     """Within the block, ``model``'s backward pass propagates relevance; its logits stay what they were.
 
     Only instance attributes of ``model``'s own modules change, and they are taken back on exit, also after an
-    exception: neither another model, of the same class or the same config object, nor a global is touched. The weights
+    exception: neither another model, of the same class or the same config object, nor a global is touched, unless
+    models share modules. The weights
     of linear maps and norms get no gradients inside.
 
         with lrp_fast.patched(model, rule="attnlrp"):
@@ -39,8 +40,9 @@ def patched(model: nn.Module, rule: str | Rules = "attnlrp") -> Iterator[nn.Modu
     rounding. A float64 model's norms and routers, which transformers computes in float32, are kept in float64. What
     torch.compile made of the model or of its parts is passed over: the code as written runs.
 
-    The block belongs to the thread that entered it: in any other the model refuses to run until the block is left. An
-    `attribute` of the same model in another thread is waited for.
+    The block belongs to the thread that entered it: in any other the model refuses to run until the block is left, but
+    in autograd's own, where on CUDA a checkpointed part runs again. An `attribute` of the same model in another thread
+    is waited for.
 
     Args:
         model: a transformers model of a supported family.
