@@ -40,14 +40,9 @@ def attribute_batch(
             has an entry for each row; anything else holds for all of them. Positions count a row's own tokens, so that
             -1 is its last.
         model, rule, graph, memory, tokenizer, progress: as in `attribute`.
-<<<<<<< HEAD
-        others: what else a tokenizer returns (offset_mapping, ...), which is not needed. token_type_ids are refused if
-            the model would make something of them.
-=======
-        others: what else a tokenizer returns (token_type_ids, offset_mapping, ...), which is not needed. That it has
-            cut a prompt short is noted where it says so: in what it returned as one argument, not among the keywords,
-            unless it was called with return_overflowing_tokens=True.
->>>>>>> hY/part-Y
+        others: what else a tokenizer returns (offset_mapping, ...), which is not needed; token_type_ids are refused if
+            the model would make something of them. That it has cut a prompt short is noted where it says so: in what it
+            returned as one argument, not among the keywords, unless it was called with return_overflowing_tokens=True.
 
     Returns:
         One result a row, in their order.
