@@ -31,6 +31,10 @@ def read(source: Source):
             )
         mend = f"a newer one may (this is {transformers.__version__}); otherwise correct the config.json of {name!r}"
         raise ValueError(f"transformers knows no model_type {kind!r}: {mend}")
+    classes = given.get("architectures") or []
+    if not isinstance(classes, str | list) or not all(isinstance(one, str) for one in classes):
+        mend = "name the class of the weights, such as ['LlamaForCausalLM'], or leave it out"
+        raise ValueError(f"the architectures in the config.json of {name!r} are no list of names: {mend}")
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # what a config does with values that make no sense is its own affair
@@ -52,7 +56,7 @@ def loaded_class(config) -> str:
 def declared(source: Source) -> list[str]:
     """The classes that config.json says the weights are of; none where it says nothing."""
     found = source.config.get("architectures") or []
-    return [str(one) for one in ([found] if isinstance(found, str) else found)]
+    return [found] if isinstance(found, str) else found
 
 
 def says_causal(source: Source, loaded: str) -> bool:

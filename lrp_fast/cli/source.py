@@ -47,7 +47,7 @@ def find(name: str) -> Source:
 
 def _base(name: str, adapters: str) -> tuple[str, dict]:
     base = _read(adapters, name, "adapter_config.json").get("base_model_name_or_path")
-    if not base:
+    if not base or not isinstance(base, str):
         raise ValueError(f"the adapter_config.json of {name!r} names no base model: let base_model_name_or_path do so")
     try:
         config = _file(base, "config.json")
