@@ -250,3 +250,12 @@ def test_a_class_of_the_same_weights_is_named(changed, run):
 def test_the_graph_is_refused_likewise(changed, run):
     status, out, err = run(*PROMPT, model=changed({"attention_bias": False}), command="graph")
     assert status == 2 and out == "" and "leaves no place for" in err
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "xpu:1", "nonsense", "cpu,cuda", ""])
+def test_a_device_that_is_neither_a_cpu_nor_cuda(device, directory, run):
+    status, out, err = run(*PROMPT, f"--device={device}")
+    (line,) = said(err)
+    assert status == 2 and out == "" and line.startswith(f"lrp-fast: --device {device} cannot be used: ")
+    assert line.endswith("; name cpu or a CUDA device, such as cuda or cuda:1") and len(line) < 350
+    assert run(*PROMPT, "--device=cpu")[0] == 0
