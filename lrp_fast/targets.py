@@ -319,9 +319,7 @@ def explain(
         ValueError: for a logit that is not a number.
     """
     if not torch.isfinite(logits).all():
-        raise ValueError(
-            f"the logits hold {_flaw(logits)}: nothing can be explained; load the model in float32 or bfloat16"
-        )
+        raise ValueError(f"the logits hold {_flaw(logits)}: nothing can be explained; {_mend(logits)}")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     tokenizer = read_tokenizer(tokenizer)
     known = logits.detach()
@@ -387,3 +385,10 @@ _BLANK = "\u2581"  # SentencePiece's, before a word
 
 def _flaw(logits: torch.Tensor) -> str:
     return "NaN" if logits.isnan().any() else "infinities"
+
+
+def _mend(logits: torch.Tensor) -> str:
+    if logits.dtype == torch.float16:
+        return "load the model in float32 or bfloat16"
+    dtype = str(logits.dtype).removeprefix("torch.")
+    return f"the model's weights, or what it computes of them in {dtype}, give that: look for such among the weights"
