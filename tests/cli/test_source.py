@@ -193,7 +193,7 @@ def test_a_config_that_says_nothing_of_use(text, said, copy, refused):
 def test_architectures_that_are_no_names(classes, copy, refused, run):
     folder = copy(architectures=classes)
     line = refused(folder)
-    assert line.startswith(f"the architectures in the config.json of '{folder}' are no list of names: name the class of")
+    assert line.startswith(f"the architectures in the config.json of '{folder}' are no list of names: name the class")
     assert line.endswith("such as ['LlamaForCausalLM'], or leave it out")
     for mended in (["LlamaForCausalLM"], None):
         assert run(*PROMPT, model=str(copy(architectures=mended)))[0] == 0
