@@ -64,22 +64,27 @@ def _parts(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str,
     num_tokens = len(input_ids)
     _check_list("tokens", about["tokens"], str, "strings", num_tokens)
     _check_list("special", about["special"], bool, "truth values", num_tokens)
+    return about | tensors | decision(about, num_tokens)
+
+
+def decision(about: dict[str, Any], num_tokens: int) -> dict[str, Any]:
+    """What was explained and by which rule, read out of what a file says: "explained" and "rules".
+
+    Raises:
+        TypeError, ValueError: one sentence, unless that, the value and the model's name are whole, and fit each other
+            and the tokens.
+    """
     if not isinstance(about["model"], str):
         raise TypeError("model must be a string")
     explained = Explained.from_dict(about["explained"])
-    check_positions(explained, num_tokens)
-    check_value(about["value"], explained)
-    return about | tensors | {"explained": explained, "rules": _rules(about["rules"])}
-
-
-def check_positions(explained: Explained, num_tokens: int) -> None:
-    """ValueError unless what was explained is among the tokens."""
     for term in explained.terms:
         if term.position >= num_tokens:
             raise ValueError(f"explained names position {term.position} of {num_tokens} tokens")
+    _check_value(about["value"], explained)
+    return {"explained": explained, "rules": _rules(about["rules"])}
 
 
-def check_value(value, explained: Explained) -> None:
+def _check_value(value, explained: Explained) -> None:
     """TypeError or ValueError unless ``value`` is the sum of the terms."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"value must be a number, not {type(value).__name__}")

@@ -117,7 +117,7 @@ def _check(explained: Explained) -> None:
     """TypeError where the parts of ``explained`` contradict each other."""
     if explained.kind not in _KINDS:
         raise TypeError(f"explained.kind must be one of {', '.join(_KINDS)}")
-    if (explained.others is not None and explained.others > 1) != (explained.kind == "top"):
+    if (explained.others is not None) != (explained.kind == "top") or explained.others in (0, 1):
         raise TypeError('explained.others must be 2 or more of the kind "top", and null of the others')
     for i, term in enumerate(explained.terms):
         name = f"explained.terms[{i}]"
@@ -126,29 +126,42 @@ def _check(explained: Explained) -> None:
         summed = (term.target.logit, 0.0 if term.contrast_logit is None else term.contrast_logit)
         if not all(map(math.isfinite, summed)):
             raise TypeError(f"{name} must have finite logits of target and contrast")
+        highest = max(term.target.logit, term.runner_up.logit)
+        if explained.kind in ("mean", "top") and summed[1] - highest > 1e-5 * abs(highest):  # it is rounded
+            raise TypeError(f"{name}.contrast_logit must be a mean of logits, and is above the highest")
         if term.contrast is not None and term.contrast.logit != term.contrast_logit:
             raise TypeError(f"{name}.contrast_logit must be the contrast's logit")
         if term.contrast is not None and term.contrast.id == term.target.id:
             raise TypeError(f"{name} must have two different tokens for target and contrast")
         if term.runner_up.rank != (term.target.rank == 0):
             raise TypeError(f"{name}.runner_up must be the best token other than the target")
-        _check_ranks([term.target, term.runner_up, *([term.contrast] if term.contrast else [])], name)
+        _check_ranks(_tokens(term), name)
     if len({term.position for term in explained.terms}) < len(explained.terms):
         raise TypeError("explained.terms must not name a position twice")
     if [token.rank for token in explained.best] != list(range(len(explained.best))):
         raise TypeError("explained.best must be the best tokens in their order, ranks 0, 1, 2 and so on")
     _check_ranks(explained.best, "explained.best")
-    last = explained.terms[-1]
-    for token in (last.target, last.runner_up, *([last.contrast] if last.contrast else [])):
-        if any((token.id == one.id) != (token.rank == one.rank) for one in explained.best):
-            raise TypeError("explained.best must be of the last term's position, and ranks other tokens than that does")
+    last = _tokens(explained.terms[-1])
+    if any((token.id == one.id) != (token.rank == one.rank) for token in last for one in explained.best):
+        raise TypeError("explained.best must be of the last term's position, and ranks other tokens than that does")
+    _check_ranks([*explained.best, *last], "explained.best with the last term's")
+    texts: dict[int, str | None] = {}
+    for token in (*explained.best, *(token for term in explained.terms for token in _tokens(term))):
+        if texts.setdefault(token.id, token.text) != token.text:
+            raise TypeError(f"explained gives token {token.id} two texts")
+
+
+def _tokens(term: Term) -> list[Token]:
+    """All that a term tells of its position's candidates."""
+    return [term.target, term.runner_up, *([term.contrast] if term.contrast else [])]
 
 
 def _check_ranks(tokens: list[Token], name: str) -> None:
-    """The same rank is the same token, and a better one has no smaller logit."""
+    """The same rank is the same token with the same logit, and a better one has no smaller logit."""
     ordered = sorted(tokens, key=lambda token: token.rank)
     for better, worse in pairwise(ordered):
-        if better.logit < worse.logit or (better.rank == worse.rank and better != worse):
+        same = (better.id, better.logit) == (worse.id, worse.logit)
+        if better.logit < worse.logit or (better.rank == worse.rank and not same):
             raise TypeError(f"{name} ranks its tokens otherwise than by their logits")
     if len({token.rank for token in tokens}) != len({token.id for token in tokens}):
         raise TypeError(f"{name} gives one token two ranks")
@@ -310,9 +323,7 @@ def explain(
         ValueError: for a logit that is not a number.
     """
     if not torch.isfinite(logits).all():
-        raise ValueError(
-            f"the logits hold {_flaw(logits)}: nothing can be explained; load the model in float32 or bfloat16"
-        )
+        raise ValueError(f"the logits hold {_flaw(logits)}: nothing can be explained; {_mend(logits)}")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     tokenizer = read_tokenizer(tokenizer)
     known = logits.detach()
@@ -375,3 +386,10 @@ def _kind(request: Request) -> str:
 
 def _flaw(logits: torch.Tensor) -> str:
     return "NaN" if logits.isnan().any() else "infinities"
+
+
+def _mend(logits: torch.Tensor) -> str:
+    if logits.dtype == torch.float16:
+        return "load the model in float32 or bfloat16"
+    dtype = str(logits.dtype).removeprefix("torch.")
+    return f"the model's weights, or what it computes of them in {dtype}, give that: look for such among the weights"

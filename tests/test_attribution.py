@@ -274,6 +274,29 @@ def test_logits_that_are_no_numbers(value, message, tiny, ids):
         attribute(model, ids)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "mend"),
+    [
+        (torch.float16, "load the model in float32 or bfloat16"),
+        *(
+            (one, f"the model's weights, or what it computes of them in {name}, give that: look for such among")
+            for one, name in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16"), (torch.float64, "float64"))
+        ),
+    ],
+)
+def test_only_float16_is_told_of_wider_dtypes(dtype, mend, tiny, ids):
+    model = tiny("llama", dtype)
+    weight = model.model.layers[0].mlp.down_proj.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight[3, 3] = float("nan")
+    with pytest.raises(ValueError, match=f"the logits hold NaN: nothing can be explained; {mend}"):
+        attribute(model, ids)
+    with torch.no_grad():
+        weight.copy_(kept)
+    assert attribute(model, ids).relevance.isfinite().all()
+
+
 def test_relevance_that_overflows_is_refused_not_returned(tiny, ids):
     model = tiny("llama", torch.float16)
     with torch.no_grad():  # a tiny last hidden state: the final norm multiplies its gradient by up to 1 / sqrt(eps)

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import struct
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
@@ -62,7 +62,8 @@ def test_a_vocabulary_smaller_than_the_ten_best(tiny, tmp_path):
     assert same(lrp_fast.load(tmp_path / "case"), found)
 
 
-def test_logits_of_masked_tokens_come_back(result, tmp_path):
+def test_logits_of_masked_tokens_come_back(tiny, tmp_path):
+    result = attribute(tiny("llama"), [3, 1, 4, 1, 5, 9])
     best = [*result.explained.best[:9], replace(result.explained.best[9], logit=-math.inf)]
     found = replace(result, explained=replace(result.explained, best=best), tokens=["\ud800", "\u2028", "", *"abc"])
     found.save(tmp_path / "case")
@@ -120,6 +121,11 @@ EDITED = [  # where in the description, what stands there now, what is said of i
     (("explained", "kind"), "sum", "explained.kind must be one of logit, difference, mean, top"),
     (("explained", "kind"), ["top"], "explained.kind must be a string"),
     (("explained", "others"), 3, "explained.others must be 2 or more of the kind"),
+    (("explained", "others"), 0, "explained.others must be 2 or more of the kind"),
+    (("explained", "others"), 1, "explained.others must be 2 or more of the kind"),
+    (("explained", "best", 0, "logit"), 1e308, "explained.best with the last term's ranks its tokens otherwise"),
+    (("explained", "best", 0, "text"), "x", "explained gives token [0-9]+ two texts"),
+    (("explained", "terms", 0, "target", "text"), "x", "explained gives token 3 two texts"),
     (("explained", "others"), True, "explained.others must be a whole number"),
     (("explained", "best"), [], "explained.best must be a list that is not empty"),
     (("explained", "best"), None, "explained.best must be a list that is not empty"),
@@ -155,6 +161,8 @@ EDITED = [  # where in the description, what stands there now, what is said of i
     ((*TERM, "contrast_logit"), 1.0, r"explained.terms\[1\].contrast_logit must be the contrast's logit"),
     ((*TERM, "runner_up"), None, r"explained.terms\[1\].runner_up must hold"),
     ((*TERM, "runner_up", "rank"), 5, r"explained.terms\[1\].runner_up must be the best token other than the target"),
+    ((*TERM, "runner_up", "logit"), 1e308, "explained.best with the last term's ranks its tokens otherwise"),
+    ((*TERM, "runner_up", "text"), "x", "explained gives token [0-9]+ two texts"),
     ((*TERM, "runner_up", "logit"), -1e9, r"explained.terms\[1\] ranks its tokens otherwise than by their logits"),
 ]
 
@@ -174,6 +182,25 @@ def test_a_description_edited_by_hand(result, tmp_path, place, entry, message):
         part[place[-1]] = entry(part[place[-1]]) if callable(entry) else entry
     save_file(tensors, tmp_path / "case", metadata={"lrp_fast": json.dumps(about)})
     refused(tmp_path / "case", message)
+
+
+@pytest.mark.parametrize("contrast", ["mean", ("top", 3)])
+def test_a_mean_above_all_logits(tiny, contrast, tmp_path):
+    found = attribute(tiny("llama"), [3, 1, 4], contrast=contrast)
+    (term,) = found.explained.terms
+    high = replace(term, contrast_logit=max(term.target.logit, term.runner_up.logit) + 1)
+    value = term.target.logit - high.contrast_logit
+    changed = replace(found, explained=replace(found.explained, terms=[high]), value=value)
+    with pytest.raises(TypeError, match=r"terms\[0\].contrast_logit must be a mean of logits, and is above"):
+        changed.save(tmp_path / "case")
+
+
+def test_what_is_best_lies_above_the_last_term_s_tokens(result):
+    """A token that is no longer among the best has no larger logit than those."""
+    best = [replace(one, logit=one.logit - 100) for one in result.explained.best]
+    told = asdict(replace(result.explained, best=best))
+    with pytest.raises(TypeError, match="explained.best with the last term's ranks its tokens otherwise than by their"):
+        lrp_fast.Explained.from_dict(told)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from ..hf import language_model_class
 from .source import Source, one_line
 
 _CAUSAL = re.compile("ForCausalLM|LMHeadModel|WithLMHead|DoubleHeadsModel")
+# What classes that transformers does not have call another head; trl's WithValueHead is beside a language model's.
+_ANOTHER = re.compile("Reward|Classif|Scor|Critic|Value(?!Head)|(?<!With)ValueHead|Regress|Rank(er|ing)|Rerank")
 
 
 def read(source: Source):
@@ -31,6 +33,10 @@ def read(source: Source):
             )
         mend = f"a newer one may (this is {transformers.__version__}); otherwise correct the config.json of {name!r}"
         raise ValueError(f"transformers knows no model_type {kind!r}: {mend}")
+    classes = given.get("architectures") or []
+    if not isinstance(classes, str | list) or not all(isinstance(one, str) for one in classes):
+        mend = "name the class of the weights, such as ['LlamaForCausalLM'], or leave it out"
+        raise ValueError(f"the architectures in the config.json of {name!r} are no list of names: {mend}")
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # what a config does with values that make no sense is its own affair
@@ -52,7 +58,7 @@ def loaded_class(config) -> str:
 def declared(source: Source) -> list[str]:
     """The classes that config.json says the weights are of; none where it says nothing."""
     found = source.config.get("architectures") or []
-    return [str(one) for one in ([found] if isinstance(found, str) else found)]
+    return [found] if isinstance(found, str) else found
 
 
 def says_causal(source: Source, loaded: str) -> bool:
@@ -61,10 +67,17 @@ def says_causal(source: Source, loaded: str) -> bool:
 
 
 def foreign(source: Source, config) -> str | None:
-    """The class of transformers in config.json's architectures that has another head; None if there is none."""
+    """The class in config.json's architectures that has another head, by what transformers knows of it or, of a class
+    that it does not have, by its name; None if there is none, or a causal language model beside it."""
     if says_causal(source, loaded_class(config)):
         return None
-    return next((name for name in declared(source) if hasattr(transformers, name) and not _is_headless(name)), None)
+    return next((name for name in declared(source) if _has_another_head(name)), None)
+
+
+def _has_another_head(name: str) -> bool:
+    if hasattr(transformers, name):
+        return not _is_headless(name) and not _is_causal(name)
+    return _ANOTHER.search(name) is not None
 
 
 def _is_headless(name: str) -> bool:
@@ -74,4 +87,6 @@ def _is_headless(name: str) -> bool:
 
 def _is_causal(name: str) -> bool:
     """So is a language model that sees images."""
+    if not hasattr(transformers, name) and _ANOTHER.search(name):
+        return False  # RewardForCausalLM
     return _CAUSAL.search(name) is not None or name in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()

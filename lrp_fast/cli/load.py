@@ -57,11 +57,15 @@ def load(options: argparse.Namespace):
 
 
 def _read_device(name: str) -> torch.device:
+    mend = "name cpu or a CUDA device, such as cuda or cuda:1"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        if device.type in ("cpu", "cuda"):
+            torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} cannot be used: {first_line(error)}") from error
+        raise ValueError(f"--device {name} cannot be used: {first_line(error).rstrip('.')}; {mend}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device {name} cannot be used: lrp-fast computes on none of that kind; {mend}")
     return device
 
 

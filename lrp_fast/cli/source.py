@@ -25,6 +25,16 @@ class Source(NamedTuple):
         """The path of one of `name`'s own files; None if there is none."""
         return _file(self.name, filename)
 
+    def weight_files(self) -> list[str]:
+        """The paths of `base`'s weights, safetensors files before pickles, as transformers looks for them."""
+        for whole in ("model.safetensors", "pytorch_model.bin"):
+            if (path := _file(self.base, whole)) is not None:
+                return [path]
+            if (index := _file(self.base, f"{whole}.index.json")) is not None:
+                names = sorted(set(_read(index, self.base, "index")["weight_map"].values()))
+                return [path for path in (_file(self.base, name) for name in names) if path is not None]
+        return []
+
 
 def find(name: str) -> Source:
     """A model's config and, where ``name`` holds adapters, its base model's. No weights are read.
@@ -47,7 +57,7 @@ def find(name: str) -> Source:
 
 def _base(name: str, adapters: str) -> tuple[str, dict]:
     base = _read(adapters, name, "adapter_config.json").get("base_model_name_or_path")
-    if not base:
+    if not base or not isinstance(base, str):
         raise ValueError(f"the adapter_config.json of {name!r} names no base model: let base_model_name_or_path do so")
     try:
         config = _file(base, "config.json")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import sys
 
+import torch
+from safetensors import safe_open
 from torch import nn
 
 from . import kind
@@ -45,10 +47,15 @@ def check(model, loading: dict, source: Source) -> None:
                 f"nobody trained; name a checkpoint of the whole {type(model).__name__}"
             )
         more = f", and hold {len(left)} that it has no place for, {left[0]} first" if left else ""
-        mend = _otherwise_written(left) or _renamed(missing, left) or "complete the checkpoint"
+        mend = _otherwise_written(left) or _renamed(missing, left, model) or "complete the checkpoint"
         raise ValueError(
             f"the weights in {name!r} lack {len(missing)} that the model has, {missing[0]} first{more}: "
             f"explaining random weights helps nobody; {mend}"
+        )
+    if whole := _not_in_floats(model, loading, source):
+        raise ValueError(
+            f"{name!r} holds {_several(whole)} in whole numbers, {whole[0]} first, and no quantization_config in its "
+            "config.json says what they stand for: put that back, or name the model in floats that it was made from"
         )
     if inside := [key for key in left if _is_inside(key, model)]:
         raise ValueError(
@@ -71,6 +78,25 @@ def check(model, loading: dict, source: Source) -> None:
 
 def _several(keys: list) -> str:
     return f"{len(keys)} weight{'s' * (len(keys) != 1)}"
+
+
+def _not_in_floats(model, loading: dict, source: Source) -> list[str]:
+    """The weights that transformers would have cast to floats as the numbers that they are."""
+    if getattr(model.config, "quantization_config", None) is not None:
+        return []
+    whole = {key for path in source.weight_files() for key in _in_whole_numbers(path)}
+    own = {key for key, tensor in model.state_dict().items() if not tensor.is_floating_point()}
+    return sorted(key for key in whole - own - set(loading["unexpected_keys"]) if not _COMPUTED.search(key))
+
+
+def _in_whole_numbers(file: str) -> list[str]:
+    """The names of a file's tensors that are no floats, without reading those."""
+    if not file.endswith(".safetensors"):
+        held = torch.load(file, map_location="meta", weights_only=True)
+        return [key for key, tensor in held.items() if not tensor.is_floating_point()]
+    with safe_open(file, framework="pt") as opened:
+        kinds = {key: opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118 (it is no dict)
+    return [key for key, kind in kinds.items() if not kind.startswith(("F", "BF"))]
 
 
 def _head(model) -> set[str]:
@@ -118,10 +144,12 @@ def _otherwise_written(left: list[str]) -> str | None:
     return None
 
 
-def _renamed(missing: list[str], left: list[str]) -> str | None:
+def _renamed(missing: list[str], left: list[str], model) -> str | None:
     """What to do where a wrapper, such as a compiled model, put the same word before all names."""
-    prefix = next((key.removesuffix(missing[0]) for key in left if key.endswith("." + missing[0])), None)
-    if prefix is None or not {prefix + key for key in missing} <= set(left):
+    twice = _head(model) if _is_tied(model) else ()  # its file holds them as the embeddings alone
+    names = [key for key in missing if key not in twice]
+    prefix = next((key.removesuffix(name) for name in names[:1] for key in left if key.endswith("." + name)), None)
+    if prefix is None or not {prefix + key for key in names} <= set(left):
         return None
     return f"take {prefix!r} off the names of its weights"
 

@@ -116,7 +116,7 @@ def test_a_base_model_that_is_not_there(base, adapted, directory, run):
         assert f"'{base}' is neither a folder here nor a name on the hub; let base_model_name_or_path in its" in line
     change(folder, base_model_name_or_path=directory)
     assert run(*PLAN, model=str(folder), command="plan")[0] == 0
-    for nothing in (None, ""):
+    for nothing in (None, "", 5, ["tm"], {"a": 1}, True):
         change(folder, base_model_name_or_path=nothing)
         status, _, err = run(*PLAN, model=str(folder), command="plan")
         assert status == 2 and "names no base model: let base_model_name_or_path do so" in err

@@ -78,3 +78,38 @@ def test_a_classifier_is_read_as_its_language_model_and_that_is_said(name, comma
     assert main([command[0], str(tmp_path), *command[1:]]) == 0
     told = f"{tmp_path} is a {name}: what follows is about LlamaForCausalLM, the language model of that architecture\n"
     assert capsys.readouterr().err == ("" if name == "LlamaForCausalLM" else told)
+
+
+@pytest.mark.parametrize("command", [["plan", "--tokens", "10", "--device", "cpu"], ["doctor"]])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"hidden_act": "foo"}, "transformers says KeyError, 'foo'"),
+        ({"rope_parameters": {"rope_type": "foo", "rope_theta": 1e4}}, "transformers says KeyError, 'foo'"),
+        ({"pad_token_id": 99}, "transformers says AssertionError, Padding_idx must be within num_embeddings"),
+        ({"num_key_value_heads": 0}, "transformers says ZeroDivisionError, integer division or modulo by zero"),
+        (
+            {"num_key_value_heads": 3, "num_attention_heads": 2},
+            "its num_attention_heads=2 is no multiple of its num_key_value_heads=3",
+        ),
+        ({"intermediate_size": -1}, "transformers says RuntimeError, Trying to create tensor with negative dimension"),
+        (
+            {"intermediate_size": 0},
+            "it leaves weights without numbers, model.layers.0.mlp.gate_proj.weight (0, 64) first",
+        ),
+        ({"vocab_size": 0, "pad_token_id": None}, "it leaves weights without numbers, model.embed_tokens.weight (0, "),
+        ({"num_hidden_layers": 0}, "it says num_hidden_layers=0, and a model runs 1 or more"),
+        ({"num_hidden_layers": -2}, "it says num_hidden_layers=-2, and a model runs 1 or more"),
+    ],
+)
+def test_a_config_that_no_model_can_be_made_of(given, said, command, directory, tmp_path, capsys):
+    config = json.loads((Path(directory) / "config.json").read_text("utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | given), "utf-8")
+    capsys.readouterr()
+    assert main([command[0], str(tmp_path), *command[1:]]) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    start = f"lrp-fast: no model can be made of the config.json of {str(tmp_path)!r}: {said}"
+    assert out == "" and line.startswith(start) and line.endswith("; correct it")
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    assert main([command[0], str(tmp_path), *command[1:]]) == 0

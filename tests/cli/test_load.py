@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,12 +95,41 @@ def test_a_checkpoint_with_missing_weights_is_refused(changed, run, tmp_path):
     assert "cannot load" in refused(run, broken)
 
 
-@pytest.mark.parametrize("prefix", ["_orig_mod.", "module."])
-def test_names_with_a_word_before_them_are_seen_through(prefix, changed, run, tmp_path):
-    folder = changed()
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_names_with_a_word_before_them_are_seen_through(prefix, tied, changed, run):
+    folder = changed({"tie_word_embeddings": tied}, {"lm_head.weight": None} if tied else {})
     state = load_file(f"{folder}/model.safetensors")
     save_file({prefix + key: weight for key, weight in state.items()}, f"{folder}/model.safetensors", {"format": "pt"})
     assert refused(run, folder).endswith(f"take '{prefix}' off the names of its weights")
+    save_file(state, f"{folder}/model.safetensors", {"format": "pt"})
+    assert run(*PROMPT, model=folder)[0] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.bool])
+@pytest.mark.parametrize("kept", ["whole", "sharded", "pickled"])
+def test_weights_in_whole_numbers_are_refused(dtype, kept, changed, run):
+    name = "model.layers.1.self_attn.q_proj.weight"
+    weight = load_file(f"{changed()}/model.safetensors")[name]
+    folder = changed(weights={name: (weight * 50).to(dtype)})
+    if kept == "pickled":
+        torch.save(load_file(f"{folder}/model.safetensors"), f"{folder}/pytorch_model.bin")
+        Path(f"{folder}/model.safetensors").unlink()
+    if kept == "sharded":
+        file, index = f"{folder}/model-00001-of-00001.safetensors", f"{folder}/model.safetensors.index.json"
+        shutil.move(f"{folder}/model.safetensors", file)
+        names = dict.fromkeys(load_file(file), "model-00001-of-00001.safetensors")
+        Path(index).write_text(json.dumps({"metadata": {}, "weight_map": names}), "utf-8")
+    line = refused(run, folder)
+    assert f"{folder!r} holds 1 weight in whole numbers, {name} first, and no quantization_config in its config" in line
+    assert line.endswith("put that back, or name the model in floats that it was made from")
+    for floats in (torch.float32, torch.bfloat16, torch.float8_e4m3fn):
+        assert run(*PROMPT, model=changed(weights={name: weight.to(floats)}))[0] == 0
+
+
+def test_whole_numbers_beside_the_language_model_are_none_of_its_weights(changed, run):
+    names = ("vision_tower.position.weight", LAYER + "self_attn.rotary_emb.inv_freq", "model.position_ids")
+    assert run(*PROMPT, model=changed(weights={name: torch.ones(8).long() for name in names}))[0] == 0
 
 
 def test_adapters_and_scales_saved_with_the_weights_are_seen(changed, run):
@@ -131,12 +161,34 @@ def test_a_model_with_another_head_is_refused(head, tied, tiny, directory, run, 
 def test_without_a_word_in_the_config_the_weights_tell_another_head(changed, run):
     """With tied embeddings no weight is missing."""
     head = {"lm_head.weight": None, "score.weight": torch.ones(1, 64)}
-    for architectures in (None, [], ["LlamaForRewardModel"]):
+    for architectures in (None, [], ["LlamaModel"], ["LlamaOfMine"]):
         told = {"architectures": architectures, "tie_word_embeddings": True}
         line = refused(run, changed(told, head))
         assert "has a head of its own (score.weight), and none of a language model" in line and KIND in line
         line = refused(run, changed(told | {"tie_word_embeddings": False}, head))
         assert "has no head (lm_head.weight)" in line and KIND in line
+
+
+ANOTHER = ["LlamaForRewardModel", "RewardForCausalLM", "LlamaForScoring", "MySequenceClassification", "CriticModel"]
+
+
+@pytest.mark.parametrize("name", [*ANOTHER, "LlamaForCausalLMValue", "LlamaValueHeadModel", "LlamaForReranking"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_name_of_another_head_is_refused_whatever_the_weights(name, tied, changed, run):
+    told = {"architectures": [name], "tie_word_embeddings": tied}
+    for weights in ({}, {"lm_head.weight": None}, {"value_head.weight": torch.ones(1, 64)}):
+        line = refused(run, changed(told, weights))
+        assert f"is a {name} by its config.json, no causal language model" in line and KIND in line
+    assert run(*PROMPT, model=changed())[0] == 0
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "LlamaForCausalLMWithValueHead", "MistralForCausalLM"])
+@pytest.mark.parametrize("head", ["score.weight", "v_head.summary.weight", "value_head.weight"])
+def test_a_head_beside_a_causal_language_model_s_is_named(name, head, changed, run):
+    config = {"architectures": [name], "tie_word_embeddings": True}
+    folder = changed(config, {"lm_head.weight": None, head: torch.ones(1, 64)})
+    status, _, err = run(*PROMPT, model=folder)
+    assert status == 0 and f"{folder} holds 1 weight beside the language model, {head} first: left out" in said(err)
 
 
 def test_a_decoder_alone_has_no_head_unless_it_is_tied(changed, run):
@@ -250,3 +302,12 @@ def test_a_class_of_the_same_weights_is_named(changed, run):
 def test_the_graph_is_refused_likewise(changed, run):
     status, out, err = run(*PROMPT, model=changed({"attention_bias": False}), command="graph")
     assert status == 2 and out == "" and "leaves no place for" in err
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "xpu:1", "nonsense", "cpu,cuda", ""])
+def test_a_device_that_is_neither_a_cpu_nor_cuda(device, directory, run):
+    status, out, err = run(*PROMPT, f"--device={device}")
+    (line,) = said(err)
+    assert status == 2 and out == "" and line.startswith(f"lrp-fast: --device {device} cannot be used: ")
+    assert line.endswith("; name cpu or a CUDA device, such as cuda or cuda:1") and len(line) < 350
+    assert run(*PROMPT, "--device=cpu")[0] == 0

@@ -189,6 +189,16 @@ def test_a_config_that_says_nothing_of_use(text, said, copy, refused):
     assert refused(folder).startswith(said.replace("{}", str(folder)))
 
 
+@pytest.mark.parametrize("classes", [5, [5], {"a": 1}, True])
+def test_architectures_that_are_no_names(classes, copy, refused, run):
+    folder = copy(architectures=classes)
+    line = refused(folder)
+    assert line.startswith(f"the architectures in the config.json of '{folder}' are no list of names: name the class")
+    assert line.endswith("such as ['LlamaForCausalLM'], or leave it out")
+    for mended in (["LlamaForCausalLM"], None):
+        assert run(*PROMPT, model=str(copy(architectures=mended)))[0] == 0
+
+
 def test_a_config_with_a_byte_too_many(copy, refused):
     folder = copy()
     (folder / "config.json").write_bytes(b"{\xff}")

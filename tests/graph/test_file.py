@@ -281,6 +281,51 @@ def test_what_was_explained_lies_in_the_graph(random_graph, tmp_path):
     assert os.listdir(tmp_path) == ["graph"]
 
 
+GONE = object()  # in an edit: take it out
+TARGET = ("explained", "terms", 0, "target")
+EDITED = [  # where in the manifest, what stands there now, what is said of it
+    (("explained",), "x", "explained must hold kind, terms, best, note, others, and nothing else"),
+    (("explained",), None, "explained must hold kind, terms, best, note, others, and nothing else"),
+    (("explained", "note"), GONE, "explained must hold kind, terms, best, note, others, and nothing else"),
+    (("explained", "kind"), "foo", "explained.kind must be one of logit, difference, mean, top"),
+    (("explained", "terms"), [], "explained.terms must be a list that is not empty"),
+    (("explained", "terms", 0, "position"), 99, "explained names position 99 of 6 tokens"),
+    (("explained", "terms", 0, "more"), 1, r"explained.terms\[0\] must hold position, target, contrast"),
+    ((*TARGET, "rank"), "x", r"explained.terms\[0\].target.rank must be a whole number"),
+    (("value",), 1e9, "value must be the sum of what is explained, 2.25, and is 1e"),
+    (("value",), GONE, "manifest holds 'explained', and no 'value' beside it"),
+    (("rules",), "x", "rules must hold name, epsilon, gamma, attention_epsilon, attention_gamma"),
+    (("rules",), GONE, "manifest holds 'explained', and no 'rules' beside it"),
+    (("rules", "epsilon"), -5, "epsilon must be a finite number >= 0, not -5"),
+    (("rules", "name"), "x", "unknown rule 'x'"),
+    (("model",), [1], "model must be a string"),
+    (("model",), GONE, "manifest holds 'explained', and no 'model' beside it"),
+]
+
+
+@pytest.mark.parametrize(
+    ("place", "entry", "message"), EDITED, ids=[".".join(map(str, place)) for place, _, _ in EDITED]
+)
+def test_what_was_explained_edited_by_hand(random_graph, tmp_path, place, entry, message):
+    graph, path = explained(random_graph(0)), tmp_path / "graph"
+    *inside, last = place
+    part = graph.manifest
+    for name in inside:
+        part = part[name]
+    part[last] = entry
+    if entry is GONE:
+        del part[last]
+    with pytest.raises((TypeError, ValueError), match=message):
+        graph.save(path)
+    assert not list(tmp_path.iterdir())
+    about = {"format": "lrp_fast.graph/1", "tokens": None, "manifest": graph.manifest}
+    save_file(written(random_graph(0), path), path, metadata={"lrp_fast": json.dumps(about)})
+    refused(path, message)
+    apart = replace(graph, manifest={"group_by": graph.manifest, "value": "mine"})  # it does not say so of these nodes
+    apart.save(path)
+    assert same(Graph.load(path), apart)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
