@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.modules import module as everywhere
 
-from lrp_fast import Memory, Rules, attribute, attribute_batch, between, patched, plan
+from lrp_fast import GraphSpec, Memory, Rules, attribute, attribute_batch, between, patched, plan
 from lrp_fast.stream import propagate
 
 MODULES = {
@@ -153,6 +153,50 @@ def test_backward_hooks_of_all_modules_are_refused(tiny, ids):
             attribute_batch(tiny("llama"), [ids[0]])
     finally:
         handle.remove()
+
+
+def test_hooks_of_all_modules_that_change_what_passes_between_layers_are_refused(tiny, ids):
+    model = tiny("llama")
+    layers = set(model.model.layers)
+    handle = everywhere.register_module_forward_pre_hook(
+        lambda module, args: (args[0] * 1.5, *args[1:]) if module in layers else None
+    )
+    try:
+        with pytest.raises(
+            ValueError, match="the hidden states change on their way from one decoder layer to the next"
+        ):
+            list(in_all_tiers(model, ids))
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("where", ["layer", "norm", "MLP"])
+def test_hooks_may_write_over_what_they_are_given(where, tiny, ids):
+    model = tiny("llama", torch.float64)
+    plain = by_hand(model, ids)
+
+    def double(x):
+        with torch.no_grad():
+            x[:, 3:] *= 2
+
+    pre_hook(MODULES[where](model), double)
+    truth = by_hand(model, ids)
+    assert (truth - plain).abs().max() > 1e-3 * truth.abs().max(), "the hook does nothing here"
+    for found in in_all_tiers(model, ids):
+        assert (found - truth).abs().max() <= 1e-12 * truth.abs().max()
+
+
+def test_edges_under_forward_hooks_are_refused(tiny, ids):
+    """Their closed form is that of the layer's own code."""
+    model = tiny("llama", attention_bias=False, mlp_bias=False)
+    model.lm_head.register_forward_hook(lambda m, a, out: out * 2)  # not within a layer
+    attribute(model, ids, graph=GraphSpec(topk=4))
+    handle = model.model.layers[1].self_attn.v_proj.register_forward_hook(lambda m, a, out: out + 1)
+    with pytest.raises(ValueError, match="'self_attn.v_proj of layer 1' has a forward hook, .*leave the graph out"):
+        attribute(model, ids, graph=GraphSpec(topk=4))
+    attribute(model, ids)
+    handle.remove()
+    attribute(model, ids, graph=GraphSpec(topk=4))
 
 
 def test_forward_hooks_of_all_modules_see_whole_modules(tiny, ids):

@@ -1,5 +1,6 @@
 """One model in several threads: whatever comes back is what one thread alone gets, and the rest is a sentence."""
 
+import copy
 import os
 import random
 import threading
@@ -231,6 +232,54 @@ def test_stress(family, tier, tiny, pair):
     assert all(returned for returned, _ in counts), counts
 
 
+def test_a_model_is_not_copied_while_it_is_patched(tiny, pair):
+    """The copy would run the original's modules."""
+    model = tiny("llama")
+    with patched(model), pytest.raises(RuntimeError, match="cannot be copied, or saved whole, while"):
+        copy.deepcopy(model)
+    refused = []
+
+    def progress(*_):
+        with pytest.raises(RuntimeError, match="cannot be copied"):
+            run(lambda: copy.deepcopy(model))()
+        refused.append(1)
+
+    attribute(model, pair[0], progress=progress)
+    assert len(refused) == 7
+    assert torch.equal(logits(copy.deepcopy(model), pair[1]), logits(model, pair[1]))
+
+
+def test_a_config_that_another_thread_keeps_is_the_models_own(tiny, pair):
+    model, kept = tiny("gemma2"), []
+    attribute(model, pair[0], progress=lambda *_: kept.append(run(lambda: type(model)(model.config).eval())()))
+    other = kept[0]
+    other.load_state_dict(model.state_dict())
+    assert other.config.final_logit_softcapping == 4.0 and other.config._attn_implementation == "eager"
+    assert torch.equal(logits(other, pair[1]), logits(model, pair[1]))
+
+
+def test_a_compiled_model_runs_beside_a_pass(tiny, pair):
+    model, (a, b) = tiny("llama"), pair
+    truth, other, seen = attribute(model, a).layers, logits(model, b), []
+    model.compile(backend="eager")
+    found = attribute(model, a, progress=lambda *_: seen.append(run(lambda: logits(model, b))())).layers
+    assert torch.equal(found, truth) and len(seen) == 7
+    assert all(torch.equal(one, other) for one in seen)
+
+
+def test_passes_of_replayed_layers_do_not_see_each_others_hooks(tiny, pair):
+    model = tiny("llama")
+    memory = small(model, pair[0], "replayed")
+    truths = [attribute(model, one, memory=memory).layers for one in pair]
+
+    def several(row):
+        return [attribute(model, pair[row], memory=memory).layers for _ in range(5)]
+
+    joins = [(row, run(lambda row=row: several(row))) for row in (0, 1, 0)]
+    for row, join in joins:
+        assert all(torch.equal(found, truths[row]) for found in join())
+
+
 class Again(torch.autograd.Function):
     """Goes back through a graph of its own from within a backward pass; autograd does the deepest in other threads."""
 
@@ -262,3 +311,27 @@ def test_threads_of_autograd_belong_to_whoever_went_back(tiny, pair):
     ((thread, found),) = seen
     assert thread != threading.get_ident(), "it was this thread: the test shows nothing"
     assert torch.equal(found, logits(model, pair[0]))
+
+
+def test_a_backward_pass_of_another_thread_is_its_own(tiny, pair):
+    """In whichever of autograd's threads it computes something anew."""
+    model, seen = tiny("llama"), []
+
+    def gradient():
+        x = model.get_input_embeddings()(pair[1]).detach().requires_grad_()
+        model(inputs_embeds=x).logits[0, -1, 3].backward()
+        return x.grad
+
+    def beside():
+        found = []
+        Again.apply(torch.ones((), requires_grad=True), 99, lambda: found.append(within_backward(gradient))).backward()
+        return found[0]
+
+    truth = gradient()
+    attribute(model, pair[0], progress=lambda *_: seen.append(run(beside)()))
+    assert len(seen) == 7 and all(torch.equal(one, truth) for one in seen)
+
+
+def within_backward(gradient):
+    with torch.enable_grad():
+        return gradient()

@@ -258,6 +258,44 @@ def test_weights_made_under_inference_mode(dtype, family, tiny, ids):
     assert [parameter.is_inference() for parameter in model.parameters()] == made
 
 
+def test_dynamic_rotations_made_under_inference_mode(tiny, ids):
+    """Their table is made anew as they run."""
+    given = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0}}
+    given |= {"max_position_embeddings": 32}
+    long = torch.arange(60)[None] % 97
+    truth = attribute(tiny("llama", **given), long, target=5).layers
+    with torch.inference_mode():
+        model = tiny("llama", **given)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+    assert torch.equal(attribute(model, long, target=5).layers, truth)
+
+
+@pytest.mark.parametrize(
+    ("family", "part"),
+    [("llama", "self_attn"), ("gpt2", "attn"), ("gpt_neox", "mlp"), ("gpt2", "mlp"), ("llama", "mlp")],
+)
+def test_a_part_whose_forward_somebody_has_replaced_is_refused(family, part, tiny, ids):
+    model = tiny(family)
+    body, name = layers_of(model)
+    module = getattr(getattr(body, name)[1], part)
+    own = module.forward
+    module.forward = lambda *args, **named: own(*args, **named)
+    for call in (lambda: attribute(model, ids), lambda: patched(model).__enter__()):
+        with pytest.raises(RuntimeError, match=f"overrides the forward of '.*{part}': undo that first"):
+            call()
+    del module.forward
+    attribute(model, ids)
+
+
+def test_a_model_without_weights_does_not_show_which_layers_run(tiny, ids):
+    model = tiny("llama").to("meta")
+    assert plan(model, 23, device="cpu").tiers
+    model.config.num_hidden_layers = 2
+    with pytest.raises(ValueError, match="counts 2 layers, it holds 3, .*: let the config count as many"):
+        plan(model, 23, device="cpu")
+
+
 def test_a_config_that_wants_tuples(tiny, ids):
     for family in ("falcon", "llama", "gpt2"):
         model = tiny(family)
