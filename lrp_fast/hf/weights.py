@@ -204,7 +204,22 @@ def copies(module: nn.Module) -> int:
 
 def is_offloaded(module: nn.Module) -> bool:
     """Whether accelerate loads the module's own weights whenever it runs, and takes them away behind it."""
-    return bool(getattr(module.__dict__.get("_hf_hook"), "offload", False))
+    return bool(_offloading(module))
+
+
+def loaded_as_it_runs(model: nn.Module) -> set[nn.Module]:
+    """The modules whose weights accelerate loads, be it with those of a module that holds them."""
+    found: set[nn.Module] = set()
+    for module in filter(is_offloaded, model.modules()):
+        whole = any(getattr(hook, "place_submodules", False) for hook in _offloading(module))
+        found.update(module.modules() if whole else [module])
+    return found
+
+
+def _offloading(module: nn.Module) -> list:
+    """accelerate's hooks on the module that bring its weights. Several hooks are in one that has them as `hooks`."""
+    hook = module.__dict__.get("_hf_hook")
+    return [one for one in getattr(hook, "hooks", (hook,)) if getattr(one, "offload", False)]
 
 
 def device_of(module: nn.Module) -> torch.device:
