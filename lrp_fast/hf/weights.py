@@ -145,7 +145,8 @@ def unreadable_adapter(module: nn.Module) -> str | None:
     name, kind = type(module).__name__, origin[2] if origin[1] == "tuners" else ""
     if origin[1] in ("peft_model", "mixed_model"):
         return next(filter(None, map(_unreadable_part, module.children())), None) or (
-            f"holds plain LoRA in a class of peft that has no rule of lrp_fast: pass {_BASE[origin[1]]}, which keeps its adapters"
+            f"holds plain LoRA in a class of peft that has no rule of lrp_fast: pass {_BASE[origin[1]]}, which keeps "
+            "its adapters"
         )
     if kind in _PROMPTS:
         return (
