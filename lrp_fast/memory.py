@@ -151,8 +151,8 @@ def plan(
             raise TypeError(f"{name} must be a whole number, not {count!r}")
         if count < 1:
             raise ValueError(f"{name} must be at least 1, not {count}")
-    check(model)
     check_language_model(model)
+    check(model)
     limit = position_limit(model)
     if limit is not None and n_tokens > limit:
         raise ValueError(f"{n_tokens} tokens are more than the model's table of {limit} positions: shorten the prompt")

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from .coverage import LOAD, UnsupportedModuleError, check, check_module, wraps
 from .families import handled, handler_of, is_wrapper
-from .weights import unreadable_adapter
+from .weights import loaded_as_it_runs, unreadable_adapter
 from .wrappers import WRAPPERS
 
 
@@ -42,10 +42,9 @@ def check_language_model(model) -> None:
 def check_weights(model: nn.Module) -> None:
     """Raise ``ValueError`` where ``model`` has no weights."""
     name = type(_without_adapters(model)).__name__
-    if any("_hf_hook" in module.__dict__ for module in model.modules()):
-        return  # accelerate brings them
+    brought = loaded_as_it_runs(model)
     for path, module in handled(model):
-        if any(weight.is_meta for weight in module.parameters(recurse=False)):
+        if module not in brought and any(weight.is_meta for weight in module.parameters(recurse=False)):
             raise ValueError(
                 f"{path} of {name} has no weights, being on the 'meta' device: load the model with "
                 f"{name}.from_pretrained (lrp_fast.plan needs none)"

@@ -30,6 +30,11 @@ _UNMERGEABLE = (
     *("ALoraLinearVariant", "ArrowLinearVariant", "QALoraLinearVariant"),
 )
 _PROMPTS = ("cartridge", "cpt", "multitask_prompt_tuning", "p_tuning", "prefix_tuning", "prompt_tuning")
+_AROUND = (  # plain LoRA's
+    *("peft.tuners.lora.model.LoraModel", "peft.tuners.mixed.model.MixedModel"),
+    *("peft.tuners.lora.layer.Embedding", "peft.utils.other.ModulesToSaveWrapper"),
+)
+_BASE = {"peft_model": "model.get_base_model()", "mixed_model": "model.base_model.model"}
 _QUANTISED_LORA = ("aqlm", "awq", "eetq", "gptq", "hqq", "inc", "te")
 _PLAIN = ("torch.Tensor", "torch.nn.parameter.Parameter")
 _INT8 = "bitsandbytes.nn.modules.Int8Params"
@@ -105,9 +110,11 @@ def unreadable(module: nn.Module) -> str | None:
         for name in _active(module):
             if name in module.lora_variant:
                 variant = type(module.lora_variant[name]).__name__
-                return f"has the adapter {name!r} of a kind that is not plain LoRA ({variant}): {_without(variant)}"
+                kind = f"{name!r} of a kind that is not plain LoRA ({variant})"
+                return f"has the adapter {kind}: {_without(variant, module)}"
         if qualified_name(type(module.base_layer)) not in (*ADAPTED, *_ADAPTABLE):
-            return f"has adapters on a {type(module.base_layer).__name__}, which lrp_fast cannot read: merge them first"
+            kind = type(module.base_layer).__name__
+            return f"has adapters on a {kind}, which lrp_fast cannot read: {_without(kind, module)}"
         if any(map(is_offloaded, module.modules())):
             return (
                 "has adapters, and weights that accelerate loads only while each of its parts runs: merge the adapters "
@@ -136,6 +143,11 @@ def unreadable_adapter(module: nn.Module) -> str | None:
     if origin[0] != "peft":
         return None
     name, kind = type(module).__name__, origin[2] if origin[1] == "tuners" else ""
+    if origin[1] in ("peft_model", "mixed_model"):
+        return next(filter(None, map(_unreadable_part, module.children())), None) or (
+            f"holds plain LoRA in a class of peft that has no rule of lrp_fast: pass {_BASE[origin[1]]}, which keeps "
+            "its adapters"
+        )
     if kind in _PROMPTS:
         return (
             "adds trained vectors that are no tokens of the prompt, which lrp_fast has no rule for: pass "
@@ -144,7 +156,17 @@ def unreadable_adapter(module: nn.Module) -> str | None:
     if kind == "lora" and origin[3] in _QUANTISED_LORA:
         base = type(module.base_layer).__name__
         return f"has adapters on a {base}, which lrp_fast cannot read: load the model {_INSTEAD}"
-    return f"has adapters that are not plain LoRA, and no rule of lrp_fast: {_without(name)}"
+    return f"has adapters that are not plain LoRA, and no rule of lrp_fast: {_without(name, module)}"
+
+
+def _unreadable_part(model: nn.Module) -> str | None:
+    """As `unreadable_adapter`, of the first part of a model with adapters that has a reason of its own."""
+    for part in model.modules():
+        if qualified_name(type(part)) not in _AROUND:
+            why = unreadable(part) if _is_adapted(part) else unreadable_adapter(part)
+            if why is not None:
+                return why
+    return None
 
 
 def is_adapter(module: nn.Module) -> bool:
@@ -152,11 +174,19 @@ def is_adapter(module: nn.Module) -> bool:
     return type(module).__module__.startswith("peft.") and not type(module).__name__.endswith("Model")
 
 
-def _without(kind: str) -> str:
+def _without(kind: str, module: nn.Module) -> str:
     """What to do about adapters of a kind that has no rule."""
     if kind in _UNMERGEABLE:
         return "as peft cannot merge them into the weights, load the model without them"
+    if any(map(_adds_the_only_bias, module.modules())):
+        return "as peft cannot merge a bias into a layer that has none, load the model without them"
     return "merge them first (merge_and_unload of the peft.PeftModel)"
+
+
+def _adds_the_only_bias(module: nn.Module) -> bool:
+    base = getattr(module, "base_layer", None)
+    adds = hasattr(module, "beft_bias") or any(getattr(module, "lora_bias", {}).values())
+    return adds and getattr(base, "bias", None) is None
 
 
 def not_floats(weight: Tensor) -> str | None:
@@ -204,7 +234,22 @@ def copies(module: nn.Module) -> int:
 
 def is_offloaded(module: nn.Module) -> bool:
     """Whether accelerate loads the module's own weights whenever it runs, and takes them away behind it."""
-    return bool(getattr(module.__dict__.get("_hf_hook"), "offload", False))
+    return bool(_offloading(module))
+
+
+def loaded_as_it_runs(model: nn.Module) -> set[nn.Module]:
+    """The modules whose weights accelerate loads, be it with those of a module that holds them."""
+    found: set[nn.Module] = set()
+    for module in filter(is_offloaded, model.modules()):
+        whole = any(getattr(hook, "place_submodules", False) for hook in _offloading(module))
+        found.update(module.modules() if whole else [module])
+    return found
+
+
+def _offloading(module: nn.Module) -> list:
+    """accelerate's hooks on the module that bring its weights. Several hooks are in one that has them as `hooks`."""
+    hook = module.__dict__.get("_hf_hook")
+    return [one for one in getattr(hook, "hooks", (hook,)) if getattr(one, "offload", False)]
 
 
 def device_of(module: nn.Module) -> torch.device:

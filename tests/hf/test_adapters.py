@@ -311,6 +311,68 @@ def test_a_mixture_of_kinds_is_merged_first(tiny, ids):
     assert attribute(mended, ids, 3).value == pytest.approx(own[0, -1, 3].item(), rel=1e-4)
 
 
+@pytest.mark.parametrize(("biases", "lora"), [(False, False), (True, False), (False, True)])
+def test_a_bias_is_merged_into_a_bias(biases, lora, tiny, ids, monkeypatch):
+    """peft cannot give a layer one. Of LoRA this matters where the layer is of a kind that cannot be read."""
+    if lora:
+        monkeypatch.setattr(weights, "_ADAPTABLE", ())
+    name, given = ("LoraConfig", {"lora_bias": True}) if lora else ("BeftConfig", {})
+    plain = tiny("llama", attention_bias=biases, mlp_bias=biases)
+    model = trained(plain, config_of(name, given))
+    own = model(input_ids=ids).logits.detach()
+    with pytest.raises(UnsupportedModuleError, match="adapters") as refused:
+        attribute(model, ids)
+    if biases:
+        assert str(refused.value).endswith(MERGE)
+        mended = model.merge_and_unload().eval()
+        assert attribute(mended, ids, 3).value == pytest.approx(own[0, -1, 3].item(), rel=1e-4)
+    else:
+        why = "as peft cannot merge a bias into a layer that has none, load the model without them"
+        assert str(refused.value).endswith(why)
+        with pytest.raises((ValueError, RuntimeError), match="the base layer has no bias|Base layer has no bias"):
+            model.merge_and_unload()
+
+
+def around(kind, model, **given):
+    """``model`` with adapters of LoRA, in peft's class for another task, or for several kinds."""
+    task = {"mixed": "CAUSAL_LM"}.get(kind, kind)
+    model = peft.get_peft_model(model, config_of("LoraConfig", {"task_type": task} | given), mixed=kind == "mixed")
+    fill(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", ["FEATURE_EXTRACTION", "SEQ_2_SEQ_LM", "mixed"])
+def test_plain_lora_for_another_task_is_passed_without_that(kind, tiny, ids):
+    model = around(kind, tiny("llama"))
+    mend = "model.base_model.model" if kind == "mixed" else "model.get_base_model()"
+    for call in (lambda: attribute(model, ids), lambda: lrp_fast.plan(model, 23), lambda: patched(model).__enter__()):
+        with pytest.raises(UnsupportedModuleError, match="^the model itself, a Peft.*, holds plain LoRA") as no:
+            call()
+        assert str(no.value).endswith(f"pass {mend}, which keeps its adapters")
+    found = attribute(model.base_model.model if kind == "mixed" else model.get_base_model(), ids, 3, 5).layers
+    assert gap(found, attribute(merged(model), ids, 3, 5).layers) <= 1e-4
+    assert gap(found, attribute(tiny("llama"), ids, 3, 5).layers) > 0.1
+
+
+@pytest.mark.parametrize("kind", ["FEATURE_EXTRACTION", "mixed"])
+def test_other_adapters_for_another_task_are_merged_first(kind, tiny, ids):
+    model = around(kind, tiny("llama"), use_dora=True)
+    own = model(input_ids=ids).logits.detach()
+    with pytest.raises(UnsupportedModuleError, match="of a kind that is not plain LoRA .DoraL.*: merge them fi") as no:
+        attribute(model, ids)
+    assert str(no.value).endswith(MERGE)
+    mended = model.merge_and_unload().eval()
+    assert attribute(mended, ids, 3).value == pytest.approx(own[0, -1, 3].item(), rel=1e-4)
+
+
+def test_trained_prompts_for_another_task(tiny, ids):
+    given = {"task_type": "FEATURE_EXTRACTION", "num_virtual_tokens": 3, "target_modules": None}
+    model = trained(tiny("llama"), config_of("PromptTuningConfig", given))
+    with pytest.raises(UnsupportedModuleError, match=r"adds trained vectors .*: pass model.get_base_model\(\) to expl"):
+        attribute(model, ids)
+    assert attribute(model.get_base_model(), ids).layers.shape == (4, 23)
+
+
 def test_another_kind_that_transformers_holds_itself(tiny, ids, tmp_path):
     """It cannot merge: the mend says who can."""
     model = trained(tiny("llama"), config_of(*OTHERS["ia3"]))

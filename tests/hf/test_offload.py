@@ -54,3 +54,29 @@ def test_a_plan_reckons_with_where_layers_run(spread):
     assert offloaded.tiers == ("host", "graph", "host"), "a graph would keep the weights that were loaded"
     layer = sum(weight.nbytes for weight in model.model.layers[0].parameters())
     assert offloaded.working["cpu"] > layer
+
+
+def test_a_layer_that_nothing_loads_has_no_weights(spread, ids):
+    model, loaded = spread
+    loaded.model.layers[1].mlp.to("meta")
+    with pytest.raises(ValueError, match="^model.layers.1.mlp.gate_proj of LlamaForCausalLM has no weights"):
+        attribute(loaded, ids)
+    loaded.model.layers[1].mlp = model.model.layers[1].mlp
+    assert attribute(loaded, ids).layers.isfinite().all()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_weights_that_come_with_those_of_a_part_above(several, spread, ids):
+    """As accelerate loads modules that are named as wholes (preload_module_classes); and beside another hook."""
+    from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module
+
+    model, _ = spread
+    truth = attribute(model, ids, target=3).layers
+    mlp = model.model.layers[1].mlp
+    weights = {name: weight.detach().clone() for name, weight in mlp.state_dict().items()}
+    hook = AlignDevicesHook("cpu", offload=True, weights_map=weights, place_submodules=True)
+    add_hook_to_module(mlp, hook)
+    if several:
+        add_hook_to_module(mlp, ModelHook(), append=True)
+    assert mlp.down_proj.weight.is_meta
+    assert torch.equal(attribute(model, ids, target=3).layers, truth)
