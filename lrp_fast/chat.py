@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from .tokenizer import Tokenizer, plain_text
 
+_TRIED = 50  # messages of a chat, at most, that are written once more each to see what becomes of them
 _WRITE = 'write {"role": "user", "content": "..."}'
 
 
@@ -16,8 +17,8 @@ def is_chat(given) -> bool:
     return isinstance(first, Mapping) and "input_ids" not in first
 
 
-def read(given, tokenizer: Tokenizer) -> tuple[list[int], list[str]]:
-    """Ids of a chat as the tokenizer's template writes it, and a sentence each that the reader should know.
+def read(given, tokenizer: Tokenizer) -> tuple[list[int], list[str], str]:
+    """Ids of a chat as the tokenizer's template writes it, a sentence each that the reader should know, and its text.
 
     What comes next is the assistant's answer, or the rest of it where the last message is the assistant's.
 
@@ -25,16 +26,16 @@ def read(given, tokenizer: Tokenizer) -> tuple[list[int], list[str]]:
         TypeError, ValueError: one sentence, for what is no chat of texts, and for what the template does not take.
     """
     messages = [_message(i, one) for i, one in enumerate(given)]
-    forms, failed, left_out = _forms(messages) if tokenizer.has_chat_template else [messages], None, []
-    best = None
-    for form in forms:
+    best, failed, left_out = None, None, None
+    for form in _forms(messages) if tokenizer.has_chat_template else [messages]:
         try:
-            missing = _left_out(tokenizer.chat(form, render=True), messages) if len(forms) > 1 else []
-            if best is None or len(missing) < len(left_out):
-                best, left_out = tokenizer.chat(form), missing
+            ids, text = tokenizer.chat(form), _rendered(form, tokenizer)
         except Exception as error:  # the template is foreign code
             failed = failed or error
             continue
+        missing = _left_out(text, form, tokenizer)
+        if best is None or len(missing) < len(left_out):
+            best, left_out = (form, ids, text), missing
         if not missing:
             break
     if best is None:
@@ -42,13 +43,41 @@ def read(given, tokenizer: Tokenizer) -> tuple[list[int], list[str]]:
             raise ValueError("the tokenizer has no chat template: write the prompt as a string") from failed
         why = str(failed).strip().splitlines() or [type(failed).__name__]
         raise ValueError(f"the tokenizer's chat template does not take these messages: {why[0]}") from failed
-    goes_on = messages[-1]["role"] == "assistant"
-    end = "the last message is to be continued" if goes_on else "the assistant's answer is to begin"
-    notes = [f"The tokenizer's chat template has written the prompt, up to where {end}."]
+    form, ids, text = best
+    if not ids:
+        raise ValueError("the tokenizer's chat template makes no token of these messages: write the prompt as a string")
+    notes = [f"The tokenizer's chat template has written the prompt, {_end(form, ids, tokenizer)}."]
     if left_out:
-        which = ", ".join(map(str, left_out))
-        notes.append(f"The template leaves out the text of message {which}, or changes it.")
-    return best, notes
+        notes.append(f"The template leaves out the text of message {_listed(left_out)}, or changes it.")
+    for key, numbers in _without_trace(text, form, tokenizer).items():
+        notes.append(f"The template leaves out {key!r} of message {_listed(numbers)}.")
+    return ids, notes, _texts_of(messages) if text is None else text
+
+
+def _rendered(messages: list[dict], tokenizer: Tokenizer) -> str | None:
+    """What the template writes; None of a tokenizer that writes ids alone."""
+    try:
+        return tokenizer.chat(messages, render=True)
+    except Exception:  # the template is foreign code, as above
+        if tokenizer.has_chat_template:
+            raise
+        return None
+
+
+def _end(messages: list[dict], ids: list[int], tokenizer: Tokenizer) -> str:
+    if messages[-1]["role"] == "assistant":
+        return "up to where the last message is to be continued"
+    try:
+        is_same = tokenizer.chat(messages, opens=False) == ids
+    except Exception:  # foreign code, as above
+        is_same = False
+    if is_same:
+        return "the same whether or not it is to begin the assistant's answer"
+    return "up to where the assistant's answer is to begin"
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _message(i: int, given) -> dict:
@@ -84,13 +113,67 @@ def _forms(messages: list[dict]) -> list[list[dict]]:
     return [messages] + [[{**one, "content": do(one.get("content"))} for one in messages] for do in (joined, apart)]
 
 
-def _left_out(rendered: str, messages: list[dict]) -> list[int]:
+def _left_out(rendered: str | None, messages: list[dict], tokenizer: Tokenizer) -> list[int]:
     """The numbers of the messages whose text is not in what the template wrote."""
-    texts = [
-        [part["text"] for part in content] if isinstance(content, list) else [content or ""]
-        for content in (one.get("content") for one in messages)
-    ]
+    if rendered is None:
+        return []
     spelt_out = re.compile(r"""['"]type['"]: ?['"]text['"]""")  # a list that was written out as Python or JSON has it
-    if spelt_out.search(rendered) and not any(spelt_out.search(one) for several in texts for one in several):
+    if spelt_out.search(rendered) and not spelt_out.search(_texts_of(messages)):
         return list(range(len(messages)))
-    return [i for i, several in enumerate(texts) if any(one.strip() not in rendered for one in several)]
+    mark = "qz"
+    while mark in rendered:
+        mark += "z"
+    marked = [_marked(one, f"{mark}{i}q") for i, one in enumerate(messages)]
+    together = _changed(marked, tokenizer) or ""
+    found, tries = [], 0
+    for i, one in enumerate(messages):
+        count = len(one["content"]) if isinstance(one.get("content"), list) else 1
+        gone = any(text.strip() not in rendered for text in _texts(one))
+        if not gone and any(_texts(one)) and together.count(f"{mark}{i}q") < count:
+            # All marks together may have taken another way through the template than this one alone.
+            tries += 1
+            gone = tries > _TRIED or _changed([*messages[:i], marked[i], *messages[i + 1 :]], tokenizer) == rendered
+        found += [i] * gone
+    return found
+
+
+def _without_trace(rendered: str | None, messages: list[dict], tokenizer: Tokenizer) -> dict[str, list[int]]:
+    """Of each key beside role and content, the messages that the template writes alike without it."""
+    found: dict[str, list[int]] = {}
+    keys = {key: None for one in messages for key in one if key not in ("role", "content")}
+    for key in keys if rendered is not None else ():
+        numbers = [i for i, one in enumerate(messages) if one.get(key)]
+
+        def without(several: list[int], key=key) -> bool:
+            cut = [{k: v for k, v in one.items() if k != key or i not in several} for i, one in enumerate(messages)]
+            return _changed(cut, tokenizer) == rendered
+
+        if numbers and not without(numbers):
+            numbers = [i for i in numbers[:_TRIED] if without([i])]
+        if numbers:
+            found[key] = numbers
+    return found
+
+
+def _changed(messages: list[dict], tokenizer: Tokenizer) -> str | None:
+    """What the template writes of messages that nobody asked about; None where it takes none such."""
+    try:
+        return tokenizer.chat(messages, render=True)
+    except Exception:  # the template is foreign code, as above
+        return None
+
+
+def _marked(message: dict, mark: str) -> dict:
+    content = message.get("content")
+    if isinstance(content, list):
+        return {**message, "content": [{**part, "text": part["text"] + mark} for part in content]}
+    return {**message, "content": content + mark} if content else message
+
+
+def _texts(message: dict) -> list[str]:
+    content = message.get("content")
+    return [part["text"] for part in content] if isinstance(content, list) else [content or ""]
+
+
+def _texts_of(messages: list[dict]) -> str:
+    return "\n".join(text for one in messages for text in _texts(one))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import torch
 
 from . import chat
 from .hf import real_tokens
-from .tokenizer import Tokenizer, plain_text
+from .tokenizer import TRIED, Tokenizer, plain_text
 from .tokenizer import read as read_tokenizer
 
 # What a tokenizer returns besides the ids and the attention mask. No decoder needs it to read one prompt, but for the
@@ -68,8 +67,9 @@ def read(input_ids, tokenizer=None) -> Prompt:
     if chat.is_chat(input_ids):
         if tokenizer is None:
             raise ValueError("input_ids is a chat: give tokenizer= with it, or token ids")
-        ids, notes = chat.read(input_ids, tokenizer)
-        return Prompt(_ids(ids), (*notes, *_notes_of_ids(ids, tokenizer, written_here=True)), written=True)
+        ids, notes, text = chat.read(input_ids, tokenizer)
+        notes += [*_notes_of_ids(ids, tokenizer, written_here=True), *_dropped_note(text, ids, tokenizer)]
+        return Prompt(_ids(ids), tuple(notes), written=True)
     for one in input_ids if isinstance(input_ids, list | tuple) else ():
         kind = "string" if isinstance(one, str) else "chat" if chat.is_chat(one) else "tokenizer's output"
         if kind != "tokenizer's output" or isinstance(one, Mapping | tokenizers.Encoding):
@@ -281,8 +281,7 @@ def _of_text(given: str, tokenizer: Tokenizer | None) -> Prompt:
     if unknown is not None:
         count = plain.count(unknown[0]) - given.count(unknown[1])  # less those that are asked for by name
         notes += _unknown_note(count, ids.index(unknown[0]) if count > 0 else 0, tokenizer)
-    if not notes:
-        notes += _dropped_note(given, plain, tokenizer)
+    notes += _dropped_note(given, plain, tokenizer) if plain else []
     return Prompt(_ids(ids), tuple(notes), written=True)
 
 
@@ -355,27 +354,10 @@ def _unknown_note(count: int, first: int, tokenizer: Tokenizer) -> list[str]:
     ]
 
 
-def _dropped_note(given: str, plain: list[int], tokenizer: Tokenizer) -> list[str]:
-    """Characters that leave no trace: the text has them, its tokens do not, and without them these are the same."""
-    decoded = tokenizer.decode(plain)
-    if decoded is None or not plain:
-        return []
-    missing = _letters(given) - _letters(decoded)
-    dropped = []
-    for sign in dict.fromkeys(given) if missing else ():
-        if _letters(sign) & missing and len(dropped) < 20:
-            try:
-                without = tokenizer.encode(given.replace(sign, ""), "input_ids", added=False)
-            except (TypeError, ValueError):
-                continue
-            dropped += [sign] if without == plain else []
+def _dropped_note(given: str, ids: list[int], tokenizer: Tokenizer) -> list[str]:
+    dropped = tokenizer.dropped(given, ids)
     if not dropped:
         return []
-    others = f" and {len(dropped) - 1} more of its characters" if len(dropped) > 1 else ""
+    count = f"{'at least ' * (len(set(given)) > TRIED)}{len(dropped) - 1}"
+    others = f" and {count} more of its characters" if len(dropped) > 1 else ""
     return [f"The tokenizer drops {dropped[0]!r}{others} from the prompt: the model does not see what it cannot spell."]
-
-
-def _letters(given: str) -> set[str]:
-    """Letters, digits and signs, without their case, accents and width, which a tokenizer may well leave out."""
-    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", given).casefold())
-    return {sign for sign in set(plain) if unicodedata.category(sign)[0] in "LN" or unicodedata.category(sign) == "So"}

@@ -279,6 +279,12 @@ def _ids(name: str, given, tokenizer: Tokenizer | None, vocab_size: int) -> tupl
                 f"{name} {given!r} holds what the tokenizer does not know, and becomes {pieces}: give a string that it "
                 "knows, or a token id"
             )
+        dropped = tokenizer.dropped(given, list(made))
+        if dropped:
+            raise ValueError(
+                f"{name} {given!r} holds {dropped[0]!r}, which the tokenizer drops: give a string without it, or a "
+                "token id"
+            )
         wrong = [one for one in ids if not 0 <= one < vocab_size]
         if wrong:
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
@@ -14,6 +15,7 @@ import torch
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # special tokens, each with a table entry of its own
 BLANK = "\u2581"  # SentencePiece's, before a word
 _NO_CHARACTER = "\U0010fffd"
+TRIED = 200  # characters of a text, at most, that are encoded alone to see whether they make a token
 _PROBES = ("a", "0", ".", "\u4e00")  # texts, one of which makes a token
 
 
@@ -205,6 +207,25 @@ class Tokenizer:
         names = self._table("model_input_names")
         return isinstance(names, list | tuple) and "token_type_ids" in names
 
+    def dropped(self, text: str, ids: list[int]) -> list[str]:
+        """Characters of ``text`` that its ``ids`` do not spell and that make no token, if among the first.
+
+        Case, accents, width, and blanks other than line ends may change.
+        """
+        special = self.special_ids or frozenset()
+        for one in special & set(ids):  # written by name, or by a template
+            text = text.replace(self._piece(one) or "", "")
+        special |= set((self.unknown or ())[:1])
+        kept = _signs(self.decode([one for one in ids if one not in special]) or "")
+        missing = [sign for sign in dict.fromkeys(text) if not _signs(sign) <= kept]
+        return [sign for sign in missing[:TRIED] if self._makes_nothing(sign)]
+
+    def _makes_nothing(self, sign: str) -> bool:
+        try:
+            return all(map(self._is_blank, self.encode(sign, "a text", added=False)))
+        except (TypeError, ValueError):
+            return False
+
     def _table(self, name: str):
         """An entry of the tokenizer's tables: some write it as a method, some leave it out, some raise an error."""
         found = _part(self.own, name)
@@ -213,13 +234,14 @@ class Tokenizer:
         except Exception:  # foreign code
             return None
 
-    def chat(self, messages: list[dict], render: bool = False):
+    def chat(self, messages: list[dict], render: bool = False, opens: bool = True):
         """What the chat template makes of messages: ids, or the text if ``render``. Its errors are its own.
 
-        What comes next is the assistant's answer, or the rest of it where the last message is the assistant's.
+        What comes next is the assistant's answer, if it ``opens`` one, or the rest of it where the last message is the
+        assistant's.
         """
         goes_on = messages[-1]["role"] == "assistant"
-        how = {"continue_final_message": True} if goes_on else {"add_generation_prompt": True}
+        how = {"continue_final_message": True} if goes_on else {"add_generation_prompt": opens}
         if self._template is not None and not self._table("chat_template"):
             how["chat_template"] = self._template
         if render:
@@ -321,6 +343,16 @@ def around(whole: list[int], plain: list[int]) -> tuple[list[int], list[int]] | 
         if whole[start : start + len(plain)] == plain:
             return whole[:start], whole[start + len(plain) :]
     return None
+
+
+def _signs(text: str) -> set[str]:
+    """Its characters, without their case, width and accents, and the line ends alone of its blanks."""
+    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", "".join(set(text))).casefold())
+    return {one for one in plain if not (one in "\t \u2581" or unicodedata.category(one) == "Zs" or _is_accent(one))}
+
+
+def _is_accent(sign: str) -> bool:
+    return "\u0300" <= sign <= "\u036f"
 
 
 def _flat(found) -> list[int] | None:

@@ -97,16 +97,68 @@ def test_words_that_are_not_known():
     assert notes("  ", make()) == "The tokenizer makes no token of the text '  '."
 
 
-def test_letters_that_leave_no_trace():
+def test_characters_that_leave_no_trace(tiny):
     letters = Tokenizer(models.BPE({sign: i for i, sign in enumerate("abc d")}, []))
     said = notes("ab\u0436c d\u0416", letters)
     assert said.startswith("The tokenizer drops '\u0436' and 1 more of its characters from the prompt")
-    assert notes("abc d", letters) == ""
+    for sign in "+-,?\u20ac\u2212\u2192\n\r\u2028\u093f\u0941\u200d\U0001f600":
+        assert notes(f"ab{sign}c", letters).startswith(f"The tokenizer drops {sign!r} from the prompt")
+        for asked in ({"target": f"a{sign}b", "contrast": "c"}, {"contrast": f"a{sign}b", "target": "c"}):
+            name, value = next(iter(asked.items()))
+            with pytest.raises(ValueError) as refused:
+                attribute(tiny("llama"), "abc d", **asked, tokenizer=letters)
+            expected = f"{name} {value!r} holds {sign!r}, which the tokenizer drops: give a string without it, or a to"
+            assert str(refused.value).startswith(expected)
+    assert notes("abc d\u00a0\t", letters) == ""  # blanks
+    attribute(tiny("llama"), "abc d", target="ab", contrast="c", tokenizer=letters)  # as it says
     letters.normalizer = normalizers.BertNormalizer()  # case and accents may go
     assert notes("\u00c1B c\u0327 D", letters) == ""
+    assert "drops '\\n' and at least 199 more" in notes("a\n" + "".join(map(chr, range(0x4E00, 0x5200))), letters)
+    ends = PreTrainedTokenizerFast(tokenizer_object=letters, eos_token="</s>", chat_template=STRINGS)
+    letters.post_processor = processors.TemplateProcessing(single="$A d", special_tokens=[("d", 4)])
+    assert "ends the prompt" in notes("a+b", letters) and "drops '+'" in notes("a+b", letters)  # beside another note
+    assert "drops 'u' and 8 more" in notes([USER | {"content": "a+b"}], ends)
+
+
+@pytest.mark.parametrize(
+    "text", ["A na\u00efve \ufb01x\u2026 \u20ac5, 1+1\n\r\n \u0915\u093f \u304c \ud55c\u200d\u00a0x", "\u4e2d" * 9]
+)
+def test_what_spells_by_bytes_drops_nothing(text, smollm2):
+    signs = Tokenizer(models.BPE({sign: i for i, sign in enumerate(pre_tokenizers.ByteLevel.alphabet())}, []))
+    signs.pre_tokenizer = pre_tokenizers.ByteLevel()  # without a decoder its bytes are not put together
+    for tokenizer in (signs, smollm2[1], transformers.ByT5Tokenizer()):
+        assert "drops" not in notes(text, tokenizer)
+    assert "drops" not in notes([USER | {"content": text}], smollm2[1])
+
+
+def test_many_characters_are_tried_in_bounded_number():
     signs = Tokenizer(models.BPE({sign: i for i, sign in enumerate(pre_tokenizers.ByteLevel.alphabet())}, []))
     signs.pre_tokenizer = pre_tokenizers.ByteLevel()
-    assert notes("\u0436", signs) == ""  # without a decoder its bytes are not put together, but there they are
+
+    class Counts:
+        calls = 0
+
+        def encode(self, text, **options):
+            Counts.calls += 1
+            return signs.encode(text).ids
+
+        def decode(self, ids):
+            return signs.decode(ids)
+
+    assert "drops" not in notes("".join(map(chr, range(0x4E00, 0x9C00))), Counts()) and Counts.calls < 230
+
+
+def test_what_other_tokenizers_change_is_not_dropped():
+    words = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2, ",": 3, "na": 4, "##ive": 5}, unk_token="[UNK]"))
+    words.normalizer, words.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    bert = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+    assert notes("AB, \u00c0b\tna\u00efve", bert) == "" and "drops '\\n' from" in notes("a\nb", bert)
+    assert "drops" not in notes("a \u20ac [UNK]", bert)  # not known, which is another matter
+    pieces = [("<unk>", 0.0), *((sign, -1.0) for sign in "\u2581abfi1,")]
+    unigram = Tokenizer(models.Unigram(pieces, unk_id=0))
+    unigram.normalizer, unigram.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+    assert notes("ab \ufb01\u00a0\uff11,  a\u3000b \u2581a", unigram) == ""
+    assert notes("The  capital\t of ", make()) == "" and "drops '\\n'" in notes("The\ncapital", make())
 
 
 def test_padding_is_left_out_where_a_mask_tells_it():
@@ -133,8 +185,8 @@ def test_padding_by_a_token_that_has_another_use(single, pad, tiny):
     for side, place in (("left", "begins"), ("right", "ends")):
         batch = tokenizer([TEXT, "The"], padding=True, padding_side=side)
         said = f"The prompt {place} with '{pad}', {5 if single[0] == '<' and (side, pad) == ('left', '<s>') else 4} of"
-        assert notes(batch.input_ids[1], tokenizer).startswith(said) and "twice" not in notes(batch.input_ids[1], tokenizer)
-        assert notes(batch.input_ids[0], tokenizer) == ""
+        found = notes(batch.input_ids[1], tokenizer)
+        assert found.startswith(said) and "twice" not in found and notes(batch.input_ids[0], tokenizer) == ""
         first, second = attribute_batch(tiny("llama"), batch.input_ids, tokenizer=tokenizer)
         assert first.explained.note == "" and said in second.explained.note
         mended = attribute_batch(tiny("llama"), batch, tokenizer=tokenizer)  # as the note says
@@ -170,9 +222,9 @@ def test_a_chat_is_what_its_template_makes_of_it(template, parts):
     found = read(messages, tokenizer)
     expected = tokenizer.apply_chat_template(takes, add_generation_prompt=True, return_dict=False)
     assert found.ids.tolist() == expected
-    assert found.notes == (
-        "The tokenizer's chat template has written the prompt, up to where the assistant's answer is to begin.",
-    )
+    begins = "up to where the assistant's answer is to begin"
+    end = begins if template == STRINGS else "the same whether or not it is to begin the assistant's answer"
+    assert found.notes == (f"The tokenizer's chat template has written the prompt, {end}.",)
     assert read([messages], tokenizer).ids.tolist() == read(tuple(messages), tokenizer).ids.tolist() == expected
 
 
@@ -190,6 +242,48 @@ def test_a_template_that_forgets_says_so_and_one_of_the_processor_serves():
     assert read([USER], Processor()).ids.tolist() == read([USER], make(template=STRINGS)).ids.tolist()
     said = read([{"role": "system", "content": "Canberra"}, USER], make(template=FORGETS)).notes
     assert said[1] == "The template leaves out the text of message 0, or changes it."
+
+
+def test_a_message_that_another_one_holds_is_missed():
+    template = "<s>{% for m in messages %}{{ m['content'] if loop.index0 not in [0, 2] }} {% endfor %}"
+    messages = [{"role": "system", "content": "is"}, USER, {"role": "user", "content": "of"}, USER]
+    said = read(messages, make(template=template)).notes[1:]
+    assert said == ("The template leaves out the text of message 0, 2, or changes it.",)
+    many = [USER, {"role": "user", "content": "of"}, USER] * 40
+    assert read(many, make(template=template)).notes[1:] == (
+        "The template leaves out the text of message 0, 2, or changes it.",
+    )
+    upper = STRINGS.replace("m['content']", "m['content'] | lower")
+    assert "leaves out the text of message 0, or changes it" in notes([USER], make(template=upper))
+    last = (
+        "{% for m in messages %}{% if loop.last or m.role == 'user' %}{{ m.content.split('Sydney')[-1] }} {% endif %}"
+    )
+    assert "of message 0, or" in notes(
+        [USER | {"content": "The Sydney is"}, USER], make(template=last + "{% endfor %}")
+    )
+
+
+def test_what_a_message_holds_beside_its_text():
+    call = {"type": "function", "function": {"name": "of", "arguments": {"is": "Sydney"}}}
+    messages = [
+        USER | {"name": "Canberra"}, ANSWER | {"reasoning_content": "The capital", "tool_calls": [call]},
+        {"role": "system", "content": "is", "name": "of"}, ANSWER | {"content": None, "tool_calls": [call]}, USER,
+    ]  # fmt: skip
+    silent = "{% for m in messages %}{{ m.role }} : {{ m.content or '' }} {% endfor %}"
+    assert read(messages, make(template=silent)).notes[1:] == (
+        "The template leaves out 'name' of message 0, 2.",
+        "The template leaves out 'reasoning_content' of message 1.",
+        "The template leaves out 'tool_calls' of message 1, 3.",
+    )
+    told = silent.replace(
+        "{% endfor",
+        "{% if m.tool_calls and not m.content %}{{ m.tool_calls[0].function.name }}"
+        "{% endif %}{% if m.role == 'system' %}{{ m.name }}{% endif %}{{ m.reasoning_content }} {% endfor",
+    )
+    assert read(messages, make(template=told)).notes[1:] == (
+        "The template leaves out 'name' of message 0.",
+        "The template leaves out 'tool_calls' of message 1.",
+    )
 
 
 @pytest.mark.parametrize(
@@ -333,7 +427,8 @@ def test_targets_in_arrays(tiny):
             ids(wrong)
         with pytest.raises(TypeError, match="^contrast is a tensor"):
             ids(5, wrong)
-    for wrong in (torch.tensor(1, device="meta"), True, [True, False], (0, np.True_), [torch.tensor(True)], torch.tensor([True, False])):
+    no_number, truth = torch.tensor(1, device="meta"), torch.tensor([True, False])
+    for wrong in (no_number, True, [True, False], (0, np.True_), [truth[0]], truth, truth.numpy()):
         with pytest.raises(TypeError, match="^position must be a whole number or a sequence of them"):
             attribute(model, PLAIN, position=wrong)
     for wrong in (torch.ones(2, 2, dtype=int), [torch.tensor([5, 6])], [[5]]):
@@ -344,7 +439,8 @@ def test_targets_in_arrays(tiny):
 
 
 def test_a_prompt_that_is_too_long_by_what_target_and_contrast_share(tiny):
-    model, asked = tiny("gpt2", max_position_embeddings=6), {"target": "Sydney is", "contrast": "Sydney of", "tokenizer": make()}
+    model = tiny("gpt2", max_position_embeddings=6)
+    asked = {"target": "Sydney is", "contrast": "Sydney of", "tokenizer": make()}
     said = "the prompt has 7 tokens, 1 of them what target and contrast share, more than the model's 6 positions: short"
     with pytest.raises(ValueError, match=f"^{said}"):
         attribute(model, TEXT, **asked)
