@@ -336,12 +336,18 @@ def test_a_wrapper_that_reads_both_ways_is_refused(family, tiny, ids):
             call()
 
 
-def test_a_cap_on_scores_that_sdpa_leaves_out_is_mended_as_the_refusal_says(wrapped, ids):
-    model, _ = wrapped("llava", "gemma2", final_logit_softcapping=None, attn_implementation="eager")
+def test_a_cap_on_scores_that_sdpa_leaves_out_is_mended_as_the_refusal_says(ids):
+    """On a wrapper that was made from its config, whose parts share it."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "final_logit_softcapping": None}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "vocab_size": 97}
+    text = transformers.Gemma2Config(**sizes, **heads)
+    config = transformers.LlavaConfig(text_config=text, vision_config=transformers.SiglipVisionConfig(**VISION))
+    model = transformers.LlavaForConditionalGeneration(config).eval()
     model.set_attn_implementation("eager")
     truth = attribute(model, ids, 3, 5).layers
-    for config in (model.config, model.config.text_config, model.model.language_model.config):
-        config._attn_implementation_internal = "sdpa"  # what older releases do by themselves
+    for part in model.modules():
+        if hasattr(part, "config"):
+            part.config._attn_implementation_internal = "sdpa"  # what older releases do by themselves
     with pytest.raises(ValueError, match=r"leaves that out: call model.set_attn_implementation\("):
         attribute(model, ids)
     model.set_attn_implementation("eager")
