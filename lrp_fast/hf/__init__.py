@@ -13,7 +13,7 @@ from .positions import keeping_rotations, made_for, position_limit
 from .replay import Recorded, recording, replaying, tracing
 from .sizes import LayerSize, layer_sizes, weight_bytes
 from .taken import check_language_model, check_weights, language_model_class, reads_token_types
-from .threads import acting_for, here
+from .threads import here
 from .vocabulary import share_a_row, vocabulary_size
 from .weights import device_of, unreadable_format
 from .wrappers import give_language_model
@@ -25,7 +25,6 @@ __all__ = [
     "LayerSize",
     "Recorded",
     "UnsupportedModuleError",
-    "acting_for",
     "at_rest",
     "check",
     "check_edges",
