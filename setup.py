@@ -13,7 +13,8 @@ from setuptools.errors import CompileError, LinkError
 # Face's. Because of this mapping an editable install works through an import hook that knows the packages by name,
 # and the root of the repository is not put on sys.path. lrp_fast_cli lies beside lrp_fast because whatever lies inside
 # imports lrp_fast first, and with it torch and transformers.
-PACKAGES = [*find_packages(include=["lrp_fast", "lrp_fast.*", "lrp_fast_cli"]), "lrp_fast.kernels"]
+KERNELS = ["lrp_fast.kernels", *(f"lrp_fast.kernels.{name}" for name in find_packages("kernels"))]
+PACKAGES = [*find_packages(include=["lrp_fast", "lrp_fast.*", "lrp_fast_cli"]), *KERNELS]
 PACKAGE_DIR = {"lrp_fast.kernels": "kernels"}
 
 OPENMP_PROBE = "#include <omp.h>\nint main() { return omp_get_max_threads() > 0 ? 0 : 1; }\n"

@@ -18,8 +18,11 @@ Case = tuple[str, object, dict[str, str], dict[str, object], int, int]
 # Elements of a pointwise program of 4 warps: 8 a thread, one 16-byte load of each 2-byte operand.
 _ELEMENTS = 1024
 
-# What `taken_down` fills, and the capability that it asks for: of the caller's context alone, other threads launch.
-_recording: ContextVar[tuple[list, tuple[int, int]] | None] = ContextVar("recording", default=None)
+# (jit_fn, programs, arguments, constexprs, num_warps, num_stages) -> None
+Launch = Callable[[object, int, tuple, dict[str, object], int, int], object]
+
+# What `instead` was given: of the caller's context alone, other threads launch.
+_instead: ContextVar[tuple[Launch, tuple[int, int]] | None] = ContextVar("instead", default=None)
 
 
 @triton.jit
@@ -50,9 +53,9 @@ def pointwise(kernel, matrices: list[Tensor | None], *scalars: float, **constexp
 
 
 def launch(kernel, programs: int, *arguments, num_warps: int = 4, num_stages: int = 1, **constexprs) -> None:
-    """Runs ``kernel`` on the device of its first argument; inside `taken_down` it only tells what would run."""
-    if (recording := _recording.get()) is not None:
-        recording[0].append((kernel, arguments, constexprs, num_warps, num_stages))
+    """Runs ``kernel`` on the device of its first argument; inside `instead` it is handed over."""
+    if (instead := _instead.get()) is not None:
+        instead[0](kernel, programs, arguments, constexprs, num_warps, num_stages)
     elif programs:
         with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device, wherever the tensors are
             # Triton 3.10 will no longer fuse multiplications and additions unless it is told to.
@@ -62,8 +65,8 @@ def launch(kernel, programs: int, *arguments, num_warps: int = 4, num_stages: in
 
 def capability(x: Tensor) -> tuple[int, int]:
     """The compute capability that tile tables are read for."""
-    if (recording := _recording.get()) is not None:
-        return recording[1]
+    if (instead := _instead.get()) is not None:
+        return instead[1]
     return torch.cuda.get_device_capability(x.device) if x.is_cuda else (8, 0)
 
 
@@ -74,8 +77,18 @@ def record(calls: dict[str, Callable[[], object]], on: tuple[int, int]) -> list[
         with taken_down(on) as launches:
             call()
         for kernel, arguments, constexprs, num_warps, num_stages in launches:
-            cases.append((name, kernel, *_specialised(kernel, arguments, constexprs, on), num_warps, num_stages))
+            cases.append((name, kernel, *specialised(kernel, arguments, constexprs, on), num_warps, num_stages))
     return cases
+
+
+@contextmanager
+def instead(run: Launch, on: tuple[int, int]) -> Iterator[None]:
+    """Launches in this context are calls of ``run``, as on a device of capability ``on``."""
+    token = _instead.set((run, on))
+    try:
+        yield
+    finally:
+        _instead.reset(token)
 
 
 @contextmanager
@@ -84,14 +97,11 @@ def taken_down(on: tuple[int, int]) -> Iterator[list]:
     as on a device of capability ``on``, and do not happen.
     """
     launches: list = []
-    token = _recording.set((launches, on))
-    try:
+    with instead(lambda kernel, programs, *rest: launches.append((kernel, *rest)), on):
         yield launches
-    finally:
-        _recording.reset(token)
 
 
-def _specialised(kernel, arguments, constexprs, on):
+def specialised(kernel, arguments, constexprs, on):
     """The signature and the constants that Triton's own launcher makes of a launch."""
     # Imported here, because no launch may depend on Triton's insides.
     from triton.backends.compiler import GPUTarget

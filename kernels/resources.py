@@ -27,8 +27,11 @@ class Resources(NamedTuple):
     tensor_memory: int = 0
 
 
-def resources(case: Case, architecture: int) -> Resources:
-    """Of one of `common.record`'s cases, on sm_``architecture``. Raises whatever the compiler raises."""
+def compiled(case: Case, architecture: int):
+    """What Triton makes of one of `common.record`'s cases for sm_``architecture``: its ``asm`` and ``metadata``.
+
+    Raises whatever the compiler raises.
+    """
     _, fn, signature, constexprs, num_warps, num_stages = case
     target = GPUTarget("cuda", architecture, 32)
     found = {name: kind.partition(":")[::2] for name, kind in signature.items()}
@@ -36,12 +39,17 @@ def resources(case: Case, architecture: int) -> Resources:
     attributes = {(i,): parse(attribute) for i, (_, attribute) in enumerate(found.values()) if attribute}
     source = ASTSource(fn, {name: kind for name, (kind, _) in found.items()}, constexprs, attributes)
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
-    compiled = triton.compile(source, target=target, options=options)
+    return triton.compile(source, target=target, options=options)
+
+
+def resources(case: Case, architecture: int) -> Resources:
+    """Of one of `common.record`'s cases, on sm_``architecture``. Raises whatever the compiler raises."""
+    result = compiled(case, architecture)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(result.asm["cubin"])
         file.flush()
         command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
         usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     registers, stack, local = (int(re.search(rf"\b{what}:(\d+)", usage)[1]) for what in ("REG", "STACK", "LOCAL"))
-    metadata = compiled.metadata
+    metadata = result.metadata
     return Resources(metadata.shared, registers, stack + local, metadata.tmem_size or 0)

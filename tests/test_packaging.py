@@ -115,7 +115,7 @@ def test_wheel_installs_the_package_and_where_its_command_line_begins(wheel):
 
 @pytest.mark.slow
 def test_wheel_holds_every_module_and_data_file(wheel):
-    expected = {f"lrp_fast/{path.relative_to(REPO)}" for path in (REPO / "kernels").glob("*.py")}
+    expected = {f"lrp_fast/{path.relative_to(REPO)}" for path in (REPO / "kernels").glob("**/*.py")}
     expected.add("lrp_fast/kernels/tiles.json")
     expected |= {f"lrp_fast_cli/{path.name}" for path in (REPO / "lrp_fast_cli").glob("*.py")}
     for pattern in ("**/*.py", "report/*.html", "report/*.css", "report/*.js"):

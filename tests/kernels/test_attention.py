@@ -11,7 +11,7 @@ import triton.language as tl
 
 from lrp_fast import reference
 from lrp_fast.kernels import attention as kernels
-from lrp_fast.kernels.attention import Tiles
+from lrp_fast.kernels.attention import Tiles, arguments, backward_pass, pieces
 from lrp_fast.rules import Rules
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -198,7 +198,7 @@ def test_rounds_no_worse_than_the_dense_form(case, within_rounding, monkeypatch)
 
 def compare(case, within_rounding, monkeypatch, forward=forward):
     if case.tiles is not None:
-        monkeypatch.setattr(kernels, "config", lambda *_: case.tiles)
+        monkeypatch.setattr(arguments, "config", lambda *_: case.tiles)
     tensors = case.tensors()
     (out, _), grads = run(case, *tensors, forward=forward)
     plain, plain_grads = define(case, *tensors, case.dtype)
@@ -242,7 +242,7 @@ def test_lse_is_the_logarithm_of_the_denominator(softcap, sinks, within_rounding
 
 @pytest.mark.parametrize("rules", [Rules(), Rules("cp", attention_gamma=0.25)], ids=["attnlrp", "cp"])
 def test_a_sink_of_minus_infinity_is_none(rules, within_rounding, same, monkeypatch):
-    monkeypatch.setattr(kernels, "config", lambda *_: SMALL)
+    monkeypatch.setattr(arguments, "config", lambda *_: SMALL)
     case = Case(rules, 63, 63, batch=2, window=17, bounds=((0, 40), (30, 63)))
     query, key, value, g, _, bounds = case.tensors()
     plain = run(case, query, key, value, g, None, bounds)
@@ -288,7 +288,7 @@ def test_queries_before_the_first_key_read_nothing(sink):
 @pytest.mark.parametrize("rules", [Rules(), Rules("cp"), Rules(attention_epsilon=0.1, attention_gamma=0.25)],
                          ids=["attnlrp", "cp", "gamma"])  # fmt: skip
 def test_tiles_without_relevance_are_never_read(rules, monkeypatch):
-    monkeypatch.setattr(kernels, "config", lambda *_: Tiles(16, 32, 4, 2))
+    monkeypatch.setattr(arguments, "config", lambda *_: Tiles(16, 32, 4, 2))
     case = Case(rules, 257, 257, 2, 1)
     query, key, value, g, sinks, bounds = case.tensors()
     rows = torch.zeros(257, dtype=torch.bool, device=DEVICE)
@@ -316,11 +316,11 @@ def test_tiles_without_relevance_are_never_read(rules, monkeypatch):
 
 def test_any_number_of_tiles_is_compacted(monkeypatch):
     case = Case(Rules(), 257, 257, tiles=Tiles(16, 32, 4, 2))
-    monkeypatch.setattr(kernels, "config", lambda *_: case.tiles)
+    monkeypatch.setattr(arguments, "config", lambda *_: case.tiles)
     query, key, value, g, sinks, bounds = case.tensors()
     g[:, :, 32:160] = 0
     _, expected = run(case, query, key, value, g, sinks, bounds)
-    monkeypatch.setattr(kernels, "_COMPACT", 4)  # of 17 tiles
+    monkeypatch.setattr(backward_pass, "_COMPACT", 4)  # of 17 tiles
     _, found = run(case, query, key, value, g, sinks, bounds)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
@@ -330,9 +330,9 @@ def test_tiles_of_queries_need_not_fit_together(by_query, monkeypatch):
     case = Case(Rules(), 111, 111, 2, 1)
     query, key, value, g, sinks, bounds = case.tensors()
     g[:, :, [*range(40), *range(50, 100)]] = 0
-    monkeypatch.setattr(kernels, "config", lambda step, *_: by_query if step == "dq" else Tiles(32, 32, 4, 2))
+    monkeypatch.setattr(arguments, "config", lambda step, *_: by_query if step == "dq" else Tiles(32, 32, 4, 2))
     _, found = run(case, query, key, value, g, sinks, bounds)
-    monkeypatch.setattr(kernels, "config", lambda *_: Tiles(32, 32, 4, 2))
+    monkeypatch.setattr(arguments, "config", lambda *_: Tiles(32, 32, 4, 2))
     _, expected = run(case, query, key, value, g, sinks, bounds)
     assert expected[0][:, :, 100:].any() and not found[0][:, :, 50:96].any()
     for one, other in zip(found, expected, strict=True):
@@ -419,7 +419,7 @@ def test_rows_beyond_2_to_the_31_elements(same, monkeypatch):
 @triton.jit
 def cap_ratio_kernel(x, y, BLOCK: tl.constexpr):
     o = tl.arange(0, BLOCK)
-    tl.store(y + o, kernels.cap_ratio(tl.load(x + o)))
+    tl.store(y + o, pieces.cap_ratio(tl.load(x + o)))
 
 
 def test_cap_ratio_is_accurate_everywhere(device):

@@ -1,4 +1,4 @@
-"""The compile gate: what `compile_cases` of every kernels/*.py lists becomes machine code for every architecture,
+"""The compile gate: what `compile_cases` of every module of kernels/ lists becomes machine code for every architecture,
 within the memory of its devices, shared and for tensors, and without a stack. No GPU is needed.
 
 A module's ``compile_cases(on)`` lists what it launches on a device of compute capability ``on``.
@@ -27,7 +27,9 @@ from lrp_fast.kernels.resources import SHARED, TENSOR_MEMORY, Resources, resourc
 
 KERNELS = Path(__file__).parents[2] / "kernels"
 MODULES = sorted(
-    path.stem for path in KERNELS.glob("*.py") if re.search(r"^def compile_cases\(", path.read_text(), re.MULTILINE)
+    path.relative_to(KERNELS).with_suffix("").parts[0]  # of a folder, its own __init__ has it
+    for path in KERNELS.glob("**/*.py")
+    if re.search(r"^def compile_cases\(", path.read_text(), re.MULTILINE)
 )
 ARCHITECTURES = (80, 89, 90, 100)
 # sm_86 and sm_120 have the shared memory of sm_89, and its tiles: of theirs, what sm_89 has otherwise, and a selection.
@@ -151,7 +153,7 @@ def test_every_kernel_is_listed():
     """A jit kernel that is launched but not in `compile_cases` would escape the gate."""
     listed = {fn.__name__ for module in MODULES for fn in (case[1] for case in cases(module, 90))}
     written = set()
-    for path in KERNELS.glob("*.py"):
+    for path in KERNELS.glob("**/*.py"):
         written |= set(re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.MULTILINE))
     assert written and written <= listed
 

@@ -9,7 +9,8 @@ import triton
 from lrp_fast import ops, reference
 from lrp_fast.kernels import attention
 from lrp_fast.kernels import edges as kernels
-from lrp_fast.kernels.attention import Tiles
+from lrp_fast.kernels.attention import Tiles, arguments
+from lrp_fast.kernels.edges import listed
 from lrp_fast.ops import edges, select
 from lrp_fast.ops.attention import Kept, Reach, Trace
 from lrp_fast.rules import Rules
@@ -147,7 +148,7 @@ if not INTERPRETED:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_edges_round_no_worse_than_the_definition(case, within_rounding, monkeypatch):
     if case.tiles is not None:
-        monkeypatch.setattr(kernels, "config", lambda *_: case.tiles)
+        monkeypatch.setattr(arguments, "config", lambda *_: case.tiles)
     tensors = case.tensors()
     rows = torch.arange(case.queries, device=DEVICE)
     found = dense(case.trace(*tensors[:4]), rows, *tensors[4:])
@@ -207,9 +208,9 @@ if not INTERPRETED:
 @pytest.mark.parametrize("case", PROMPTS, ids=str)
 def test_lists_are_those_of_a_sort(case, shipped, monkeypatch):
     if not shipped:  # several tiles a segment, several segments a row, several launches
-        monkeypatch.setattr(kernels, "config", lambda *_: Tiles(16, 16, 4, 1))
-        monkeypatch.setattr(kernels, "_SEGMENT", 48)
-        monkeypatch.setattr(kernels, "_LISTED", 2**9)
+        monkeypatch.setattr(arguments, "config", lambda *_: Tiles(16, 16, 4, 1))
+        monkeypatch.setattr(listed, "_SEGMENT", 48)
+        monkeypatch.setattr(listed, "_LISTED", 2**9)
     tensors = case.tensors()
     trace, parts = case.trace(*tensors[:4]), tensors[4:]
     rows = torch.arange(case.queries, device=DEVICE)
@@ -228,8 +229,8 @@ def test_of_equal_edges_those_further_to_the_left_are_kept(monkeypatch):
     given = edges._prepared(trace, None, None)
     for small in (False, True):
         if small:
-            monkeypatch.setattr(kernels, "config", lambda *_: Tiles(16, 16, 4, 1))
-            monkeypatch.setattr(kernels, "_SEGMENT", 32)
+            monkeypatch.setattr(arguments, "config", lambda *_: Tiles(16, 16, 4, 1))
+            monkeypatch.setattr(listed, "_SEGMENT", 32)
         matrix = dense(trace, rows)
         for k in (3, 13):
             found = kernels.strongest(given, rows, k)
@@ -249,7 +250,7 @@ def test_of_equal_edges_those_further_to_the_left_are_kept(monkeypatch):
 def test_strength_decides_whatever_its_size_and_sign(monkeypatch):
     """From the smallest to far beyond 2, where a candidate's highest bits are set; lists that are not full; both
     signs."""
-    monkeypatch.setattr(kernels, "config", lambda *_: Tiles(16, 16, 4, 1))
+    monkeypatch.setattr(arguments, "config", lambda *_: Tiles(16, 16, 4, 1))
     case = Case(Rules("cp"), 63, 63, 1, 1, causal=False)
     g, query, key, value, *_ = case.tensors()
     query.zero_()  # all weights are 1 / 63
@@ -307,7 +308,7 @@ def test_histograms_are_exact_in_any_order(shape, draw):
 @pytest.mark.parametrize("rules", [Rules("attnlrp"), Rules("cp", **BOTH)], ids=["attnlrp", "cp"])
 def test_listed_queries_alone_are_read(rules, same, monkeypatch):
     """And of keys and values those that one of them reads: the others' tiles are left out."""
-    monkeypatch.setattr(kernels, "config", lambda *_: Tiles(16, 16, 4, 1))
+    monkeypatch.setattr(arguments, "config", lambda *_: Tiles(16, 16, 4, 1))
     case = Case(rules, 63, 111, window=30)
     g, query, key, value, *_ = case.tensors()
     rows = rows_of(17, 18, 30, 31, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 46, 47)  # up to position 95

@@ -11,7 +11,7 @@ DEVICES = [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0), *(tuple(map(int, name.split
 
 @pytest.mark.parametrize("on", sorted(set(DEVICES)))
 def test_attention_s_rows_are_complete(on, monkeypatch):
-    monkeypatch.setattr(attention, "capability", lambda _: on)
+    monkeypatch.setattr(attention.arguments, "capability", lambda _: on)
     for dim in (64, 80, 96, 128, 256):
         for dtype in (torch.float16, torch.float32):
             for gamma, capped in ((False, False), (False, True), (True, False)):

@@ -1,0 +1,99 @@
+"""A tile of edges, of which the two kernels make different things."""
+
+import triton
+import triton.language as tl
+
+from ..attention.pieces import load_tile, scores
+
+
+@triton.jit
+def add_head(b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse, passed, i_h, b_t, queries,
+             stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud, qk_scale, cap_scale, through_scale,
+             SOFTCAP: tl.constexpr, SCORES: tl.constexpr, RATIO: tl.constexpr, GAMMA: tl.constexpr,
+             K_PART: tl.constexpr, V_PART: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """What head i_h adds to the tile of edges b_a (BLOCK_M, BLOCK_N), in units of the values' share."""
+    i_h = tl.cast(i_h, tl.int64)
+    # (BLOCK_M, BLOCK_D)
+    b_q = load_tile(q + i_h * stride_qh, b_t, stride_qt, stride_qd, 0, 0, HEAD_DIM, BLOCK_D, False)
+    # (BLOCK_M, BLOCK_N)
+    b_qk = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
+    b_s, b_factor = scores(b_qk, b_t[:, None], b_t[:, None], 0, 0, 0, qk_scale, cap_scale, False, False, SOFTCAP,
+                           RATIO, False)  # fmt: skip
+    b_lse = tl.load(lse + i_h * queries + b_t)
+    b_p = tl.exp2(b_s - b_lse[:, None] * 1.4426950408889634)
+    b_u = load_tile(u + i_h * stride_uh, b_t, stride_ut, stride_ud, 0, 0, HEAD_DIM, BLOCK_D, False)
+    b_more = b_u
+    if GAMMA:
+        b_more = load_tile(more + i_h * stride_uh, b_t, stride_ut, stride_ud, 0, 0, HEAD_DIM, BLOCK_D, False)
+    b_e = tl.dot(b_u, tl.trans(b_v_part), input_precision="ieee")
+    if GAMMA:
+        b_e = tl.dot(b_more, tl.trans(b_v_more), b_e, input_precision="ieee")
+    if SCORES:
+        b_ds = b_e
+        if V_PART:
+            b_ds = tl.dot(b_u, tl.trans(b_v), input_precision="ieee")
+            if GAMMA:
+                b_ds = tl.dot(b_more, tl.trans(b_abs), b_ds, input_precision="ieee")
+        b_passed = tl.load(passed + i_h * queries + b_t)
+        b_ds = b_ds - b_passed[:, None]
+        if SOFTCAP:
+            b_ds = b_ds * b_factor
+        if K_PART:
+            b_qk = tl.dot(b_q, tl.trans(b_k_part), input_precision="ieee")
+        b_e += b_ds * (b_qk * through_scale)
+    return b_a + b_p * b_e
+
+
+@triton.jit
+def edge_tile(q, u, more, k, v, k_part, v_part, lse, passed, b_t, o_j, end, queries, keys, kv_heads, groups, window,
+              stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
+              stride_kh, stride_ks, stride_kd, stride_vh, stride_vs, stride_vd,
+              stride_kph, stride_kps, stride_kpd, stride_vph, stride_vps, stride_vpd,
+              qk_scale, cap_scale, through_scale, value_share, GROUPED: tl.constexpr,
+              CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SCORES: tl.constexpr,
+              RATIO: tl.constexpr, GAMMA: tl.constexpr, K_PART: tl.constexpr, V_PART: tl.constexpr,
+              HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+    """Edges (BLOCK_M, BLOCK_N) from queries b_t to keys o_j, 0 where a query does not read a key and from end on."""
+    b_a = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+    o_real = tl.minimum(o_j, keys - 1)  # the others come out as 0 below: no load needs a mask for them
+    for i_kv in range(0, kv_heads):
+        i_kv = tl.cast(i_kv, tl.int64)
+        # (BLOCK_N, BLOCK_D)
+        b_k = load_tile(k + i_kv * stride_kh, o_real, stride_ks, stride_kd, 0, 0, HEAD_DIM, BLOCK_D, False)
+        b_v = load_tile(v + i_kv * stride_vh, o_real, stride_vs, stride_vd, 0, 0, HEAD_DIM, BLOCK_D, False)
+        b_k_part = b_k
+        if K_PART:
+            b_k_part = load_tile(k_part + i_kv * stride_kph, o_real, stride_kps, stride_kpd, 0, 0, HEAD_DIM, BLOCK_D,
+                                 False)  # fmt: skip
+        b_v_part = b_v
+        if V_PART:
+            b_v_part = load_tile(v_part + i_kv * stride_vph, o_real, stride_vps, stride_vpd, 0, 0, HEAD_DIM, BLOCK_D,
+                                 False)  # fmt: skip
+        b_abs = b_v
+        b_v_more = b_v
+        if GAMMA:  # |V|, and what the input contributes to it
+            b_abs = tl.abs(b_v)
+            b_v_more = b_abs
+            if V_PART:
+                b_v_more = tl.where(b_v > 0.0, b_v_part, tl.where(b_v < 0.0, -b_v_part, 0.0)).to(b_v.dtype)
+        if GROUPED:
+            for i_g in range(0, groups):
+                b_a = add_head(
+                    b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse, passed, i_kv * groups + i_g,
+                    b_t, queries, stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
+                    qk_scale, cap_scale, through_scale,
+                    SOFTCAP, SCORES, RATIO, GAMMA, K_PART, V_PART, HEAD_DIM, BLOCK_D,
+                )  # fmt: skip
+        else:  # without a loop of its own, so that the loads above are pipelined
+            b_a = add_head(
+                b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse, passed, i_kv, b_t, queries,
+                stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud, qk_scale, cap_scale, through_scale,
+                SOFTCAP, SCORES, RATIO, GAMMA, K_PART, V_PART, HEAD_DIM, BLOCK_D,
+            )  # fmt: skip
+    o_i = (b_t + (keys - queries))[:, None]
+    m = (o_j < end)[None, :] & (o_i >= 0)
+    if CAUSAL:
+        m = m & (o_j[None, :] <= o_i)
+    if WINDOW:
+        m = m & (o_j[None, :] > o_i - window)
+    return tl.where(m, b_a * value_share, 0.0)

@@ -1,0 +1,107 @@
+"""What both launches take: the gradient behind the stabilisers, and the arguments in the kernels' form."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ..attention import arguments
+from ..attention.arguments import block_d, flags_of, score_scalars
+from ..attention.prepare import prepare_kernel
+from ..common import launch, strides
+from ..tiles import Table
+
+_PREPARED = 32  # queries that a program of prepare_kernel looks at
+
+
+class Pass(NamedTuple):
+    """One backward pass through an attention of one prompt, as the edge kernels read it. See `prepare`."""
+
+    query: Tensor  # (1, H, T, D), any strides
+    key: Tensor
+    value: Tensor
+    u: Tensor  # (1, H, T, D), or two of them
+    lse: Tensor  # (1, H, T) float32
+    passed: Tensor | None  # (1, H, T) float32 <u, o>; None where weights are constants
+    key_part: Tensor | None  # (1, H_kv, S, D)
+    value_part: Tensor | None
+    scalars: tuple[int, float, float, float, float]
+    flags: dict[str, bool]
+
+
+def prepare(
+    g: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    absolute_out: Tensor | None,
+    *,
+    key_part: Tensor | None,
+    value_part: Tensor | None,
+    scale: float,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+    value_share: float,
+    score_share: float,
+    ratio: bool,
+    epsilon: float = 0.0,
+    gamma: float = 0.0,
+) -> Pass:
+    """What both launchers take: the gradient behind the stabilisers, and the arguments in the kernels' form.
+
+    Args:
+        g, query, key, value, out, lse, absolute_out: as `attention.backward` takes them, of a batch of 1 without
+            bounds.
+        key_part, value_part: (1, H_kv, S, D), what the layer's input contributes to keys and values, rounded to their
+            dtype; None where that is key and value themselves. key_part counts if ``score_share`` is not 0.
+        value_share, score_share: not 0; of the values, and of the keys.
+    """
+    _, heads, queries, head_dim = query.shape
+    scored, gammaed = score_share != 0, gamma != 0
+    u, passed, lse = g, None, lse.contiguous()
+    written = bool(epsilon or gammaed or g.dtype != query.dtype)
+    if written or scored:
+        if written:
+            u = torch.empty((1 + gammaed, *query.shape[1:]), dtype=query.dtype, device=query.device)
+        passed = torch.empty_like(lse) if scored else None
+        if absolute_out is not None and absolute_out.stride() != out.stride():
+            as_out = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=out.device)
+            absolute_out = as_out.copy_(absolute_out)
+        tiles = triton.cdiv(queries, _PREPARED)
+        active = torch.empty(heads, tiles, dtype=torch.int32, device=query.device)  # nobody reads it
+        launch(
+            prepare_kernel, tiles * heads,
+            g, out, absolute_out, u if written else None, passed, active, None, *strides(g, out),
+            queries, key.shape[2], heads, tiles, u[0].numel(), float(epsilon), float(gamma),
+            STABILISED=bool(epsilon or gammaed), GAMMA=gammaed, SCORES=scored, WRITE_U=written, BOUNDS=False,
+            HEAD_DIM=head_dim, BLOCK_D=block_d(head_dim), BLOCK_M=_PREPARED,
+        )  # fmt: skip
+    key_part = None if key_part is None or not scored else key_part.to(key.dtype)
+    value_part = None if value_part is None else value_part.to(value.dtype)
+    scalars = (
+        *score_scalars(key, scale, window, softcap), float(score_share / value_share * scale), float(value_share)
+    )  # fmt: skip
+    flags = flags_of(key, causal, window, softcap, None)
+    del flags["BOUNDS"]
+    flags |= {"SCORES": scored, "RATIO": ratio, "GAMMA": gammaed}
+    flags |= {"K_PART": key_part is not None, "V_PART": value_part is not None}
+    return Pass(query, key, value, u, lse, passed, key_part, value_part, scalars, flags)
+
+
+def launch_arguments(given: Pass, table: Table):
+    """Tiles; then in the kernels' order tensors, their strides, queries, keys, kv_heads and groups; and constants."""
+    query, key, value, key_part, value_part, u = *given[:3], given.key_part, given.value_part, given.u[:1]
+    head_dim, flags = query.shape[-1], given.flags
+    step = "edges parts" if flags["K_PART"] or flags["V_PART"] or flags["GAMMA"] else "edges"
+    tiles = arguments.config(step, query, False, False, table)
+    more = given.u[1] if flags["GAMMA"] else None
+    tensors = (query, u, more, key, value, key_part, value_part, given.lse, given.passed)
+    steps = [x.stride()[1:] if x is not None else (0, 0, 0) for x in (query, u, key, value, key_part, value_part)]
+    groups = query.shape[1] // key.shape[1]
+    sizes = (query.shape[2], key.shape[2], key.shape[1], groups)
+    forms = flags | {"GROUPED": groups > 1, "HEAD_DIM": head_dim, "BLOCK_D": block_d(head_dim)}
+    return tiles, tensors, [one for three in steps for one in three], sizes, forms
