@@ -132,7 +132,11 @@ def compared(before: Path, results: dict) -> str:
         if one != (old := earlier.get(name)):
             pairs = zip(_cells(old) if old else ["–"] * len(heads), _cells(one), strict=True)
             lines.append(f"| {name} | " + " | ".join(a if a == b else f"{a} → {b}" for a, b in pairs) + " |")
-    return "\n".join(lines if len(lines) > 2 else [f"Nothing has changed since {report['commit']}."])
+    if len(lines) == 2:
+        lines = [f"Nothing has changed since {report['commit']}."]
+    if any(report["results"][what] != results[what] for what in ("constants", "units")):
+        lines += ["", f"The model itself is not the one of {report['commit']}."]
+    return "\n".join(lines)
 
 
 def _cells(one):

@@ -68,11 +68,12 @@ def play(body: list[Instruction], warps: int, programs: int, iterations: int = 1
     while len(first.ends) < iterations:
         when, cause, warp = _next(running, steps, units, now, latest)
         one = steps[warp.at]
-        if len(first.ends) >= warm:
-            idle[cause] += _unused(units.tensor, now, when)
-            idle["issue"] += _unused(units.tensor, when, when + 1)
-            idle["wgmma operands"] += one.amount - one.useful if one.does == "product" else 0
+        counts = len(first.ends) >= warm
+        idle[cause] += counts * _unused(units.tensor, now, when)
         _issue(warp, one, units, when, running)
+        idle["issue"] += counts * _unused(units.tensor, when, when + 1)
+        if one.does == "product":
+            idle["wgmma operands"] += counts * (one.amount - one.useful)
         warp.at += 1
         if warp.at == len(steps):
             warp.at = 0
