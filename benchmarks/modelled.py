@@ -13,7 +13,8 @@ rounding and no values; no bank conflicts, and not that wgmma and other instruct
 misses of the L2; no clock that falls under load; and of a launch nothing but this loop: no prologues, no masked tiles,
 no last programs that run alone. Jumps inside a loop count as not taken. The constants are in loops/h100.py. One kernel
 gives the share its scale: Triton's tutorial attention, of which the model says 54 %, is reported to reach 47 to 49 %.
-Trust ratios, not absolutes.
+Small causes decide which of two warpgroups runs ahead: a difference of two points of share says nothing. Trust ratios,
+not absolutes.
 """
 
 from __future__ import annotations
