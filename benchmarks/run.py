@@ -67,7 +67,7 @@ def main() -> None:
 
         return tune.main(options.rows, options.on)
     if options.what == "modelled":
-        return modelled(options)
+        return issue_model(options)
     if options.what in ("kernels", "model", "profile"):
         sys.exit(kernels(options) if options.what == "kernels" else whole_model(options))
     if options.what == "linear":
@@ -128,7 +128,7 @@ def whole_model(options: argparse.Namespace) -> int:
     return 1 if results.get("wrong") else 0
 
 
-def modelled(options: argparse.Namespace) -> None:
+def issue_model(options: argparse.Namespace) -> None:
     import modelled  # needs Triton
 
     results = modelled.measure(options.rows)
