@@ -136,15 +136,18 @@ def same(found: tuple[Tensor | None, ...], expected: tuple[Tensor | None, ...]) 
     return True
 
 
-def work(row: str) -> tuple[object, Callable[[str], Run]]:
-    """The kernel that ``row`` is for, and what prepares, on a device, a call that launches it as it is mostly used."""
+def work(row: str, seldom: bool = False) -> tuple[object, Callable[[str], Run]]:
+    """The kernel that ``row`` is for, and what prepares, on a device, a call that launches it as it is mostly used; or,
+    where ``seldom``, as the row serves too: dV alone, as cp wants it, and whole tiles of edges.
+    """
     if match := re.fullmatch(r"(forward|dkv|dq)( gamma| capped)?, head_dim (\d+), (\d) bytes", row):
         step, form, head_dim, itemsize = match.groups()
         kernel = {"forward": attention.forward_kernel, "dkv": attention.dkv_kernel, "dq": attention.dq_kernel}[step]
-        return kernel, lambda device: _attention(step, form, int(head_dim), DTYPES[int(itemsize)], device)
+        return kernel, lambda device: _attention(step, form, int(head_dim), DTYPES[int(itemsize)], device, cp=seldom)
     if match := re.fullmatch(r"edges( parts)?, head_dim (\d+), (\d) bytes", row):
         form, head_dim, itemsize = match.groups()
-        return edges.strongest_kernel, lambda device: _edges(form, int(head_dim), DTYPES[int(itemsize)], device)
+        kernel = edges.tile_kernel if seldom else edges.strongest_kernel
+        return kernel, lambda device: _edges(form, int(head_dim), DTYPES[int(itemsize)], device, whole=seldom)
     if match := re.fullmatch(r"gamma_(forward|backward), (\d) bytes(, few rows)?", row):
         step, itemsize, few = match.groups()
         kernel = {"forward": linear.gamma_forward_kernel, "backward": linear.gamma_backward_kernel}[step]
@@ -161,18 +164,19 @@ def _heads(head_dim, dtype, device) -> list[Tensor]:
     ]
 
 
-def _attention(step, form, head_dim, dtype, device) -> Run:
+def _attention(step, form, head_dim, dtype, device, cp) -> Run:
     query, key, value, g = _heads(head_dim, dtype, device)
     gamma = form == " gamma"
     flags = {"scale": head_dim**-0.5, "causal": True, "window": None, "softcap": 30.0 if form == " capped" else None}
     if step == "forward":
         return lambda table: attention.forward(query, key, value, **flags, absolute=gamma, table=table)
     kept = attention.forward(query, key, value, **flags, absolute=gamma)
-    rule = {"value_share": 0.5, "score_share": 0.25, "ratio": True, "gamma": 0.25 * gamma}
+    shares = {"value_share": 1.0, "score_share": 0.0} if cp else {"value_share": 0.5, "score_share": 0.25}
+    rule = {**shares, "ratio": True, "gamma": 0.25 * gamma}
     return lambda table: attention.backward(g, query, key, value, *kept, **flags, **rule, table=table)
 
 
-def _edges(form, head_dim, dtype, device) -> Run:
+def _edges(form, head_dim, dtype, device, whole) -> Run:
     query, key, value, g = _heads(head_dim, dtype, device)
     flags = {"scale": head_dim**-0.5, "causal": True, "window": None, "softcap": None}
     kept = attention.forward(query, key, value, **flags)
@@ -180,6 +184,9 @@ def _edges(form, head_dim, dtype, device) -> Run:
     parts = {"key_part": key, "value_part": value} if form else {"key_part": None, "value_part": None}
     given = edges.prepare(g, query, key, value, *kept, **parts, **flags, **rule)
     rows = torch.arange(TOKENS, device=device)
+    if whole:
+        found = torch.empty(TOKENS**2, device=device)
+        return lambda table: (edges.tile(given, rows, slice(0, TOKENS), found, table),)
 
     def run(table):
         _, weights, dropped = edges.strongest(given, rows, 16, table)
