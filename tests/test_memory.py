@@ -191,6 +191,17 @@ def on_meta(dtype="bfloat16", **config):
         return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
+@pytest.mark.parametrize(
+    "dtype, kv_heads, bytes_a_feature", [("bfloat16", 8, 8), ("bfloat16", 64, 4), ("float16", 8, 8), ("float32", 8, 0)]
+)
+def test_what_flash_attention_takes_on_the_way_back_is_planned(dtype, kv_heads, bytes_a_feature):
+    """Where the rule is a scaled gradient: with a stabiliser, the kernels go back, and take nothing of the kind."""
+    model = on_meta(dtype, num_hidden_layers=2, num_key_value_heads=kv_heads)
+    budget, stabilised = Memory(device_budget=60 * 10**9), Rules(attention_epsilon=0.1)
+    own, without = (plan(model, 50_000, rule=rule, memory=budget).least["cuda"] for rule in ("attnlrp", stabilised))
+    assert own - without == pytest.approx(50_000 * 8192 * bytes_a_feature, rel=1e-6)
+
+
 def test_a_model_without_weights_is_planned_by_its_config_alone():
     """Llama-3.1-70B at 100,000 tokens, its work counted by hand."""
     planned = plan(on_meta(), 100_000, memory=Memory(device_budget=60 * 10**9))
