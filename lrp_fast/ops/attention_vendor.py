@@ -127,5 +127,4 @@ def _lengths(query: Tensor, key: Tensor) -> tuple[None, None, int, int]:
 
 
 def _scores(reach) -> dict[str, float | int | None]:
-    left = None if reach.window is None else reach.window - 1
-    return {"scale": reach.scale, "window_size_left": left, "window_size_right": 0 if reach.causal else None}
+    return {"scale": reach.scale, "window_size_left": None if reach.window is None else reach.window - 1}

@@ -81,11 +81,10 @@ def test_pytorch_has_the_operations_as_they_are_called():
         assert [t.shape for t in grads] == [query.shape, key.shape, value.shape]
 
 
-@pytest.mark.parametrize("impl", ["auto", "vendor"])
-@pytest.mark.parametrize("rule", ["attnlrp", "gradient"])
+@pytest.mark.parametrize("rule, impl", [("attnlrp", "auto"), ("attnlrp", "vendor"), ("gradient", "auto")])
 def test_equals_the_definition_in_float64(rule, impl, used):
-    for causal, window, queries, kv_heads, batch in itertools.product(
-        (True, False), (None, 1, 3, 10, 11, 12), (1, 7, 11), (1, 2, 4), (1, 2)
+    for causal, window, queries, (kv_heads, batch) in itertools.product(
+        (True, False), (None, 1, 3, 11, 12), (1, 7, 11), ((1, 2), (2, 1), (4, 1))
     ):
         used.clear()
         tensors = make(queries, kv_heads=kv_heads, batch=batch)
