@@ -192,13 +192,17 @@ def on_meta(dtype="bfloat16", **config):
 
 
 @pytest.mark.parametrize(
-    "dtype, kv_heads, bytes_a_feature", [("bfloat16", 8, 8), ("bfloat16", 64, 4), ("float16", 8, 8), ("float32", 8, 0)]
+    "dtype, kv_heads, device, bytes_a_feature",
+    [("bfloat16", 8, "cuda", 8), ("bfloat16", 64, "cuda", 4), ("float16", 8, "cuda", 8)]
+    + [("float32", 8, "cuda", 0), ("bfloat16", 8, "cpu", 0)],
 )
-def test_what_flash_attention_takes_on_the_way_back_is_planned(dtype, kv_heads, bytes_a_feature):
+def test_what_flash_attention_takes_on_the_way_back_is_planned(dtype, kv_heads, device, bytes_a_feature):
     """Where the rule is a scaled gradient: with a stabiliser, the kernels go back, and take nothing of the kind."""
     model = on_meta(dtype, num_hidden_layers=2, num_key_value_heads=kv_heads)
-    budget, stabilised = Memory(device_budget=60 * 10**9), Rules(attention_epsilon=0.1)
-    own, without = (plan(model, 50_000, rule=rule, memory=budget).least["cuda"] for rule in ("attnlrp", stabilised))
+    stabilised, memory = Rules(attention_epsilon=0.1), Memory(device_budget=60 * 10**9, host_budget=60 * 10**9)
+    own, without = (
+        plan(model, 50_000, rule=rule, memory=memory, device=device).least[device] for rule in ("attnlrp", stabilised)
+    )
     assert own - without == pytest.approx(50_000 * 8192 * bytes_a_feature, rel=1e-6)
 
 

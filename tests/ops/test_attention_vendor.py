@@ -135,7 +135,14 @@ def test_what_it_does_not_serve_is_ours(case, used):
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 @pytest.mark.parametrize(
-    "moved", [lambda t: t.mT.contiguous().mT, lambda t: torch.nn.functional.pad(t, (0, 1))[..., :-1], misaligned]
+    "moved",
+    [
+        lambda t: t.mT.contiguous().mT,
+        lambda t: t.repeat_interleave(2, -1)[..., ::2],
+        lambda t: torch.nn.functional.pad(t, (0, 1))[..., :-1],
+        misaligned,
+    ],
+    ids=["features far apart", "gaps between features", "tokens askew", "start askew"],
 )
 def test_tensors_that_lie_askew_are_ours(moved, which, used):
     tensors = make()
@@ -160,13 +167,17 @@ def test_strides_of_dimensions_of_one_are_nobodys_matter(used):
 
 
 def test_queries_beyond_32_bits_are_ours(used):
-    """16 bits without memory: 2^31 of their features are those of 524,288 tokens of 32 heads of 128."""
+    """2^31 features are those of 524,288 tokens of 32 heads of 128. Narrower heads take as many as the next multiple of
+    32, or of 64 from 128 on. Tensors without memory."""
 
-    def refusal(tokens):
-        query, key = (torch.empty(1, tokens, heads, 128, device="meta").transpose(1, 2) for heads in (32, 8))
+    def refusal(tokens, head_dim):
+        query, key = (torch.empty(1, tokens, heads, head_dim, device="meta").transpose(1, 2) for heads in (32, 8))
         return attention_vendor.refusal(query, key, key, None, None, attention.Reach(1.0, True, None, None), Rules())
 
-    assert refusal(524_288 - 128) is None and "524200 queries have too many" in refusal(524_200)
+    assert refusal(524_288 - 128, 128) is None and "524200 queries have too many" in refusal(524_200, 128)
+    for head_dim, taken in ((80, 96), (136, 192)):
+        assert refusal(2**31 // (32 * taken) - 128, head_dim) is None
+        assert "too many" in refusal(2**31 // (32 * taken) + 128, head_dim)
 
 
 def test_by_itself_it_takes_16_bits_on_cuda_alone(monkeypatch):
