@@ -2,9 +2,8 @@
 by data flow over the text, on every path.
 """
 
+import re
 from collections import Counter
-
-from tests.ptx.parsing import registers
 
 NOT_COMMITTED = 0
 MANY = 9  # groups that have been committed since, and more
@@ -32,18 +31,24 @@ def early(kernel, describe):
     return found
 
 
+def _registers(text):
+    return re.findall(r"%r\d+", text)
+
+
 def _after(i, state, report):
     if i.opcode.startswith("wgmma.mma_async"):
         # Accumulating onto an unfinished result is what wgmma are for; multiplying it is not.
-        if {*registers(" ".join(i.operands[1:]))} & {*state}:
+        if {*_registers(" ".join(i.operands[1:]))} & {*state}:
             report("operand of wgmma that is the result of an unfinished one")
-        return {**state, **dict.fromkeys(registers(i.operands[0]), NOT_COMMITTED)}
+        return {**state, **dict.fromkeys(_registers(i.operands[0]), NOT_COMMITTED)}
     if i.opcode.startswith("wgmma.commit_group"):
         return {x: min(groups + 1, MANY) for x, groups in state.items()}
     if i.opcode.startswith("wgmma.wait_group"):
         most = int(i.operands[0], 0)
         return {x: groups for x, groups in state.items() if groups == NOT_COMMITTED or groups <= most}
-    touched = {*registers(i.text)} & {*state}
+    if not state:
+        return state
+    touched = i.registers & {*state}
     if touched:
         report("result of wgmma used before it is there")
     return {x: groups for x, groups in state.items() if x not in touched}

@@ -6,7 +6,7 @@ Instructions that the device only approximates (.approx, .full) are rounded corr
 
 import re
 
-from tests.ptx.parsing import NUMPY, elements, modifiers
+from tests.ptx.parsing import NUMPY, REGISTERS, bank_of, elements, modifiers
 
 FROM_16 = {"bf16": "V.from_bf16({})", "f16": "V.from_f16({})"}
 TO_16 = {"bf16": "V.to_bf16", "f16": "V.to_f16"}
@@ -258,6 +258,10 @@ def _move(w, i):
         for n, register in enumerate(results):
             w.write(register, f"(v >> {w.constant(8 * part * n, kind)}).astype(u{part})", f"u{part}")
         return None
+    if re.fullmatch(r"%(r|rd|rs)\d+", source):
+        if bank_of(source) != bank_of(to) or REGISTERS[bank_of(to)] != int(kind[1]):
+            raise NotImplementedError(i.text)
+        return w.move(to, source)
     return w.write(to, w.read(source, kind), kind)
 
 

@@ -14,11 +14,11 @@ def copy(team, to, source, size, given, lanes):
         return
     machine = team.machine
     rows = machine.shared.rows(team, team.of(to, lanes), size, "cp.async", lanes)
-    data = np.zeros((len(rows), size // 4), np.uint32)
     given = np.full(len(rows), size) if given is None else team.of(given, lanes)
     if ((given != 0) & (given != size)).any():
         raise NotImplementedError("cp.async of some of its bytes")
     fetched = given != 0
+    data = None
     if fetched.any():
         readers = fetched
         if lanes is not None:
@@ -27,7 +27,11 @@ def copy(team, to, source, size, given, lanes):
         readers = team.chosen(readers)
         found = machine.memory.rows(team, team.of(source, readers), size, "cp.async", readers)
         machine.memory.note_read(team, found, size, readers)
-        data[fetched] = machine.memory.matrix(size, 4).take(found, 0)
+        data = machine.memory.matrix(size, 4).take(found, 0)
+    if not fetched.all():
+        whole = np.zeros((len(rows), size // 4), np.uint32)
+        whole[fetched] = 0 if data is None else data
+        data = whole
     threads = team.of(team.threads, lanes)
     machine.shared.races.write(rows, size, threads, becomes=WRITTEN | COMING)
     machine.shared.matrix(size, 4)[rows] = 0xEEEEEEEE

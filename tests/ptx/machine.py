@@ -94,6 +94,8 @@ class Team:
         self.index = None if warps is None else everyone.reshape(-1, 32)[warps].reshape(-1)
         self.threads = everyone if warps is None else self.index
         self.count = len(self.threads)
+        if warps is not None and self.threads[-1] - self.threads[0] + 1 == self.count:
+            self.index = slice(int(self.threads[0]), int(self.threads[-1]) + 1)  # costs nothing to read
         programs = self.threads // machine.kernel.threads
         self.tid = (self.threads % machine.kernel.threads).astype(np.uint32)
         self.lane = self.threads % 32

@@ -4,10 +4,12 @@ virtual registers, one array of shared memory whose size the launch decides, and
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 # The last instruction of a basic block: control leaves, or waits for other threads.
 ENDS = ("bra", "bar.sync", "barrier.sync", "ret", "exit")
 BYTES = {"8": 1, "16": 2, "32": 4, "64": 8}
+REGISTERS = {"rs": 2, "r": 4, "rd": 8}  # bytes of one, by kind; predicates have none
 # How numpy sees the types. It has no bf16.
 NUMPY = {
     "b8": "u1", "u8": "u1", "s8": "i1", "b16": "u2", "u16": "u2", "s16": "i2", "f16": "f2",
@@ -24,9 +26,13 @@ class Instruction:
     negated: bool
     line: int  # of the source file, from .loc
 
-    @property
+    @cached_property
     def parts(self):
         return self.opcode.split(".")
+
+    @cached_property
+    def registers(self):
+        return set(re.findall(r"%(?:rd|rs|r|p)\d+", self.text))
 
     @property
     def ends_block(self):
@@ -43,8 +49,10 @@ class Kernel:
     labels: dict[str, int]  # to the number of a block
     shared: dict[str, int]  # variables in shared memory to their offsets
     static_shared: int  # bytes of shared memory that the text itself asks for
+    local: list[set[str]]  # registers of each block that no other block has, and that it writes before it reads them
+    narrowest: dict[str, int]  # bytes of the narrowest access to "shared" and to "global" memory
 
-    @property
+    @cached_property
     def instructions(self):
         return [instruction for block in self.blocks for instruction in block]
 
@@ -68,6 +76,8 @@ def parse(ptx):
         labels=labels,
         shared=shared,
         static_shared=static,
+        local=_local(blocks),
+        narrowest={space: _narrowest(blocks, space) for space in ("shared", "global")},
     )
 
 
@@ -170,8 +180,11 @@ def modifiers(instruction, *allowed):
         raise NotImplementedError(f"{instruction.text}: {' '.join(sorted(unknown))}")
 
 
-def registers(text):
-    return re.findall(r"%(?:rd|rs|r|p)\d+", text)
+def bank_of(register):
+    found = re.fullmatch(r"%(rd|rs|r|p)\d+", register)
+    if not found:
+        raise NotImplementedError(f"register {register}")
+    return found[1]
 
 
 def width(parts):
@@ -180,14 +193,31 @@ def width(parts):
     return BYTES[re.sub(r"\D", "", parts[-1])] * count, count
 
 
-def narrowest(kernel, space):
-    """The bytes of the narrowest access to "shared" or "global" memory: no access takes less, or lies across one,
-    so that what is known of memory can be kept by the piece of that size.
-    """
+def _local(blocks):
+    seen, elsewhere = {}, set()
+    first = [{} for _ in blocks]  # instruction of each register
+    for number, block in enumerate(blocks):
+        for i in block:
+            for register in i.registers:
+                first[number].setdefault(register, i)
+                if seen.setdefault(register, number) != number:
+                    elsewhere.add(register)
+    return [{x for x, i in found.items() if x not in elsewhere and _writes(i, x)} for found in first]
+
+
+def _writes(i, register):
+    """Without reading it, whatever is there."""
+    destination = {x.strip() for operand in i.operands[:1] for x in re.split(r"[{},|]", operand)}
+    rest = " ".join(i.operands[1:])
+    return i.predicate is None and register in destination and not re.search(rf"{register}\b", rest)
+
+
+def _narrowest(blocks, space):
+    """No access is a part of this, or lies across two: what is known of memory can be kept by pieces of this size."""
     found = [16]
-    for i in kernel.instructions:
+    for i in (instruction for block in blocks for instruction in block):
         if i.opcode.startswith(("cp.async.ca", "cp.async.cg")):  # 4, 8 or 16, in both spaces
             found.append(int(i.operands[2], 0))
-        elif i.parts[0] in ("ld", "st", "atom", "red") and space in i.parts:
+        elif i.opcode.startswith(("ld.", "st.", "atom.", "red.")) and space in i.parts:
             found.append(width(i.parts)[0])
     return min(found)

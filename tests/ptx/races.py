@@ -6,8 +6,6 @@ Both are kept by pieces of memory as large as the narrowest access of the kernel
 
 import numpy as np
 
-from tests.ptx.parsing import narrowest
-
 # What is known of a piece of shared memory.
 WRITTEN = 1
 COMING = 2  # a cp.async writes it, and nobody has waited for that
@@ -25,7 +23,7 @@ class Shared:
 
     def __init__(self, machine):
         self.machine, self.report = machine, machine.report
-        self.piece = narrowest(machine.kernel, "shared")
+        self.piece = machine.kernel.narrowest["shared"]
         pieces = machine.shared_stride * machine.programs // self.piece
         self.state = np.zeros(pieces, np.uint8)
         self.writer, self.reader = np.zeros(pieces, np.int64), np.zeros(pieces, np.int64)
@@ -158,14 +156,16 @@ class Global:
 
     NOBODY, MANY = -1, -2
     ENOUGH = 1 << 22
+    PAGE = 12  # bits of the addresses in one
 
     def __init__(self, kernel, size, report):
-        self.piece = narrowest(kernel, "global")
+        self.piece = kernel.narrowest["global"]
         self.report = report
         self.writer = np.full(-(-size // 16) * 16 // self.piece, self.NOBODY, np.int32)
         self.adder = None  # as writer, of atomic operations
         self.reader = None  # of the reads that were judged already
         self.reads, self.count = [], 0
+        self.pages = np.zeros((size >> self.PAGE) + 1, bool)  # written to at all
 
     def by_access(self, array, size):
         return array.reshape(-1, size // self.piece)
@@ -189,6 +189,7 @@ class Global:
         if self.reader is not None and self._others(self.reader, rows, size, programs):
             self.report("global write of what another program reads", instruction)
         self._note(self.writer, rows, size, programs)
+        self.pages[rows * size >> self.PAGE] = True
 
     def add(self, rows, size, programs, instruction):
         """Atomic operations do not disturb each other."""
@@ -197,21 +198,16 @@ class Global:
         if self.adder is None:
             self.adder = np.full_like(self.writer, self.NOBODY)
         self._note(self.adder, rows, size, programs)
+        self.pages[rows * size >> self.PAGE] = True
 
     def settle(self):
-        written = self.writer != self.NOBODY
-        if self.adder is not None:
-            written |= self.adder != self.NOBODY
-        if not written.any():
-            return
-        before = np.concatenate([[0], np.cumsum(written)])
         for rows, size, programs, instruction in self.reads:
-            pieces = size // self.piece
-            some = before[(rows + 1) * pieces] > before[rows * pieces]
-            for of in (self.writer, self.adder):
-                if some.any() and of is not None and self._others(of, rows[some], size, programs[some]):
-                    self.report("global read of what another program writes", instruction)
-                    break
+            some = self.pages[rows * size >> self.PAGE]
+            if some.any():
+                for of in (self.writer, self.adder):
+                    if of is not None and self._others(of, rows[some], size, programs[some]):
+                        self.report("global read of what another program writes", instruction)
+                        break
 
     def _others(self, of, rows, size, programs):
         found = self.by_access(of, size).take(rows, 0)

@@ -6,16 +6,16 @@ one for each type that they are seen as ("r5f4" is %r5 as float32). A value that
 scalar. What has no translation raises NotImplementedError.
 """
 
+import itertools
 import re
 
 import numpy as np
 
 from tests.ptx import arithmetic, asynchronous, matrix, values, warps, wgmma
-from tests.ptx.parsing import NUMPY, address, elements, modifiers, registers, width
+from tests.ptx.parsing import NUMPY, REGISTERS, address, bank_of, elements, modifiers, width
 
 WHOLE, TEAM, LANES = "whole", "team", "lanes"
 
-REGISTERS = {"rs": 2, "r": 4, "rd": 8}
 SPECIAL = {
     "%tid.x": "t.tid", "%ctaid.x": "t.ctaid", "%nctaid.x": "M.grid", "%ntid.x": "M.ntid", "%laneid": "(t.tid & {31})",
     "%tid.y": "{0}", "%tid.z": "{0}", "%ctaid.y": "{0}", "%ctaid.z": "{0}", "%nctaid.y": "{1}", "%nctaid.z": "{1}",
@@ -42,7 +42,8 @@ class Writer:
         self.lines = []
         self.constants = {}
         self.held = {}  # register to the variables that hold it, by numpy type
-        self.written = {}  # register to the type that it was last written as
+        self.written = set()
+        self.names = itertools.count()
         self.condition = None  # of the present instruction: a Python expression, or None
         self.delayed = []  # mma.sync that may wait for more of them (matrix.py): number, kind and registers of each
         self.leave = f"t.go({number + 1}, m)"  # what comes when all registers are put back
@@ -58,16 +59,17 @@ class Writer:
         return names["block"]
 
     def put_back(self):
-        for register, kind in self.written.items():
-            bank, number = re.fullmatch(r"%([a-z]+)(\d+)", register).groups()
-            name = self.held[register][kind]
+        """For other blocks."""
+        for register in self.written - self.kernel.local[self.number]:
+            bank, number = bank_of(register), register[1:].lstrip("rdsp")
+            name = next(iter(self.held[register].values()))
             if self.form == WHOLE:
                 yield f"{bank}[{number}] = {name}"
             else:
                 yield f"{bank}[{number}] = put({bank}[{number}], x, {name}, M.threads)"
 
     def instruction(self, i):
-        if self.delayed and not i.opcode.startswith("mma.sync") and self.delayed_registers() & {*registers(i.text)}:
+        if self.delayed and not i.opcode.startswith("mma.sync") and not self.delayed_registers().isdisjoint(i.registers):
             self.flush()
         conditions = []
         if i.predicate is not None and i.parts[0] != "bra":
@@ -107,22 +109,22 @@ class Writer:
         self.constants[name] = scalar
         return name
 
+    def name(self, register, kind):
+        """Never the same again, so that two registers may share one."""
+        return f"{register[1:]}{kind}_{next(self.names)}"
+
     def bits(self, register, kind):
         """The variable that holds a register as the numpy type ``kind``."""
-        found = re.fullmatch(r"%(rd|rs|r|p)(\d+)", register)
-        if not found:
-            raise NotImplementedError(f"register {register}")
         held = self.held.setdefault(register, {})
         if kind not in held:
-            bank, number = found.groups()
-            name = f"{bank}{number}{kind}"
+            name = self.name(register, kind)
             if held:
-                have = next(iter(held.values()))
-                self.lines.append(f"{name} = {have}.view({kind})")
+                value = f"{next(iter(held.values()))}.view({kind})"
             else:
-                view = "" if kind == "b" else f".view({kind})"
+                bank, number = bank_of(register), register[1:].lstrip("rdsp")
                 value = f"{bank}[{number}]" if self.form == WHOLE else f"take({bank}[{number}], x)"
-                self.lines.append(f"{name} = {value}{view}")
+                value += "" if kind == "b" else f".view({kind})"
+            self.lines.append(f"{name} = {value}")
             held[kind] = name
         return held[kind]
 
@@ -134,8 +136,7 @@ class Writer:
             return re.sub(r"\{(\d+)\}", lambda found: self.constant(int(found[1]), "u4"), SPECIAL[operand])
         size = int(kind[1])
         if operand.startswith("%"):
-            bank = re.match(r"%([a-z]+)", operand)[1]
-            have = REGISTERS[bank]
+            have = REGISTERS[bank_of(operand)]
             if have == size:
                 return self.bits(operand, kind)
             if have > size:  # the lower part of a wider register
@@ -165,19 +166,26 @@ class Writer:
         """Where the condition holds. ``kind`` is the expression's type, "b" for predicates."""
         if register == "_":
             return
-        bank = re.match(r"%([a-z]+)", register)[1]
-        if kind != "b" and REGISTERS[bank] != int(kind[1]):
+        if kind != "b" and REGISTERS[bank_of(register)] != int(kind[1]):
             raise NotImplementedError(f"{kind} to {register}")
         if self.condition:
             expression = f"where({self.condition}, {expression}, {self.bits(register, kind)})"
-        name = f"{register[1:]}{kind}"
+        name = self.name(register, kind)
         self.lines.append(f"{name} = {expression}")
         self.held[register] = {kind: name}
-        self.written[register] = kind
+        self.written.add(register)
+
+    def move(self, register, source):
+        """One register to another of the same size, as whatever it is held."""
+        if self.condition or not self.held.get(source):
+            kind = next(iter(self.held.get(source) or [f"u{REGISTERS[bank_of(source)]}"]))
+            return self.write(register, self.bits(source, kind), kind)
+        self.held[register] = self.held[source].copy()
+        self.written.add(register)
 
     def widen(self, register, expression, kind):
         """As `write`, of what may be narrower than the register: sign or zeros fill it (PTX ISA 9.7.9, ld and cvt)."""
-        size = REGISTERS[re.match(r"%([a-z]+)", register)[1]]
+        size = REGISTERS[bank_of(register)]
         if int(kind[1]) < size:
             expression, kind = f"({expression}).astype({kind[0]}{size})", f"{kind[0]}{size}"
         self.write(register, expression, kind)

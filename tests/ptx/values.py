@@ -52,13 +52,13 @@ def sum_to_odd(a, b, c):
 
 
 def fma(a, b, c):
-    """float32, rounded once. Rounding a float64 sum would be wrong only where that looks like a tie, or is subnormal."""
+    """float32. Rounding a float64 sum once more can be wrong only where that looks like a tie (and where the result is
+    subnormal: those may be wrong in their last place).
+    """
     total = a.astype(np.float64) * b + c
-    result = total.astype(np.float32)
-    suspect = (total.view(np.int64) & 0x1FFFFFFF) == 0x10000000
-    if suspect.any() or (np.abs(result) < TINY).any():
-        return sum_to_odd(a, b, c.astype(np.float64)).astype(np.float32)
-    return result
+    if ((total.view(np.int64) & 0x1FFFFFFF) == 0x10000000).any():
+        total = sum_to_odd(a, b, c.astype(np.float64))
+    return total.astype(np.float32)
 
 
 def fma_16(a, b, c, to):
