@@ -171,5 +171,5 @@ def to_integer(x, rounding, kind):
     unknown = value != value
     result = np.where(below | above | unknown, 0.0, value).astype(kind)
     result = np.where(below, kind(limits.min), np.where(above, kind(limits.max), result))
-    nothing = kind(0) if limits.bits < 64 and x.itemsize < 8 else kind(limits.min if limits.min else 1 << 63)
+    nothing = kind(0) if limits.bits < 64 else kind(limits.min if limits.min else 1 << 63)
     return np.where(unknown, nothing, result)
