@@ -25,11 +25,18 @@ def collect(b_dk, b_dv, b_more, b_k, b_v, q, u, u_more, p_lse, p_passed, p_liste
             RATIO: tl.constexpr, GAMMA: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
             BLOCK_M: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """What ``count`` listed query tiles, from number ``start`` on, add to dK, dV; jumping as `attend` does."""
+    i_list = start
+    if MASKED:
+        i_list += tl.where(0 >= jump_at, jump, 0)
+    i_m = tl.load(p_listed + i_list, mask=count > 0, other=0)
     for it in range(0, count):
-        i_list = start + it
+        o_t = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+        # The next tile's number is fetched a tile ahead: loads whose address is loaded in their own iteration would
+        # have to be pipelined behind it, and would take its stages.
+        i_list = start + it + 1
         if MASKED:
-            i_list += tl.where(it >= jump_at, jump, 0)
-        o_t = tl.load(p_listed + i_list) * BLOCK_M + tl.arange(0, BLOCK_M)
+            i_list += tl.where(it + 1 >= jump_at, jump, 0)
+        i_m = tl.load(p_listed + i_list, mask=it + 1 < count, other=0)
         # (BLOCK_M, BLOCK_D)
         b_q = load_tile(q, o_t, stride_qt, stride_qd, t_first, t_end, HEAD_DIM, BLOCK_D, MASKED)
         b_lse = load_lse(p_lse, o_t, t_first, t_end)
