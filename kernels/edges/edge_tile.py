@@ -25,27 +25,30 @@ def add_head(b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse
     b_more = b_u
     if GAMMA:
         b_more = load_tile(more + i_h * stride_uh, b_t, stride_ut, stride_ud, 0, 0, HEAD_DIM, BLOCK_D, False)
+    # Products are added to each other by `tl.fma`: what is added to one by + Triton makes the beginning of its sum, and
+    # then gives the warps whole rows of the earlier products, which 64 rows do not have enough of for 8 warps.
     b_e = tl.dot(b_u, tl.trans(b_v_part), input_precision="ieee")
     if GAMMA:
-        b_e = tl.dot(b_more, tl.trans(b_v_more), b_e, input_precision="ieee")
+        b_e = tl.fma(tl.dot(b_more, tl.trans(b_v_more), input_precision="ieee"), 1.0, b_e)
     if SCORES:
         b_ds = b_e
         if V_PART:
             b_ds = tl.dot(b_u, tl.trans(b_v), input_precision="ieee")
             if GAMMA:
-                b_ds = tl.dot(b_more, tl.trans(b_abs), b_ds, input_precision="ieee")
+                b_ds = tl.fma(tl.dot(b_more, tl.trans(b_abs), input_precision="ieee"), 1.0, b_ds)
         b_passed = tl.load(passed + i_h * queries + b_t)
         b_ds = b_ds - b_passed[:, None]
         if SOFTCAP:
             b_ds = b_ds * b_factor
         if K_PART:
             b_qk = tl.dot(b_q, tl.trans(b_k_part), input_precision="ieee")
-        b_e += b_ds * (b_qk * through_scale)
+        b_e = tl.fma(b_ds, b_qk * through_scale, b_e)
     return b_a + b_p * b_e
 
 
 @triton.jit
-def edge_tile(q, u, more, k, v, k_part, v_part, lse, passed, b_t, o_j, end, queries, keys, kv_heads, groups, window,
+def edge_tile(q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, b_t, o_j, end,
+              queries, keys, kv_heads, groups, window,
               stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
               stride_kh, stride_ks, stride_kd, stride_vh, stride_vs, stride_vd,
               stride_kph, stride_kps, stride_kpd, stride_vph, stride_vps, stride_vpd,
@@ -72,10 +75,11 @@ def edge_tile(q, u, more, k, v, k_part, v_part, lse, passed, b_t, o_j, end, quer
         b_abs = b_v
         b_v_more = b_v
         if GAMMA:  # |V|, and what the input contributes to it
-            b_abs = tl.abs(b_v)
+            b_abs = load_tile(v_abs + i_kv * keys * HEAD_DIM, o_real, HEAD_DIM, 1, 0, 0, HEAD_DIM, BLOCK_D, False)
             b_v_more = b_abs
             if V_PART:
-                b_v_more = tl.where(b_v > 0.0, b_v_part, tl.where(b_v < 0.0, -b_v_part, 0.0)).to(b_v.dtype)
+                b_v_more = load_tile(v_more + i_kv * keys * HEAD_DIM, o_real, HEAD_DIM, 1, 0, 0, HEAD_DIM, BLOCK_D,
+                                     False)  # fmt: skip
         if GROUPED:
             for i_g in range(0, groups):
                 b_a = add_head(
