@@ -18,7 +18,7 @@ _COMPACT = 1024  # query tiles that compact_kernel looks at together
 
 
 @triton.jit
-def collect(b_dk, b_dv, b_more, b_k, b_v, q, u, u_more, p_lse, p_passed, p_listed, o_j, start, count, jump_at, jump,
+def collect(b_dk, b_dv, b_more, b_k, b_v, b_abs, q, u, u_more, p_lse, p_passed, p_listed, o_j, start, count, jump_at, jump,
             offset, first, end, t_first, t_end, window,
             stride_qt, stride_qd, stride_ut, stride_ud, qk_scale, cap_scale,
             CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SCORES: tl.constexpr,
@@ -53,7 +53,7 @@ def collect(b_dk, b_dv, b_more, b_k, b_v, q, u, u_more, p_lse, p_passed, p_liste
             b_u = load_tile(u_more, o_t, HEAD_DIM, 1, t_first, t_end, HEAD_DIM, BLOCK_D, MASKED)
             b_more = tl.dot(b_p.to(b_u.dtype), b_u, b_more, input_precision="ieee")
             if SCORES:
-                b_dp = tl.dot(tl.abs(b_v), tl.trans(b_u), b_dp, input_precision="ieee")
+                b_dp = tl.dot(b_abs, tl.trans(b_u), b_dp, input_precision="ieee")
         if SCORES:
             b_passed = tl.load(p_passed + o_t, mask=(o_t >= t_first) & (o_t < t_end), other=0.0)
             b_ds = score_gradient(b_p, b_dp, b_passed[None, :], b_factor, SOFTCAP)
@@ -63,7 +63,7 @@ def collect(b_dk, b_dv, b_more, b_k, b_v, q, u, u_more, p_lse, p_passed, p_liste
 
 @triton.jit(do_not_specialize=["queries", "keys", "heads", "groups", "tiles", "query_tile_count", "window"])
 def dkv_kernel(
-    q, k, v, u, dk, dv, lse, passed, listed, rank, bounds,
+    q, k, v, v_abs, u, dk, dv, lse, passed, listed, rank, bounds,
     stride_qb, stride_qh, stride_qt, stride_qd,
     stride_kb, stride_kh, stride_ks, stride_kd,
     stride_vb, stride_vh, stride_vs, stride_vd,
@@ -97,6 +97,10 @@ def dkv_kernel(
     b_v = b_k
     if SCORES or GAMMA:
         b_v = load_tile(v, o_j, stride_vs, stride_vd, first, end, HEAD_DIM, BLOCK_D, True)
+    b_abs = b_v
+    if SCORES and GAMMA:
+        v_abs += (i_b * kv_heads + i_kv) * keys * HEAD_DIM
+        b_abs = load_tile(v_abs, o_j, HEAD_DIM, 1, first, end, HEAD_DIM, BLOCK_D, True)
     b_dk = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
     b_dv = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
     b_more = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
@@ -116,13 +120,13 @@ def dkv_kernel(
         r_full_lo = tl.load(p_rank + full_lo)
         r_full_hi = tl.load(p_rank + full_hi)
         b_dk, b_dv, b_more = collect(
-            b_dk, b_dv, b_more, b_k, b_v, p_q, p_u, p_u + size, p_lse, p_passed, p_listed, o_j,
+            b_dk, b_dv, b_more, b_k, b_v, b_abs, p_q, p_u, p_u + size, p_lse, p_passed, p_listed, o_j,
             r_full_lo, r_full_hi - r_full_lo, 0, 0, offset, first, end, t_first, t_end, window,
             stride_qt, stride_qd, stride_ut, stride_ud, qk_scale, cap_scale,
             CAUSAL, WINDOW, SOFTCAP, SCORES, RATIO, GAMMA, HEAD_DIM, BLOCK_D, BLOCK_M, False,
         )  # fmt: skip
         b_dk, b_dv, b_more = collect(
-            b_dk, b_dv, b_more, b_k, b_v, p_q, p_u, p_u + size, p_lse, p_passed, p_listed, o_j,
+            b_dk, b_dv, b_more, b_k, b_v, b_abs, p_q, p_u, p_u + size, p_lse, p_passed, p_listed, o_j,
             r_lo, (r_full_lo - r_lo) + (r_hi - r_full_hi), r_full_lo - r_lo, r_full_hi - r_full_lo,
             offset, first, end, t_first, t_end, window,
             stride_qt, stride_qd, stride_ut, stride_ud, qk_scale, cap_scale,
@@ -293,6 +297,7 @@ def backward(
     )  # fmt: skip
     launch(compact_kernel, batch * heads, active, listed, rank, listed_count, BLOCK=_COMPACT)
 
+    value_abs = magnitudes(value) if gammaed and scored else None
     u = g if u is None else u
     u_strides = u.stride()[-4:]
     dv = torch.empty_like(value)
@@ -300,7 +305,7 @@ def backward(
     count = triton.cdiv(keys, by_key.keys)
     launch(
         dkv_kernel, count * batch * kv_heads,
-        query, key, value, u, dk, dv, lse, passed, listed, rank, bounds,
+        query, key, value, value_abs, u, dk, dv, lse, passed, listed, rank, bounds,
         *strides(query, key, value), *u_strides, *strides(dv if dk is None else dk, dv),
         queries, keys, heads, heads // kv_heads, count, listed_count, size, *scalars,
         float(score_share * scale), float(value_share),
@@ -312,7 +317,7 @@ def backward(
     count = triton.cdiv(queries, by_query.queries)
     launch(
         dq_kernel, count * batch * heads,
-        query, key, value, magnitudes(value) if gammaed else None, u, dq, lse, passed, rank, bounds,
+        query, key, value, value_abs, u, dq, lse, passed, rank, bounds,
         *strides(query, key, value), *u_strides, *strides(dq),
         queries, keys, heads, heads // kv_heads, count, listed_count, size, *scalars, float(score_share * scale),
         **flags, RATIO=ratio, GAMMA=gammaed, LISTED_M=by_key.queries, **shape, **launched(by_query),
