@@ -18,8 +18,8 @@ _COMPACT = 1024  # query tiles that compact_kernel looks at together
 
 
 @triton.jit
-def collect(b_dk, b_dv, b_more, b_k, b_v, b_abs, q, u, u_more, p_lse, p_passed, p_listed, o_j, start, count, jump_at, jump,
-            offset, first, end, t_first, t_end, window,
+def collect(b_dk, b_dv, b_more, b_k, b_v, b_abs, q, u, u_more, p_lse, p_passed, p_listed, o_j,
+            start, count, jump_at, jump, offset, first, end, t_first, t_end, window,
             stride_qt, stride_qd, stride_ut, stride_ud, qk_scale, cap_scale,
             CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SCORES: tl.constexpr,
             RATIO: tl.constexpr, GAMMA: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,

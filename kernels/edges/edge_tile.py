@@ -7,6 +7,20 @@ from ..attention.pieces import load_tile, scores
 
 
 @triton.jit
+def add_product(b_sum, b_rows, b_columns):
+    """b_sum + b_rows b_columns^T.
+
+    What is added to a product by +, Triton makes the beginning of its sum. Of products that go into others each warp
+    gets whole rows, and 64 rows are too few for 8 warps: they would be computed twice.
+    """
+    if b_rows.dtype == tl.float32:  # without tensor cores nothing is laid out so, and a sum of its own takes registers
+        b_sum = tl.dot(b_rows, tl.trans(b_columns), b_sum, input_precision="ieee")
+    else:
+        b_sum = tl.fma(tl.dot(b_rows, tl.trans(b_columns), input_precision="ieee"), 1.0, b_sum)
+    return b_sum
+
+
+@triton.jit
 def add_head(b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse, passed, i_h, b_t, queries,
              stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud, qk_scale, cap_scale, through_scale,
              SOFTCAP: tl.constexpr, SCORES: tl.constexpr, RATIO: tl.constexpr, GAMMA: tl.constexpr,
@@ -25,24 +39,22 @@ def add_head(b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse
     b_more = b_u
     if GAMMA:
         b_more = load_tile(more + i_h * stride_uh, b_t, stride_ut, stride_ud, 0, 0, HEAD_DIM, BLOCK_D, False)
-    # Products are added to each other by `tl.fma`: what is added to one by + Triton makes the beginning of its sum, and
-    # then gives the warps whole rows of the earlier products, which 64 rows do not have enough of for 8 warps.
     b_e = tl.dot(b_u, tl.trans(b_v_part), input_precision="ieee")
     if GAMMA:
-        b_e = tl.fma(tl.dot(b_more, tl.trans(b_v_more), input_precision="ieee"), 1.0, b_e)
+        b_e = add_product(b_e, b_more, b_v_more)
     if SCORES:
         b_ds = b_e
         if V_PART:
             b_ds = tl.dot(b_u, tl.trans(b_v), input_precision="ieee")
             if GAMMA:
-                b_ds = tl.fma(tl.dot(b_more, tl.trans(b_abs), input_precision="ieee"), 1.0, b_ds)
+                b_ds = add_product(b_ds, b_more, b_abs)
         b_passed = tl.load(passed + i_h * queries + b_t)
         b_ds = b_ds - b_passed[:, None]
         if SOFTCAP:
             b_ds = b_ds * b_factor
         if K_PART:
             b_qk = tl.dot(b_q, tl.trans(b_k_part), input_precision="ieee")
-        b_e = tl.fma(b_ds, b_qk * through_scale, b_e)
+        b_e = tl.fma(b_ds, b_qk * through_scale, b_e)  # not by +: see `add_product`
     return b_a + b_p * b_e
 
 
