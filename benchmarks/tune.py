@@ -144,7 +144,7 @@ def work(row: str, seldom: bool = False) -> tuple[object, Callable[[str], Run]]:
         step, form, head_dim, itemsize = match.groups()
         kernel = {"forward": attention.forward_kernel, "dkv": attention.dkv_kernel, "dq": attention.dq_kernel}[step]
         return kernel, lambda device: _attention(step, form, int(head_dim), DTYPES[int(itemsize)], device, cp=seldom)
-    if match := re.fullmatch(r"edges( parts)?, head_dim (\d+), (\d) bytes", row):
+    if match := re.fullmatch(r"edges( parts| gamma)?, head_dim (\d+), (\d) bytes", row):
         form, head_dim, itemsize = match.groups()
         kernel = edges.tile_kernel if seldom else edges.strongest_kernel
         return kernel, lambda device: _edges(form, int(head_dim), DTYPES[int(itemsize)], device, whole=seldom)
@@ -178,10 +178,11 @@ def _attention(step, form, head_dim, dtype, device, cp) -> Run:
 
 def _edges(form, head_dim, dtype, device, whole) -> Run:
     query, key, value, g = _heads(head_dim, dtype, device)
+    gamma = form == " gamma"
     flags = {"scale": head_dim**-0.5, "causal": True, "window": None, "softcap": None}
-    kept = attention.forward(query, key, value, **flags)
-    rule = {"value_share": 0.5, "score_share": 0.25, "ratio": True}
-    parts = {"key_part": key, "value_part": value} if form else {"key_part": None, "value_part": None}
+    kept = attention.forward(query, key, value, **flags, absolute=gamma)
+    rule = {"value_share": 0.5, "score_share": 0.25, "ratio": True, "gamma": 0.25 * gamma}
+    parts = {"key_part": key, "value_part": value} if form == " parts" else {"key_part": None, "value_part": None}
     given = edges.prepare(g, query, key, value, *kept, **parts, **flags, **rule)
     rows = torch.arange(TOKENS, device=device)
     if whole:

@@ -11,12 +11,30 @@ KINDS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
 
 
 @triton.jit
+def normal_distribution(z):
+    """Phi(z), float32, to 7e-8 of 1: as much as (1 + erf(z / sqrt 2)) / 2 keeps there, and below 0 relatively more.
+
+    The logarithm of Phi(-|z|) is so smooth that a polynomial gives it, for one exponential and half of `tl.erf`'s
+    operations, which took longer than the kernel's bytes. Fitted for |z| < 8, weighted by Phi(-|z|); beyond, it falls
+    to -inf.
+    """
+    t = tl.abs(z)
+    p = 9.475870683672838e-07 - t * 3.13387253925157e-08
+    p = 8.239050657721236e-05 - t * (1.20264385259361e-05 - t * p)
+    p = 2.7883212169399485e-05 - t * (0.00029716314747929573 - t * p)
+    p = -0.052432648837566376 + t * (0.0069238245487213135 + t * p)
+    p = -1.151104211807251 + t * (-0.4592217206954956 + t * p)
+    r = tl.exp2(-1.0 + t * p)
+    return tl.where(z > 0, 1.0 - r, r)
+
+
+@triton.jit
 def ratio(z, KIND: tl.constexpr):
     """f(z) / z with its limit at 0, float32."""
     if KIND == "silu":
         r = tl.sigmoid(z)
     elif KIND == "gelu":
-        r = 0.5 + 0.5 * tl.erf(z * 0.7071067811865476)
+        r = normal_distribution(z)
     elif KIND == "gelu_tanh":
         # (1 + tanh u) / 2 = sigmoid(2 u), with 2 u = sqrt(8 / pi) (z + 0.044715 z^3)
         r = tl.sigmoid(1.5957691216057308 * z * (1 + 0.044715 * z * z))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import triton
 from torch import Tensor
 
@@ -64,6 +65,17 @@ def flags_of(key, causal, window, softcap, bounds):
 
 def plain(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
+
+
+def magnitudes(value: Tensor) -> Tensor:
+    """|V|, contiguous, which meets the weights in products of its own.
+
+    It is no more than V, and formed from the tiles of V it would have to go through registers into shared memory for
+    every one of them. One tile that feeds two products, once through an elementwise operation, is also what Triton
+    below 3.9 allots too few buffers (its issue 11047): with 8 warps on sm_90 the next values are fetched over those
+    that are still multiplied with.
+    """
+    return torch.abs(value.detach(), out=torch.empty(value.shape, dtype=value.dtype, device=value.device))
 
 
 def launched(tiles: Tiles):

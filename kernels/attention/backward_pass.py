@@ -10,7 +10,7 @@ from torch import Tensor
 from ..common import launch, strides
 from ..tiles import TABLE, Table
 from . import arguments
-from .arguments import block_d, flags_of, launched, plain, score_scalars
+from .arguments import block_d, flags_of, launched, magnitudes, plain, score_scalars
 from .pieces import key_tiles, load_lse, load_tile, query_tiles, real_span, score_gradient, scores, store_tile
 from .prepare import compact_kernel, prepare_kernel
 
@@ -18,18 +18,25 @@ _COMPACT = 1024  # query tiles that compact_kernel looks at together
 
 
 @triton.jit
-def collect(b_dk, b_dv, b_more, b_k, b_v, q, u, u_more, p_lse, p_passed, p_listed, o_j, start, count, jump_at, jump,
-            offset, first, end, t_first, t_end, window,
+def collect(b_dk, b_dv, b_more, b_k, b_v, b_abs, q, u, u_more, p_lse, p_passed, p_listed, o_j,
+            start, count, jump_at, jump, offset, first, end, t_first, t_end, window,
             stride_qt, stride_qd, stride_ut, stride_ud, qk_scale, cap_scale,
             CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SCORES: tl.constexpr,
             RATIO: tl.constexpr, GAMMA: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
             BLOCK_M: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """What ``count`` listed query tiles, from number ``start`` on, add to dK, dV; jumping as `attend` does."""
+    i_list = start
+    if MASKED:
+        i_list += tl.where(jump_at <= 0, jump, 0)
+    i_m = tl.load(p_listed + i_list, mask=count > 0, other=0)
     for it in range(0, count):
-        i_list = start + it
+        o_t = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+        # The next tile's number is fetched a tile ahead: loads whose address is loaded in their own iteration would
+        # have to be pipelined behind it, and would take its stages.
+        i_list = start + it + 1
         if MASKED:
-            i_list += tl.where(it >= jump_at, jump, 0)
-        o_t = tl.load(p_listed + i_list) * BLOCK_M + tl.arange(0, BLOCK_M)
+            i_list += tl.where(it + 1 >= jump_at, jump, 0)
+        i_m = tl.load(p_listed + i_list, mask=it + 1 < count, other=0)
         # (BLOCK_M, BLOCK_D)
         b_q = load_tile(q, o_t, stride_qt, stride_qd, t_first, t_end, HEAD_DIM, BLOCK_D, MASKED)
         b_lse = load_lse(p_lse, o_t, t_first, t_end)
@@ -46,7 +53,7 @@ def collect(b_dk, b_dv, b_more, b_k, b_v, q, u, u_more, p_lse, p_passed, p_liste
             b_u = load_tile(u_more, o_t, HEAD_DIM, 1, t_first, t_end, HEAD_DIM, BLOCK_D, MASKED)
             b_more = tl.dot(b_p.to(b_u.dtype), b_u, b_more, input_precision="ieee")
             if SCORES:
-                b_dp = tl.dot(tl.abs(b_v), tl.trans(b_u), b_dp, input_precision="ieee")
+                b_dp = tl.dot(b_abs, tl.trans(b_u), b_dp, input_precision="ieee")
         if SCORES:
             b_passed = tl.load(p_passed + o_t, mask=(o_t >= t_first) & (o_t < t_end), other=0.0)
             b_ds = score_gradient(b_p, b_dp, b_passed[None, :], b_factor, SOFTCAP)
@@ -56,7 +63,7 @@ def collect(b_dk, b_dv, b_more, b_k, b_v, q, u, u_more, p_lse, p_passed, p_liste
 
 @triton.jit(do_not_specialize=["queries", "keys", "heads", "groups", "tiles", "query_tile_count", "window"])
 def dkv_kernel(
-    q, k, v, u, dk, dv, lse, passed, listed, rank, bounds,
+    q, k, v, v_abs, u, dk, dv, lse, passed, listed, rank, bounds,
     stride_qb, stride_qh, stride_qt, stride_qd,
     stride_kb, stride_kh, stride_ks, stride_kd,
     stride_vb, stride_vh, stride_vs, stride_vd,
@@ -90,6 +97,10 @@ def dkv_kernel(
     b_v = b_k
     if SCORES or GAMMA:
         b_v = load_tile(v, o_j, stride_vs, stride_vd, first, end, HEAD_DIM, BLOCK_D, True)
+    b_abs = b_v
+    if SCORES and GAMMA:
+        v_abs += (i_b * kv_heads + i_kv) * keys * HEAD_DIM
+        b_abs = load_tile(v_abs, o_j, HEAD_DIM, 1, first, end, HEAD_DIM, BLOCK_D, True)
     b_dk = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
     b_dv = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
     b_more = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
@@ -109,13 +120,13 @@ def dkv_kernel(
         r_full_lo = tl.load(p_rank + full_lo)
         r_full_hi = tl.load(p_rank + full_hi)
         b_dk, b_dv, b_more = collect(
-            b_dk, b_dv, b_more, b_k, b_v, p_q, p_u, p_u + size, p_lse, p_passed, p_listed, o_j,
+            b_dk, b_dv, b_more, b_k, b_v, b_abs, p_q, p_u, p_u + size, p_lse, p_passed, p_listed, o_j,
             r_full_lo, r_full_hi - r_full_lo, 0, 0, offset, first, end, t_first, t_end, window,
             stride_qt, stride_qd, stride_ut, stride_ud, qk_scale, cap_scale,
             CAUSAL, WINDOW, SOFTCAP, SCORES, RATIO, GAMMA, HEAD_DIM, BLOCK_D, BLOCK_M, False,
         )  # fmt: skip
         b_dk, b_dv, b_more = collect(
-            b_dk, b_dv, b_more, b_k, b_v, p_q, p_u, p_u + size, p_lse, p_passed, p_listed, o_j,
+            b_dk, b_dv, b_more, b_k, b_v, b_abs, p_q, p_u, p_u + size, p_lse, p_passed, p_listed, o_j,
             r_lo, (r_full_lo - r_lo) + (r_hi - r_full_hi), r_full_lo - r_lo, r_full_hi - r_full_lo,
             offset, first, end, t_first, t_end, window,
             stride_qt, stride_qd, stride_ut, stride_ud, qk_scale, cap_scale,
@@ -132,7 +143,7 @@ def dkv_kernel(
 
 
 @triton.jit
-def return_to_queries(b_dq, b_q, b_u, b_more, b_lse, b_passed, k, v, o_i, start, count, jump_at, jump,
+def return_to_queries(b_dq, b_q, b_u, b_more, b_lse, b_passed, k, v, v_abs, o_i, start, count, jump_at, jump,
                       first, end, window, stride_ks, stride_kd, stride_vs, stride_vd, qk_scale, cap_scale,
                       CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, RATIO: tl.constexpr,
                       GAMMA: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -152,7 +163,8 @@ def return_to_queries(b_dq, b_q, b_u, b_more, b_lse, b_passed, k, v, o_i, start,
         b_v = load_tile(v, o_j, stride_vs, stride_vd, first, end, HEAD_DIM, BLOCK_D, MASKED)
         b_dp = tl.dot(b_u, tl.trans(b_v), input_precision="ieee")
         if GAMMA:
-            b_dp = tl.dot(b_more, tl.trans(tl.abs(b_v)), b_dp, input_precision="ieee")
+            b_v = load_tile(v_abs, o_j, HEAD_DIM, 1, first, end, HEAD_DIM, BLOCK_D, MASKED)
+            b_dp = tl.dot(b_more, tl.trans(b_v), b_dp, input_precision="ieee")
         b_ds = score_gradient(b_p, b_dp, b_passed[:, None], b_factor, SOFTCAP)
         b_dq = tl.dot(b_ds.to(b_k.dtype), b_k, b_dq, input_precision="ieee")
     return b_dq
@@ -160,7 +172,7 @@ def return_to_queries(b_dq, b_q, b_u, b_more, b_lse, b_passed, k, v, o_i, start,
 
 @triton.jit(do_not_specialize=["queries", "keys", "heads", "groups", "tiles", "query_tile_count", "window"])
 def dq_kernel(
-    q, k, v, u, dq, lse, passed, rank, bounds,
+    q, k, v, v_abs, u, dq, lse, passed, rank, bounds,
     stride_qb, stride_qh, stride_qt, stride_qd,
     stride_kb, stride_kh, stride_ks, stride_kd,
     stride_vb, stride_vh, stride_vs, stride_vd,
@@ -183,6 +195,8 @@ def dq_kernel(
     dq += i_b * stride_dqb + i_h.to(tl.int64) * stride_dqh
     k += i_b * stride_kb + i_kv * stride_kh
     v += i_b * stride_vb + i_kv * stride_vh
+    if GAMMA:
+        v_abs += (i_b * (heads // groups) + i_kv) * keys * HEAD_DIM
     lse += i_bh.to(tl.int64) * queries
     passed += i_bh.to(tl.int64) * queries
     rank += i_bh.to(tl.int64) * (query_tile_count + 1)
@@ -209,12 +223,12 @@ def dq_kernel(
     b_passed = tl.load(passed + o_t, mask=(o_t >= t_first) & (o_t < t_end), other=0.0)
     b_dq = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
     b_dq = return_to_queries(
-        b_dq, b_q, b_u, b_more, b_lse, b_passed, k, v, o_t + offset, full_lo, full_hi - full_lo, 0, 0,
+        b_dq, b_q, b_u, b_more, b_lse, b_passed, k, v, v_abs, o_t + offset, full_lo, full_hi - full_lo, 0, 0,
         first, end, window, stride_ks, stride_kd, stride_vs, stride_vd, qk_scale, cap_scale,
         CAUSAL, WINDOW, SOFTCAP, RATIO, GAMMA, HEAD_DIM, BLOCK_D, BLOCK_N, False,
     )  # fmt: skip
     b_dq = return_to_queries(
-        b_dq, b_q, b_u, b_more, b_lse, b_passed, k, v, o_t + offset, lo, (full_lo - lo) + (hi - full_hi),
+        b_dq, b_q, b_u, b_more, b_lse, b_passed, k, v, v_abs, o_t + offset, lo, (full_lo - lo) + (hi - full_hi),
         full_lo - lo, full_hi - full_lo,
         first, end, window, stride_ks, stride_kd, stride_vs, stride_vd, qk_scale, cap_scale,
         CAUSAL, WINDOW, SOFTCAP, RATIO, GAMMA, HEAD_DIM, BLOCK_D, BLOCK_N, True,
@@ -283,6 +297,7 @@ def backward(
     )  # fmt: skip
     launch(compact_kernel, batch * heads, active, listed, rank, listed_count, BLOCK=_COMPACT)
 
+    value_abs = magnitudes(value) if gammaed and scored else None
     u = g if u is None else u
     u_strides = u.stride()[-4:]
     dv = torch.empty_like(value)
@@ -290,7 +305,7 @@ def backward(
     count = triton.cdiv(keys, by_key.keys)
     launch(
         dkv_kernel, count * batch * kv_heads,
-        query, key, value, u, dk, dv, lse, passed, listed, rank, bounds,
+        query, key, value, value_abs, u, dk, dv, lse, passed, listed, rank, bounds,
         *strides(query, key, value), *u_strides, *strides(dv if dk is None else dk, dv),
         queries, keys, heads, heads // kv_heads, count, listed_count, size, *scalars,
         float(score_share * scale), float(value_share),
@@ -302,7 +317,8 @@ def backward(
     count = triton.cdiv(queries, by_query.queries)
     launch(
         dq_kernel, count * batch * heads,
-        query, key, value, u, dq, lse, passed, rank, bounds, *strides(query, key, value), *u_strides, *strides(dq),
+        query, key, value, value_abs, u, dq, lse, passed, rank, bounds,
+        *strides(query, key, value), *u_strides, *strides(dq),
         queries, keys, heads, heads // kv_heads, count, listed_count, size, *scalars, float(score_share * scale),
         **flags, RATIO=ratio, GAMMA=gammaed, LISTED_M=by_key.queries, **shape, **launched(by_query),
     )  # fmt: skip

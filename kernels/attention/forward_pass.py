@@ -10,12 +10,12 @@ from torch import Tensor
 from ..common import launch, strides
 from ..tiles import TABLE, Table
 from . import arguments
-from .arguments import block_d, flags_of, launched, plain, score_scalars
+from .arguments import block_d, flags_of, launched, magnitudes, plain, score_scalars
 from .pieces import key_tiles, load_tile, real_span, scores, store_tile
 
 
 @triton.jit
-def attend(b_acc, b_abs, b_max, b_sum, b_q, k, v, o_i, start, count, jump_at, jump, first, end, window,
+def attend(b_acc, b_abs, b_max, b_sum, b_q, k, v, v_abs, o_i, start, count, jump_at, jump, first, end, window,
            stride_ks, stride_kd, stride_vs, stride_vd, qk_scale, cap_scale,
            CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ABSOLUTE: tl.constexpr,
            HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
@@ -39,13 +39,14 @@ def attend(b_acc, b_abs, b_max, b_sum, b_q, k, v, o_i, start, count, jump_at, ju
         b_p = b_p.to(b_v.dtype)
         b_acc = tl.dot(b_p, b_v, b_acc * b_rescale[:, None], input_precision="ieee")
         if ABSOLUTE:
-            b_abs = tl.dot(b_p, tl.abs(b_v), b_abs * b_rescale[:, None], input_precision="ieee")
+            b_v = load_tile(v_abs, o_j, HEAD_DIM, 1, first, end, HEAD_DIM, BLOCK_D, MASKED)
+            b_abs = tl.dot(b_p, b_v, b_abs * b_rescale[:, None], input_precision="ieee")
     return b_acc, b_abs, b_max, b_sum
 
 
 @triton.jit(do_not_specialize=["queries", "keys", "heads", "groups", "tiles", "window"])
 def forward_kernel(
-    q, k, v, o, a, lse, sinks, bounds,
+    q, k, v, v_abs, o, a, lse, sinks, bounds,
     stride_qb, stride_qh, stride_qt, stride_qd,
     stride_kb, stride_kh, stride_ks, stride_kd,
     stride_vb, stride_vh, stride_vs, stride_vd,
@@ -67,6 +68,8 @@ def forward_kernel(
     o += i_b * stride_ob + i_h.to(tl.int64) * stride_oh
     k += i_b * stride_kb + i_kv * stride_kh
     v += i_b * stride_vb + i_kv * stride_vh
+    if ABSOLUTE:
+        v_abs += (i_b * (heads // groups) + i_kv) * keys * HEAD_DIM
 
     offset = keys - queries
     first, end, t_first, t_end = real_span(bounds, i_b, queries, keys, BOUNDS)
@@ -89,12 +92,12 @@ def forward_kernel(
         b_max = tl.maximum(b_max, b_sink)
         b_sum = tl.exp2(b_sink - b_max)
     b_acc, b_abs, b_max, b_sum = attend(
-        b_acc, b_abs, b_max, b_sum, b_q, k, v, o_i, full_lo, full_hi - full_lo, 0, 0, first, end, window,
+        b_acc, b_abs, b_max, b_sum, b_q, k, v, v_abs, o_i, full_lo, full_hi - full_lo, 0, 0, first, end, window,
         stride_ks, stride_kd, stride_vs, stride_vd, qk_scale, cap_scale,
         CAUSAL, WINDOW, SOFTCAP, ABSOLUTE, HEAD_DIM, BLOCK_D, BLOCK_N, False,
     )  # fmt: skip
     b_acc, b_abs, b_max, b_sum = attend(
-        b_acc, b_abs, b_max, b_sum, b_q, k, v, o_i, lo, (full_lo - lo) + (hi - full_hi), full_lo - lo,
+        b_acc, b_abs, b_max, b_sum, b_q, k, v, v_abs, o_i, lo, (full_lo - lo) + (hi - full_hi), full_lo - lo,
         full_hi - full_lo, first, end, window,
         stride_ks, stride_kd, stride_vs, stride_vd, qk_scale, cap_scale,
         CAUSAL, WINDOW, SOFTCAP, ABSOLUTE, HEAD_DIM, BLOCK_D, BLOCK_N, True,
@@ -148,7 +151,8 @@ def forward(
     count = triton.cdiv(queries, tiles.queries)
     launch(
         forward_kernel, count * batch * heads,
-        query, key, value, out, size, lse, plain(sinks), plain(bounds), *strides(query, key, value, out),
+        query, key, value, magnitudes(value) if absolute else None, out, size, lse, plain(sinks), plain(bounds),
+        *strides(query, key, value, out),
         queries, key.shape[2], heads, heads // key.shape[1], count, *score_scalars(key, scale, window, softcap),
         **flags_of(key, causal, window, softcap, bounds), SINKS=sinks is not None, ABSOLUTE=absolute,
         HEAD_DIM=head_dim, BLOCK_D=block_d(head_dim), **launched(tiles),

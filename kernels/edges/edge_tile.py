@@ -7,6 +7,20 @@ from ..attention.pieces import load_tile, scores
 
 
 @triton.jit
+def add_product(b_sum, b_rows, b_columns):
+    """b_sum + b_rows b_columns^T.
+
+    What is added to a product by +, Triton makes the beginning of its sum. Of products that go into others each warp
+    gets whole rows, and 64 rows are too few for 8 warps: they would be computed twice.
+    """
+    if b_rows.dtype == tl.float32:  # without tensor cores nothing is laid out so, and a sum of its own takes registers
+        b_sum = tl.dot(b_rows, tl.trans(b_columns), b_sum, input_precision="ieee")
+    else:
+        b_sum = tl.fma(tl.dot(b_rows, tl.trans(b_columns), input_precision="ieee"), 1.0, b_sum)
+    return b_sum
+
+
+@triton.jit
 def add_head(b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse, passed, i_h, b_t, queries,
              stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud, qk_scale, cap_scale, through_scale,
              SOFTCAP: tl.constexpr, SCORES: tl.constexpr, RATIO: tl.constexpr, GAMMA: tl.constexpr,
@@ -27,25 +41,26 @@ def add_head(b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse
         b_more = load_tile(more + i_h * stride_uh, b_t, stride_ut, stride_ud, 0, 0, HEAD_DIM, BLOCK_D, False)
     b_e = tl.dot(b_u, tl.trans(b_v_part), input_precision="ieee")
     if GAMMA:
-        b_e = tl.dot(b_more, tl.trans(b_v_more), b_e, input_precision="ieee")
+        b_e = add_product(b_e, b_more, b_v_more)
     if SCORES:
         b_ds = b_e
         if V_PART:
             b_ds = tl.dot(b_u, tl.trans(b_v), input_precision="ieee")
             if GAMMA:
-                b_ds = tl.dot(b_more, tl.trans(b_abs), b_ds, input_precision="ieee")
+                b_ds = add_product(b_ds, b_more, b_abs)
         b_passed = tl.load(passed + i_h * queries + b_t)
         b_ds = b_ds - b_passed[:, None]
         if SOFTCAP:
             b_ds = b_ds * b_factor
         if K_PART:
             b_qk = tl.dot(b_q, tl.trans(b_k_part), input_precision="ieee")
-        b_e += b_ds * (b_qk * through_scale)
+        b_e = tl.fma(b_ds, b_qk * through_scale, b_e)  # not by +: see `add_product`
     return b_a + b_p * b_e
 
 
 @triton.jit
-def edge_tile(q, u, more, k, v, k_part, v_part, lse, passed, b_t, o_j, end, queries, keys, kv_heads, groups, window,
+def edge_tile(q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, b_t, o_j, end,
+              queries, keys, kv_heads, groups, window,
               stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
               stride_kh, stride_ks, stride_kd, stride_vh, stride_vs, stride_vd,
               stride_kph, stride_kps, stride_kpd, stride_vph, stride_vps, stride_vpd,
@@ -72,10 +87,11 @@ def edge_tile(q, u, more, k, v, k_part, v_part, lse, passed, b_t, o_j, end, quer
         b_abs = b_v
         b_v_more = b_v
         if GAMMA:  # |V|, and what the input contributes to it
-            b_abs = tl.abs(b_v)
+            b_abs = load_tile(v_abs + i_kv * keys * HEAD_DIM, o_real, HEAD_DIM, 1, 0, 0, HEAD_DIM, BLOCK_D, False)
             b_v_more = b_abs
             if V_PART:
-                b_v_more = tl.where(b_v > 0.0, b_v_part, tl.where(b_v < 0.0, -b_v_part, 0.0)).to(b_v.dtype)
+                b_v_more = load_tile(v_more + i_kv * keys * HEAD_DIM, o_real, HEAD_DIM, 1, 0, 0, HEAD_DIM, BLOCK_D,
+                                     False)  # fmt: skip
         if GROUPED:
             for i_g in range(0, groups):
                 b_a = add_head(

@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from ..attention import arguments
-from ..attention.arguments import block_d, flags_of, score_scalars
+from ..attention.arguments import block_d, flags_of, magnitudes, score_scalars
 from ..attention.prepare import prepare_kernel
 from ..common import launch, strides
 from ..tiles import Table
@@ -26,6 +26,8 @@ class Pass(NamedTuple):
     passed: Tensor | None  # (1, H, T) float32 <u, o>; None where weights are constants
     key_part: Tensor | None  # (1, H_kv, S, D)
     value_part: Tensor | None
+    value_abs: Tensor | None  # (1, H_kv, S, D) contiguous, |V|; None without gamma
+    value_more: Tensor | None  # the same, what the layer's input contributes to |V|; None where that is |V|
     scalars: tuple[int, float, float, float, float]
     flags: dict[str, bool]
 
@@ -89,17 +91,24 @@ def prepare(
     del flags["BOUNDS"]
     flags |= {"SCORES": scored, "RATIO": ratio, "GAMMA": gammaed}
     flags |= {"K_PART": key_part is not None, "V_PART": value_part is not None}
-    return Pass(query, key, value, u, lse, passed, key_part, value_part, scalars, flags)
+    value_abs = magnitudes(value) if gammaed else None
+    value_more = None
+    if gammaed and value_part is not None:
+        value_more = torch.mul(value_part.detach(), value.detach().sign(), out=torch.empty_like(value_abs))
+    return Pass(query, key, value, u, lse, passed, key_part, value_part, value_abs, value_more, scalars, flags)
 
 
 def launch_arguments(given: Pass, table: Table):
     """Tiles; then in the kernels' order tensors, their strides, queries, keys, kv_heads and groups; and constants."""
     query, key, value, key_part, value_part, u = *given[:3], given.key_part, given.value_part, given.u[:1]
     head_dim, flags = query.shape[-1], given.flags
-    step = "edges parts" if flags["K_PART"] or flags["V_PART"] or flags["GAMMA"] else "edges"
+    parts = flags["K_PART"] or flags["V_PART"]
+    step = "edges gamma" if flags["GAMMA"] else "edges parts" if parts else "edges"
     tiles = arguments.config(step, query, False, False, table)
     more = given.u[1] if flags["GAMMA"] else None
-    tensors = (query, u, more, key, value, key_part, value_part, given.lse, given.passed)
+    tensors = (
+        query, u, more, key, value, key_part, value_part, given.value_abs, given.value_more, given.lse, given.passed
+    )  # fmt: skip
     steps = [x.stride()[1:] if x is not None else (0, 0, 0) for x in (query, u, key, value, key_part, value_part)]
     groups = query.shape[1] // key.shape[1]
     sizes = (query.shape[2], key.shape[2], key.shape[1], groups)

@@ -41,7 +41,7 @@ def magnitude(b_key):
     do_not_specialize=["count", "queries", "keys", "kv_heads", "groups", "segments", "segment", "kept", "window"]
 )
 def strongest_kernel(
-    q, u, more, k, v, k_part, v_part, lse, passed, rows, listed, dropped,
+    q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, rows, listed, dropped,
     stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
     stride_kh, stride_ks, stride_kd, stride_vh, stride_vs, stride_vd,
     stride_kph, stride_kps, stride_kpd, stride_vph, stride_vps, stride_vpd,
@@ -74,7 +74,8 @@ def strongest_kernel(
     for i_n in range(tl.maximum(lo, i_s * segment), tl.minimum(hi, i_s * segment + segment)):
         o_j = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
         b_a = edge_tile(
-            q, u, more, k, v, k_part, v_part, lse, passed, b_t, o_j, keys, queries, keys, kv_heads, groups, window,
+            q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, b_t, o_j, keys,
+            queries, keys, kv_heads, groups, window,
             stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
             stride_kh, stride_ks, stride_kd, stride_vh, stride_vs, stride_vd,
             stride_kph, stride_kps, stride_kpd, stride_vph, stride_vps, stride_vpd,

@@ -13,7 +13,7 @@ from .given import Pass, launch_arguments
 
 @triton.jit(do_not_specialize=["count", "queries", "keys", "kv_heads", "groups", "blocks", "low", "end", "window"])
 def tile_kernel(
-    q, u, more, k, v, k_part, v_part, lse, passed, rows, found,
+    q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, rows, found,
     stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
     stride_kh, stride_ks, stride_kd, stride_vh, stride_vs, stride_vd,
     stride_kph, stride_kps, stride_kpd, stride_vph, stride_vps, stride_vpd,
@@ -28,7 +28,8 @@ def tile_kernel(
     o_j = low + (i_pid // blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
     b_t = tl.load(rows + tl.minimum(o_r, count - 1)).to(tl.int32)
     b_a = edge_tile(
-        q, u, more, k, v, k_part, v_part, lse, passed, b_t, o_j, end, queries, keys, kv_heads, groups, window,
+        q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, b_t, o_j, end,
+        queries, keys, kv_heads, groups, window,
         stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
         stride_kh, stride_ks, stride_kd, stride_vh, stride_vs, stride_vd,
         stride_kph, stride_kps, stride_kpd, stride_vph, stride_vps, stride_vpd,

@@ -18,7 +18,7 @@ def test_attention_s_rows_are_complete(on, monkeypatch):
                 x = torch.empty(1, dim, dtype=dtype)
                 for step in ("forward", "dkv", "dq"):
                     assert min(attention.config(step, x, gamma, capped)) > 0
-            for step in ("edges", "edges parts") if x[0].nbytes <= 512 else ():
+            for step in ("edges", "edges parts", "edges gamma") if x[0].nbytes <= 512 else ():
                 assert min(attention.config(step, x, False, False)) > 0
 
 
