@@ -53,10 +53,17 @@ def pointwise(kernel, matrices: list[Tensor | None], *scalars: float, **constexp
 
 
 def launch(kernel, programs: int, *arguments, num_warps: int = 4, num_stages: int = 1, **constexprs) -> None:
-    """Runs ``kernel`` on the device of its first argument; inside `instead` it is handed over."""
+    """Starts ``kernel``; inside `instead` it is handed over."""
+    given = (kernel, programs, arguments, constexprs, num_warps, num_stages)
     if (instead := _instead.get()) is not None:
-        instead[0](kernel, programs, arguments, constexprs, num_warps, num_stages)
-    elif programs:
+        instead[0](*given)
+    else:
+        start(*given)
+
+
+def start(kernel, programs: int, arguments, constexprs, num_warps: int, num_stages: int) -> None:
+    """Runs a launch on the device of its first argument."""
+    if programs:
         with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device, wherever the tensors are
             kernel[(programs,)](*arguments, **constexprs, **options(kernel, num_warps, num_stages))
 

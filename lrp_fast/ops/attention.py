@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..rules import Rules, as_rules
 from . import attention_flash, attention_tiled
-from .backend import fused, kernels
+from .backend import fused, kernels, table
 from .once import once
 from .rows import active_rows
 
@@ -173,7 +173,7 @@ def _forward(query, key, value, sinks, bounds, reach, rules, fused) -> Kept:
     if not fused:
         return _torch_forward(query, key, value, sinks, bounds, reach, rules)
     given = {"sinks": sinks, "bounds": bounds, "absolute": rules.attention_gamma > 0}
-    return Kept(*kernels("attention").forward(query, key, value, **reach._asdict(), **given))
+    return Kept(*kernels("attention").forward(query, key, value, **reach._asdict(), **given, table=table(query)))
 
 
 def _fused_backward(g, query, key, value, out, lse, size, bounds, reach, rules):
@@ -192,6 +192,7 @@ def _fused_backward(g, query, key, value, out, lse, size, bounds, reach, rules):
         ratio=rules.treatment.ratio,
         epsilon=rules.attention_epsilon,
         gamma=rules.attention_gamma,
+        table=table(query),
     )
 
 
