@@ -21,4 +21,5 @@ def cases(size: Size = FULL) -> list[Case]:
 def case(operation: str, form: str, head_dim: int, size: Size = FULL) -> Case:
     """The one of that name, with heads of ``head_dim`` features."""
     sized = replace(size, head_dims=(head_dim,))
-    return next(one for one in cases(sized) if (one.operation, one.form) == (operation, form))
+    (found,) = (one for one in cases(sized) if (one.operation, one.form) == (operation, form))
+    return found
