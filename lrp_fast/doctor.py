@@ -249,8 +249,12 @@ def operations(
     device = torch.device(device)
     dtype = _dtype(device, dtype)
     interpreted = impl == "triton" and device.type == "cpu"
-    if interpreted and not _interprets():
+    if interpreted and not backend.interprets():
         raise ValueError("Triton's kernels need a CUDA device; TRITON_INTERPRET=1 in the environment interprets them")
+    if device.type == "cuda" and impl != "torch" and backend.interprets():
+        raise ValueError("TRITON_INTERPRET is set, with which no kernel is compiled: unset it, or take --device cpu")
+    if device.type == "cuda" and impl == "triton" and (why := backend.without_triton(device)) is not None:
+        raise ValueError(f"impl='triton' is not to be had: {why}")
     if interpreted and dtype == torch.bfloat16:
         raise ValueError("Triton's interpreter computes bfloat16 wrongly: take float32 or float16")
     size = SMALL if interpreted else FULL
@@ -280,7 +284,3 @@ def _held(listed, how, workers: int, progress) -> Iterator[Held]:
 
 def _dtype(device: torch.device, dtype: torch.dtype | None) -> torch.dtype:
     return dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-
-
-def _interprets() -> bool:
-    return bool(importlib.util.find_spec("triton")) and importlib.import_module("triton").knobs.runtime.interpret

@@ -8,6 +8,7 @@ import torch
 from lrp_fast import doctor, operations, ops
 from lrp_fast.operations import SMALL
 from lrp_fast.operations.witness import watched
+from lrp_fast.ops import backend, measured
 from lrp_fast.report.operations import operations_table, verdict
 
 CPU = torch.device("cpu")
@@ -121,10 +122,31 @@ def test_progress_and_what_does_not_go_together(monkeypatch):
     found += doctor._held(few, (CPU, torch.float32, "auto"), 3, lambda *at: told.append(at))
     assert [one.form for one in found] == 2 * [case.form for case in few] and all(one.passed for one in found)
     assert told == 2 * [(i, 4) for i in (1, 2, 3, 4)]
-    if not doctor._interprets():
+    if not backend.interprets():
         with pytest.raises(ValueError, match="need a CUDA device; TRITON_INTERPRET=1 in the environment interprets"):
             doctor.operations("cpu", impl="triton")
 
 
 def test_a_model_s_own_head_dims(tiny):
     assert doctor.head_dims_of(tiny("qwen3").config) == (24,) and doctor.head_dims_of(tiny("gemma3").config) == (24,)
+
+
+def test_what_a_cuda_device_is_told_to_be(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A device")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(backend, "without_triton", lambda device: None)
+    found = measured.Found(measured.NOTHING, "absent", "nothing was measured on this A device yet")
+    monkeypatch.setattr(backend, "found_on", lambda device: found)
+    where = doctor.setting("cuda")
+    assert (where.device, where.capability, where.dtype) == ("A device", "9.0", "bfloat16")
+    lines = operations_table(where, []).splitlines()
+    assert lines[0].startswith("operations on A device, compute capability 9.0, bfloat16, PyTorch ")
+    assert lines[1] == "note: nothing was measured on this A device yet"
+    monkeypatch.setattr(backend, "without_triton", lambda device: "Triton is not installed: install triton")
+    assert doctor.setting("cuda").notes == ("Triton is not installed: install triton",)
+    with pytest.raises(ValueError, match="impl='triton' is not to be had: Triton is not installed: install triton"):
+        doctor.operations("cuda", impl="triton")
+    monkeypatch.setattr(backend, "interprets", lambda: True)
+    with pytest.raises(ValueError, match="TRITON_INTERPRET is set, with which no kernel is compiled: unset it"):
+        doctor.operations("cuda")

@@ -80,6 +80,11 @@ def without_triton(device: torch.device) -> str | None:
     return None
 
 
+def interprets() -> bool:
+    """Whether Triton's kernels are run by its interpreter in this process, which compiles none."""
+    return importlib.util.find_spec("triton") is not None and importlib.import_module("triton").knobs.runtime.interpret
+
+
 @functools.cache
 def found_on(device: torch.device) -> measured.Found:
     """What `lrp-fast tune` measured on a CUDA device, read once."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ..operations import FULL, Size
-from ..ops.backend import kernels
+from ..ops.backend import interprets, kernels
 from ..ops.measured import Device, device_of
 from .launches import TOKENS, work
 
@@ -67,8 +67,15 @@ class Bench:
 
 
 def bench_of(device: torch.device, seconds: float) -> Bench:
-    """A CUDA device, from now on for so many seconds."""
+    """A CUDA device, from now on for so many seconds.
+
+    Raises:
+        ValueError: where no kernel would be compiled.
+    """
     import triton
+
+    if interprets():
+        raise ValueError("TRITON_INTERPRET is set, with which no kernel is compiled: unset it")
 
     refusals = (triton.runtime.errors.OutOfResources,)
     return Bench(device, device_of(device), time.monotonic() + seconds, refusals=refusals)
