@@ -12,7 +12,8 @@ from torch import Tensor
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 # (name, jit_fn, signature, constexprs, num_warps, num_stages), as `triton.compiler.ASTSource` takes them. In the
-# signature, what follows a type and ":" is what Triton finds out at launch, "D" that the value is divisible by 16.
+# signature, what follows a type and ":" is what Triton finds out at launch, "D" that the value is divisible by 16; no
+# ":" is there where it does not look.
 Case = tuple[str, object, dict[str, str], dict[str, object], int, int]
 
 # Elements of a pointwise program of 4 warps: 8 a thread, one 16-byte load of each 2-byte operand.
@@ -134,7 +135,7 @@ def specialised(kernel, arguments, constexprs, on):
     values, kinds, _ = bind(*arguments, **constexprs)
     signature, constants = {}, {}
     for (name, value), (kind, found) in zip(values.items(), kinds, strict=True):
-        signature[name] = kind if kind == "constexpr" or not found else f"{kind}:{found}"
+        signature[name] = kind if kind == "constexpr" or found is None else f"{kind}:{found}"
         if kind == "constexpr":
             constants[name] = value
     return signature, constants
