@@ -8,6 +8,7 @@
     python benchmarks/run.py kernels [--seconds 210]    # with a CUDA device; `make gpu` runs the tests first
     python benchmarks/run.py model [--seconds 210]      # with a CUDA device: whole models of up to 8 billion weights
     python benchmarks/run.py profile [--tokens 65536]   # with a CUDA device: the same model's time by kernel
+    python benchmarks/run.py modelled [--rows 'forward, head_dim 128'] [--compare earlier.json]    # see modelled.py
 
 Ratios are taken within one run; absolute CPU seconds mean little elsewhere. peers/lxt_attribution.py says how the
 environment of --lxt-python is made.
@@ -43,7 +44,7 @@ PACKAGES = ("lrp-fast", "torch", "transformers", "triton", "numpy", "zennit")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=(*TABLES, "kernels", "model", "profile"))
+    parser.add_argument("what", choices=(*TABLES, "kernels", "model", "modelled", "profile"))
     parser.add_argument("--tokens", type=int, nargs="+", help="context lengths")
     parser.add_argument("--repeats", type=int, default=3, help="of attribution: timed calls a round")
     parser.add_argument("--rounds", type=int, default=2, help="of attribution: how often ours and LXT take turns")
@@ -55,8 +56,12 @@ def main() -> None:
     parser.add_argument("--commit", help="what is measured, where git does not say")
     parser.add_argument("--counted", type=Path, nargs="+", help="families: files of pytest's --families; no test runs")
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/WHAT.json)")
+    parser.add_argument("--rows", default="*", help="modelled: of kernels/tiles.json, a pattern as of file names")
+    parser.add_argument("--compare", type=Path, help="modelled: the JSON file of an earlier run, for before and after")
     options = parser.parse_args()
 
+    if options.what == "modelled":
+        return issue_model(options)
     if options.what in ("kernels", "model", "profile"):
         sys.exit(kernels(options) if options.what == "kernels" else whole_model(options))
     if options.what == "linear":
@@ -115,6 +120,17 @@ def whole_model(options: argparse.Namespace) -> int:
     print(tables(results))
     print(f"\nwrote {path}" if path else "\na dry run: the times mean nothing, and nothing was written")
     return 1 if results.get("wrong") else 0
+
+
+def issue_model(options: argparse.Namespace) -> None:
+    import modelled  # needs Triton
+
+    results = modelled.measure(options.rows)
+    print(modelled.table(results))
+    if options.compare:
+        print("\n" + modelled.compared(options.compare, results))
+    if options.rows == "*" or options.out:  # a few rows do not replace all of them
+        print(f"\nwrote {write(options, results)}")
 
 
 def families_shown(counted: list[Path] | None) -> dict:

@@ -355,7 +355,7 @@ def _work_replayed(size: LayerSize, context: _Context, rows: int) -> int:
     if rules.epsilon or rules.gamma:  # what the linear maps save
         attention += b * (2 * q + 2 * k + 2 * h) + (b * (2 * h + q) if rules.gamma else 0)
         inside += 8 if rules.gamma else 5
-    attention = context.tokens * (attention + targets * w)
+    attention = context.tokens * (attention + targets * w + _flash_attention(size, context))
     if on_host and not (scored and rules.attention_gamma == 0):  # a few tiles of scores
         attention += 7 * min(1 << 21, 64 * size.heads * context.tokens)
     if on_host and size.window is not None and size.window < context.tokens:  # masks of blocks of queries
@@ -373,7 +373,18 @@ def _work_with_graph(size: LayerSize, context: _Context) -> int:
     traces, selecting = _work_on_edges(size, context)
     selecting -= 2 * _graph(size, context)  # gone by then: the last layer has few edges to choose from
     work = context.tokens * context.dtype.itemsize
-    return int(_heap_loss(size, context) * max(work * attention + traces, work * mlp, selecting)) + size.unpacked
+    attention = work * attention + context.tokens * _flash_attention(size, context)
+    return int(_heap_loss(size, context) * max(attention + traces, work * mlp, selecting)) + size.unpacked
+
+
+def _flash_attention(size: LayerSize, context: _Context) -> int:
+    """Bytes a token that PyTorch's FlashAttention takes on the way back, where it may serve: the queries' gradients in
+    float32, and those of the keys and values once a query head."""
+    b, rules = context.dtype.itemsize, context.rules
+    plain = rules.treatment.score and not (rules.attention_epsilon or rules.attention_gamma)
+    if size.device == _HOST or b != 2 or not plain:
+        return 0
+    return size.query * (4 + (2 * b if size.key < size.query else 0))
 
 
 def _work_on_edges(size: LayerSize, context: _Context) -> tuple[int, float]:

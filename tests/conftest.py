@@ -174,6 +174,93 @@ def within_rounding():
     return check
 
 
+class FlashAttention:
+    """PyTorch's two operations on CUDA, as its source has them, on any device: with the arguments that their schemas
+    name and nothing else, dense, in float32 or wider. ``calls`` are those that were made."""
+
+    def __init__(self):
+        self.calls = []
+
+    def forward(self, *args, **named):
+        given = self._read(torch.ops.aten._flash_attention_forward.default._schema, args, named)
+        assert given["return_debug_mask"] is False and given["seqused_k"] is None and given["alibi_slopes"] is None
+        scores, v = self._scores(given), self._each(given, "value")
+        lse = torch.logsumexp(scores, -1)
+        out = torch.empty_like(given["query"])
+        out.copy_((torch.exp(scores - lse.unsqueeze(-1)) @ v).transpose(1, 2))
+        random = torch.empty(2, dtype=torch.uint64), torch.empty((), dtype=torch.uint64)
+        return out, lse, *random, out.new_empty(0)
+
+    def backward(self, *args, **named):
+        given = self._read(torch.ops.aten._flash_attention_backward.default._schema, args, named)
+        query, lse = given["query"], given["logsumexp"]
+        for name in ("grad_out", "out"):
+            assert given[name].dtype == query.dtype and given[name].shape == query.shape
+            assert given[name].is_contiguous() and given[name].data_ptr() % 16 == 0
+        # Read as they lie, whatever they are.
+        wide = torch.promote_types(query.dtype, torch.float32)
+        assert lse.dtype == wide and lse.is_contiguous() and lse.shape == query.transpose(1, 2).shape[:3]
+        q, k, v, u, o = (self._each(given, name) for name in ("query", "key", "value", "grad_out", "out"))
+        p = torch.exp(self._scores(given) - lse.unsqueeze(-1))
+        ds = p * (u @ v.transpose(-1, -2) - (u * o).sum(-1, keepdim=True)) * given["scale"]
+        grads = []
+        for like, grad in ((query, ds @ k), (given["key"], ds.mT @ q), (given["value"], p.mT @ u)):
+            heads = grad.unflatten(1, (like.shape[2], -1)).to(query.dtype).to(wide).sum(2)
+            grads.append(torch.empty_like(like).copy_(heads.transpose(1, 2)))
+        return tuple(grads)
+
+    def _read(self, schema, args, named):
+        self.calls.append(schema.name)
+        given = dict(zip([one.name for one in schema.arguments if not one.kwarg_only], args, strict=False))
+        given |= {one.name: named.pop(one.name) for one in schema.arguments if one.name in named}
+        given |= {
+            one.name: one.default_value for one in schema.arguments if one.name not in given and one.has_default_value()
+        }
+        assert not named and set(given) == {one.name for one in schema.arguments}, (named, given.keys())
+        assert given["cum_seq_q"] is None and given["cum_seq_k"] is None and given["dropout_p"] == 0
+        query, key, value = (given[name] for name in ("query", "key", "value"))
+        assert given["max_q"] == query.shape[1] and given["max_k"] == key.shape[1]
+        assert key.shape == value.shape and query.shape[2] % key.shape[2] == 0
+        assert query.shape[3] % 8 == 0 and query.shape[3] <= 256
+        for x in (query, key, value):
+            assert x.dtype == query.dtype and x.stride(3) == 1 and x.data_ptr() % 16 == 0
+            steps = [stride for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True) if size > 1]
+            assert all(step * x.element_size() % 16 == 0 for step in steps)
+        return given
+
+    def _each(self, given, name):
+        """(B, H, T, D) in float32 or wider, keys and values once a query head."""
+        x = given[name].to(torch.promote_types(given[name].dtype, torch.float32)).transpose(1, 2)
+        return x.repeat_interleave(given["query"].shape[2] // x.shape[1], 1)
+
+    def _scores(self, given):
+        """(B, H, T, S) scaled, -inf where mask.h has it."""
+        q, k = self._each(given, "query"), self._each(given, "key")
+        left, right = (-1 if given[f"window_size_{name}"] is None else given[f"window_size_{name}"]
+                       for name in ("left", "right"))  # fmt: skip
+        if given["is_causal"]:
+            right = 0
+        queries, keys = q.shape[2], k.shape[2]
+        i = torch.arange(queries, device=q.device)[:, None] + keys - queries
+        j = torch.arange(keys, device=q.device)
+        hidden = torch.zeros(queries, keys, dtype=torch.bool, device=q.device)
+        if right >= 0:
+            hidden |= j > i + right
+        if left >= 0:
+            hidden |= j < i - left
+        return (q @ k.mT * given["scale"]).masked_fill(hidden, -torch.inf)
+
+
+@pytest.fixture
+def flash_attention(monkeypatch):
+    """`FlashAttention`, where lrp_fast would call PyTorch's."""
+    stand_in, module = FlashAttention(), lrp_fast.ops.attention_vendor
+    monkeypatch.setattr(module, "_forward", stand_in.forward)
+    monkeypatch.setattr(module, "_backward", stand_in.backward)
+    monkeypatch.setattr(module, "_is_available", lambda *_: True)
+    return stand_in
+
+
 @pytest.fixture(scope="session")
 def root():
     """The checkout."""

@@ -191,6 +191,21 @@ def on_meta(dtype="bfloat16", **config):
         return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
+@pytest.mark.parametrize(
+    "dtype, kv_heads, device, bytes_a_feature",
+    [("bfloat16", 8, "cuda", 8), ("bfloat16", 64, "cuda", 4), ("float16", 8, "cuda", 8)]
+    + [("float32", 8, "cuda", 0), ("bfloat16", 8, "cpu", 0)],
+)
+def test_what_flash_attention_takes_on_the_way_back_is_planned(dtype, kv_heads, device, bytes_a_feature):
+    """Where the rule is a scaled gradient: with a stabiliser, the kernels go back, and take nothing of the kind."""
+    model = on_meta(dtype, num_hidden_layers=2, num_key_value_heads=kv_heads)
+    stabilised, memory = Rules(attention_epsilon=0.1), Memory(device_budget=60 * 10**9, host_budget=60 * 10**9)
+    own, without = (
+        plan(model, 50_000, rule=rule, memory=memory, device=device).least[device] for rule in ("attnlrp", stabilised)
+    )
+    assert own - without == pytest.approx(50_000 * 8192 * bytes_a_feature, rel=1e-6)
+
+
 def test_a_model_without_weights_is_planned_by_its_config_alone():
     """Llama-3.1-70B at 100,000 tokens, its work counted by hand."""
     planned = plan(on_meta(), 100_000, memory=Memory(device_budget=60 * 10**9))

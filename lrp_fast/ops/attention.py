@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..rules import Rules, as_rules
-from . import attention_flash, attention_tiled
-from .backend import fused, kernels, table
+from . import attention_flash, attention_tiled, attention_vendor
+from .backend import fused, kernels, preferred, table
 from .once import once
 from .rows import active_rows
 
@@ -24,7 +24,10 @@ class Reach(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a backward pass needs of the forward one: with it, nothing of size T x S is computed twice."""
+    """What a backward pass needs of the forward one: with it, nothing of size T x S is computed twice.
+
+    It is the same, but for rounding, whoever computed it, and any backward pass takes it.
+    """
 
     out: Tensor  # (B, H, T, D)
     lse: Tensor  # (B, H, T), float32 at least
@@ -77,7 +80,11 @@ def attention(
             others neither read nor are read, and their output is zero.
         softcap: scores become softcap * tanh(score / softcap); attnlrp passes it by the identity rule.
         sinks: (H,) one extra logit a head in the softmax denominator, gets no gradient.
-        impl: as in `activation`. The kernels take head_dim up to 256.
+        impl: as in `activation`; the kernels take head_dim up to 256. Or "vendor": PyTorch's FlashAttention on CUDA,
+            for attnlrp and gradient in 16 bits, without stabilisers, soft-cap, sinks and bounds. "auto" is that where
+            it serves, but goes back by the kernels where so many queries carry no relevance that these, which skip
+            them, compute less. With "vendor" the query's gradient may differ in its last bits from call to call: under
+            ``torch.use_deterministic_algorithms(True)``, "auto" goes back by the kernels, whose bits repeat.
         kept: what `attention_forward` returned for the same arguments; then the forward pass is not computed again.
         traces: every backward pass appends what it used and handed back, for `attention_edges`. One unpadded prompt.
 
@@ -85,13 +92,14 @@ def attention(
         (B, H, T, D) in the dtype of the three.
 
     Raises:
-        ValueError: for shapes that do not fit, more queries than keys, or a window or softcap that is not positive.
+        ValueError: for shapes that do not fit, more queries than keys, or a window or softcap that is not positive; for
+            what ``impl`` does not take.
     """
     reach = _read(query, key, value, scale, causal, window, bounds, softcap, sinks)
     if traces is not None and (query.shape[0] != 1 or bounds is not None):
         raise ValueError("edges are those of one prompt without padding: run each prompt by itself")
-    rules = as_rules(rule)
-    return _Attention.apply(query, key, value, sinks, bounds, reach, rules, _fused(query, impl), kept, traces)
+    given = (query, key, value, sinks, bounds, reach, as_rules(rule))
+    return _Attention.apply(*given, _paths(*given, impl), kept, traces)
 
 
 def attention_forward(
@@ -110,12 +118,32 @@ def attention_forward(
 ) -> Kept:
     """The forward pass of `attention` by itself, with the same arguments, not differentiable."""
     reach = _read(query, key, value, scale, causal, window, bounds, softcap, sinks)
+    given = (query, key, value, sinks, bounds, reach, as_rules(rule))
     with torch.no_grad():
-        return _forward(query, key, value, sinks, bounds, reach, as_rules(rule), _fused(query, impl))
+        return _forward(*given, _paths(*given, impl).forward)
 
 
-def _fused(query: Tensor, impl: str) -> bool:
-    return fused(query, impl, served=query.shape[-1] <= 256)
+class _Paths(NamedTuple):
+    """Who computes: "vendor", "triton" or "torch"."""
+
+    forward: str
+    backward: str
+    settled: bool  # whatever gradient comes
+
+
+def _paths(query, key, value, sinks, bounds, reach, rules, impl) -> _Paths:
+    if impl != "vendor" and not fused(query, impl, served=query.shape[-1] <= 256, also=("vendor",)):
+        return _Paths("torch", "torch", True)
+    if impl == "triton":
+        return _Paths("triton", "triton", True)
+    refusal = attention_vendor.refusal(query, key, value, sinks, bounds, reach, rules)
+    if refusal is None and impl == "auto":
+        return _Paths(*(preferred(f"attention {step}", query) for step in ("forward", "backward")), False)
+    if refusal is None:
+        return _Paths("vendor", "vendor", True)
+    if impl == "auto":
+        return _Paths("triton", "triton", True)
+    raise ValueError(f"PyTorch's FlashAttention does not serve here: {refusal}. Use impl='auto'")
 
 
 def _read(query, key, value, scale, causal, window, bounds, softcap, sinks) -> Reach:
@@ -151,10 +179,10 @@ def _check(query, key, value, window, bounds, softcap, sinks):
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, sinks, bounds, reach, rules, fused, kept, traces):
+    def forward(ctx, query, key, value, sinks, bounds, reach, rules, paths, kept, traces):
         if kept is None:
-            kept = _forward(query, key, value, sinks, bounds, reach, rules, fused)
-        ctx.reach, ctx.rules, ctx.fused, ctx.traces = reach, rules, fused, traces
+            kept = _forward(query, key, value, sinks, bounds, reach, rules, paths.forward)
+        ctx.reach, ctx.rules, ctx.paths, ctx.traces = reach, rules, paths, traces
         ctx.save_for_backward(query, key, value, *kept, bounds)
         return kept.out.view_as(kept.out)
 
@@ -162,16 +190,21 @@ class _Attention(torch.autograd.Function):
     @once
     def backward(ctx, g):
         *saved, bounds = ctx.saved_tensors
-        grads = (_fused_backward if ctx.fused else _torch_backward)(g, *saved, bounds, ctx.reach, ctx.rules)
+        path = ctx.paths.backward
+        if path == "vendor" and not ctx.paths.settled and not attention_vendor.is_better(g):
+            path = "triton"
+        grads = _BACKWARDS[path](g, *saved, bounds, ctx.reach, ctx.rules)
         if ctx.traces is not None:
             query, key, value, *kept = [None if t is None else t.detach() for t in saved]
             ctx.traces.append(Trace(g, query, key, value, Kept(*kept), *grads[1:], ctx.reach, ctx.rules))
         return *grads, None, None, None, None, None, None, None
 
 
-def _forward(query, key, value, sinks, bounds, reach, rules, fused) -> Kept:
-    if not fused:
+def _forward(query, key, value, sinks, bounds, reach, rules, path) -> Kept:
+    if path == "torch":
         return _torch_forward(query, key, value, sinks, bounds, reach, rules)
+    if path == "vendor":
+        return Kept(*attention_vendor.forward(query, key, value, reach), None)
     given = {"sinks": sinks, "bounds": bounds, "absolute": rules.attention_gamma > 0}
     return Kept(*kernels("attention").forward(query, key, value, **reach._asdict(), **given, table=table(query)))
 
@@ -194,6 +227,10 @@ def _fused_backward(g, query, key, value, out, lse, size, bounds, reach, rules):
         gamma=rules.attention_gamma,
         table=table(query),
     )
+
+
+def _vendor_backward(g, query, key, value, out, lse, size, bounds, reach, rules):
+    return attention_vendor.backward(g, query, key, value, out, lse, reach, rules)
 
 
 def _torch_forward(query, key, value, sinks, bounds, reach, rules) -> Kept:
@@ -228,6 +265,9 @@ def _torch_backward(g, query, key, value, out, lse, size, bounds, reach, rules):
             if piece is not None:
                 whole[rows, :, real] = piece
     return grads
+
+
+_BACKWARDS = {"vendor": _vendor_backward, "triton": _fused_backward, "torch": _torch_backward}
 
 
 def _spans(bounds: Tensor | None, length: int) -> list[tuple[slice, slice]]:

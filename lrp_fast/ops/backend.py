@@ -45,7 +45,7 @@ def table_of(device: torch.device) -> dict[str, dict[str, list[int]]]:
     return _table(device) if device.type == "cuda" else kernels("tiles").TABLE
 
 
-def fused(x: Tensor, impl: str, served: bool = True) -> bool:
+def fused(x: Tensor, impl: str, served: bool = True, also: tuple[str, ...] = ()) -> bool:
     """Whether the Triton kernels compute an operation on ``x``.
 
     "auto" means on CUDA, for what the kernels take and from compute capability 8.0 on, where Triton is installed; every
@@ -53,13 +53,14 @@ def fused(x: Tensor, impl: str, served: bool = True) -> bool:
 
     Args:
         served: whether the kernels take the sizes and the other operands.
+        also: what ``impl`` may be for this operation beside `IMPLS`, which its caller sees to.
 
     Raises:
         ValueError: for an unknown ``impl``, or "triton" for a dtype that the kernels do not take.
     """
     taken = x.dtype in (torch.float16, torch.bfloat16, torch.float32)
     if impl not in IMPLS:
-        raise ValueError(f"impl must be one of {', '.join(map(repr, IMPLS))}, not {impl!r}")
+        raise ValueError(f"impl must be one of {', '.join(map(repr, (*IMPLS, *also)))}, not {impl!r}")
     if impl == "triton" and not taken:
         raise ValueError(f"the Triton kernels take float16, bfloat16 and float32, not {x.dtype}: use impl='torch'")
     if impl != "auto":

@@ -67,7 +67,7 @@ def fits(found, most, shared: int) -> bool:
 
 def timed(row: str, table: dict, bench: Bench) -> Time:
     """What `climbed` wants; right is what ``table`` gives."""
-    run = work(row, bench.tokens)[1](str(bench.device))
+    run = work(row, tokens=bench.tokens)[1](str(bench.device))
     expected = run(table)
 
     def time(trial):

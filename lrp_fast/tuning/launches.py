@@ -20,17 +20,20 @@ _LINEAR = r"gamma_(forward|backward), (\d) bytes(, few rows)?"
 Run = Callable[[dict], tuple[Tensor | None, ...]]
 
 
-def work(row: str, tokens: int = TOKENS) -> tuple[object, Callable[[str], Run]]:
-    """The kernel that ``row`` is for, and what prepares, on a device, a call that launches it by a table's entry."""
+def work(row: str, seldom: bool = False, *, tokens: int = TOKENS) -> tuple[object, Callable[[str], Run]]:
+    """The kernel that ``row`` is for, and what prepares, on a device, a call that launches it by a table's entry: as it
+    is mostly used or, where ``seldom``, as the row serves too: dV alone, as cp wants it, and whole tiles of edges.
+    """
     if match := re.fullmatch(_ATTENTION, row):
         step, form, head_dim, itemsize = match.groups()
         kernel = getattr(kernels("attention"), f"{step}_kernel")
         given = (step, form, tokens, int(head_dim), DTYPES[int(itemsize)])
-        return kernel, lambda device: _attention(*given, device)
+        return kernel, lambda device: _attention(*given, device, cp=seldom)
     if match := re.fullmatch(_EDGES, row):
         form, head_dim, itemsize = match.groups()
         given = (form, tokens, int(head_dim), DTYPES[int(itemsize)])
-        return kernels("edges").strongest_kernel, lambda device: _edges(*given, device)
+        kernel = kernels("edges").tile_kernel if seldom else kernels("edges").strongest_kernel
+        return kernel, lambda device: _edges(*given, device, whole=seldom)
     if match := re.fullmatch(_LINEAR, row):
         step, itemsize, few = match.groups()
         kernel = getattr(kernels("linear"), f"gamma_{step}_kernel")
@@ -64,7 +67,7 @@ def _heads(tokens, head_dim, dtype, device) -> list[Tensor]:
     ]
 
 
-def _attention(step, form, tokens, head_dim, dtype, device) -> Run:
+def _attention(step, form, tokens, head_dim, dtype, device, cp) -> Run:
     attention = kernels("attention")
     query, key, value, g = _heads(tokens, head_dim, dtype, device)
     gamma = form == " gamma"
@@ -72,11 +75,12 @@ def _attention(step, form, tokens, head_dim, dtype, device) -> Run:
     if step == "forward":
         return lambda table: attention.forward(query, key, value, **flags, absolute=gamma, table=table)
     kept = attention.forward(query, key, value, **flags, absolute=gamma)
-    rule = {"value_share": 0.5, "score_share": 0.25, "ratio": True, "gamma": 0.25 * gamma}
+    shares = {"value_share": 1.0, "score_share": 0.0} if cp else {"value_share": 0.5, "score_share": 0.25}
+    rule = {**shares, "ratio": True, "gamma": 0.25 * gamma}
     return lambda table: attention.backward(g, query, key, value, *kept, **flags, **rule, table=table)
 
 
-def _edges(form, tokens, head_dim, dtype, device) -> Run:
+def _edges(form, tokens, head_dim, dtype, device, whole) -> Run:
     edges = kernels("edges")
     query, key, value, g = _heads(tokens, head_dim, dtype, device)
     flags = {"scale": head_dim**-0.5, "causal": True, "window": None, "softcap": None}
@@ -85,6 +89,9 @@ def _edges(form, tokens, head_dim, dtype, device) -> Run:
     parts = {"key_part": key, "value_part": value} if form else {"key_part": None, "value_part": None}
     given = edges.prepare(g, query, key, value, *kept, **parts, **flags, **rule)
     rows = torch.arange(tokens, device=device)
+    if whole:
+        found = torch.empty(tokens**2, device=device)
+        return lambda table: (edges.tile(given, rows, slice(0, tokens), found, table),)
 
     def run(table):
         _, weights, dropped = edges.strongest(given, rows, 16, table)

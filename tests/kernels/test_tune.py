@@ -51,7 +51,7 @@ def test_a_neighbour_with_other_results_is_not_taken(bench, monkeypatch):
     row, own = "forward, head_dim 64, 2 bytes", climb.work
 
     def wrong(row, tokens):
-        kernel, prepare = own(row, tokens)
+        kernel, prepare = own(row, tokens=tokens)
 
         def prepared(device):
             run = prepare(device)
