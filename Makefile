@@ -40,7 +40,7 @@ help:
 	@echo '                  where it is not the pinned one, with the newest that there is'
 	@echo 'make lint         check the style of the code'
 	@echo "make families     run the tests behind the README's table of model families, and make it anew"
-	@echo 'make gpu          with a CUDA device: its tests, then the benchmarks, 8 minutes at most'
+	@echo 'make gpu          with a CUDA device: lrp-fast doctor, the tests, then the benchmarks, 8 minutes at most'
 	@echo 'make clean        remove .venv and everything built (the demo model stays in ~/.cache/lrp_fast)'
 	@echo
 	@echo 'The first run installs what it needs into .venv; this takes a minute or two. Variables:'
@@ -52,7 +52,7 @@ help:
 	@echo
 	@echo 'make gpu installs nothing and needs no network: PYTHON (default: python3) has to have torch, triton, transformers,'
 	@echo 'pytest, setuptools and pybind11, and there must be a C++17 compiler. Variables:'
-	@echo '  PARTS="tests model"       which of tests, kernels and model (a whole one): alone, it gets all of the time'
+	@echo '  PARTS="tests model"       which of doctor, tests, kernels and model (a whole one): alone, it gets all of the time'
 	@echo '  RESULTS=folder            where the JSON files go (default: benchmarks/results)'
 	@echo '  COMMIT=id                 what is measured, where this is no git checkout'
 

@@ -1,10 +1,11 @@
 """What `make gpu` does: everything that needs a CUDA device, with the packages that this Python has and no network.
 
-The package is built into build/gpu, which is then the first entry of PYTHONPATH: nothing is installed. The tests marked
+The package is built into build/gpu, which is then the first entry of PYTHONPATH: nothing is installed. First
+``lrp-fast doctor`` holds every operation against its definition, which takes half a minute. Then the tests marked
 ``gpu`` run in several processes at once, because nearly all of their time is Triton's compiler's; then the kernels
-and a whole model are timed, with red tests too, but the report says so and the exit status is 1. It is 2 where nothing
-can run at all. --parts selects some of this; the time that the tests leave is shared evenly. Nothing of it goes on
-when the time is over: what a part has started is ended with it.
+and a whole model are timed, with red tests too, but the report says so and the exit status is 1. It is 2 where
+nothing can run at all. --parts selects some of this; the time that the tests leave is shared evenly. Nothing of it
+goes on when the time is over: what a part has started is ended with it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "gpu"
 NEEDED = ("torch", "triton", "transformers", "pytest", "setuptools", "pybind11")
-PARTS = ("tests", "kernels", "model")
+PARTS = ("doctor", "tests", "kernels", "model")
+BENCHMARKS = ("kernels", "model")
 SECONDS = 465  # in all
+DOCTOR_SECONDS = 120  # at most
 TEST_SECONDS = 210
 STOP_SECONDS = 10  # of them, for what was interrupted to report
 LAST_CASE_SECONDS = 40  # before its time is over a benchmark begins no more cases
@@ -68,14 +71,16 @@ def main() -> int:
     if not build(environment, end):
         return 1
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(BUILD / "lib"), os.environ.get("PYTHONPATH"))))
-    tests = "not run"
+    tests, healthy = "not run", True
+    if "doctor" in options.parts:
+        healthy = run_doctor(environment, min(time.monotonic() + DOCTOR_SECONDS, end), options.dry_run)
     if "tests" in options.parts:
         memory = None if options.dry_run else torch.cuda.mem_get_info()[0]
         tests = run_tests(environment, memory, min(time.monotonic() + TEST_SECONDS, end))
         if not options.dry_run:
             keep_families(environment, end, options)
-    benchmarks = [part for part in PARTS[1:] if part in options.parts]
-    green = not tests.startswith("FAILED")
+    benchmarks = [part for part in BENCHMARKS if part in options.parts]
+    green = healthy and not tests.startswith("FAILED")
     for left, part in zip(range(len(benchmarks), 0, -1), benchmarks, strict=True):
         green &= run_benchmark(part, (end - time.monotonic()) / left, environment, tests, options)
     print(f"tests: {tests}")
@@ -116,6 +121,15 @@ def kill(process: subprocess.Popen) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def run_doctor(environment: dict[str, str], end: float, dry_run: bool) -> bool:
+    """Whether the operations are right on the device, as its table says. A dry run is plain PyTorch's, on the CPU."""
+    command = [sys.executable, "-P", "-m", "lrp_fast.cli", "doctor", "--device", "cpu" if dry_run else "cuda"]
+    status = run(command, end, env=environment)
+    if status is None:
+        print("doctor: stopped when its time was over")
+    return status == 0
 
 
 def run_tests(environment: dict[str, str], free_bytes: int | None, end: float) -> str:

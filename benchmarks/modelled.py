@@ -4,9 +4,10 @@
     python benchmarks/run.py modelled --rows 'forward, head_dim 128'   # those whose row begins so: printed, not written
     python benchmarks/run.py modelled --compare earlier.json           # and, in Markdown, what has changed since
 
-For every row of kernels/tiles.json whose elements have 2 bytes: the launch that tune.py times, and for dK dV and edges
-the other one that the row serves. What is played is the innermost loop that has wgmma; of two the shorter, which is the
-one without a mask. Where the compiler fell back to mma.sync, which the model does not know, the row says so.
+For every row of kernels/tiles.json whose elements have 2 bytes: the launch that `lrp-fast tune` times, and for dK dV
+and edges the other one that the row serves. What is played is the innermost loop that has wgmma; of two the shorter,
+which is the one without a mask. Where the compiler fell back to mma.sync, which the model does not know, the row says
+so.
 
 "share" is that of the tensor cores' dense peak while the loop runs, and no prediction of a time. The model knows no
 rounding and no values; no bank conflicts, and not that wgmma and other instructions share what shared memory can do; no
@@ -26,10 +27,10 @@ from pathlib import Path
 
 from loops import calibration, h100, sass
 from loops.play import play
-from tune import work
 
 from lrp_fast.kernels import common, tiles
 from lrp_fast.kernels.resources import compiled, resources
+from lrp_fast.tuning.launches import work
 
 ON = (9, 0)
 # What a row serves, by how it begins: mostly, and besides.

@@ -9,10 +9,9 @@
     python benchmarks/run.py model [--seconds 210]      # with a CUDA device: whole models of up to 8 billion weights
     python benchmarks/run.py profile [--tokens 65536]   # with a CUDA device: the same model's time by kernel
     python benchmarks/run.py modelled [--rows 'forward, head_dim 128'] [--compare earlier.json]    # see modelled.py
-    python benchmarks/run.py tune [--rows 'dkv*, head_dim 128, *'] [--on 9.0]
 
 Ratios are taken within one run; absolute CPU seconds mean little elsewhere. peers/lxt_attribution.py says how the
-environment of --lxt-python is made. "tune" writes kernels/tiles.json instead: tune.py says how.
+environment of --lxt-python is made.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ PACKAGES = ("lrp-fast", "torch", "transformers", "triton", "numpy", "zennit")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=(*TABLES, "kernels", "model", "modelled", "profile", "tune"))
+    parser.add_argument("what", choices=(*TABLES, "kernels", "model", "modelled", "profile"))
     parser.add_argument("--tokens", type=int, nargs="+", help="context lengths")
     parser.add_argument("--repeats", type=int, default=3, help="of attribution: timed calls a round")
     parser.add_argument("--rounds", type=int, default=2, help="of attribution: how often ours and LXT take turns")
@@ -57,15 +56,10 @@ def main() -> None:
     parser.add_argument("--commit", help="what is measured, where git does not say")
     parser.add_argument("--counted", type=Path, nargs="+", help="families: files of pytest's --families; no test runs")
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/WHAT.json)")
-    parser.add_argument("--rows", default="*", help="tune, modelled: of kernels/tiles.json, a pattern as of file names")
+    parser.add_argument("--rows", default="*", help="modelled: of kernels/tiles.json, a pattern as of file names")
     parser.add_argument("--compare", type=Path, help="modelled: the JSON file of an earlier run, for before and after")
-    parser.add_argument("--on", type=capability, help="tune: only list what would be timed on a GPU, 9.0 say")
     options = parser.parse_args()
 
-    if options.what == "tune":
-        import tune  # Triton exists on Linux only
-
-        return tune.main(options.rows, options.on)
     if options.what == "modelled":
         return issue_model(options)
     if options.what in ("kernels", "model", "profile"):
@@ -151,11 +145,6 @@ def write(options: argparse.Namespace, results: object) -> str:
     out = options.out or HERE / "results" / f"{options.what}.json"
     write_atomically(out, (json.dumps(report, indent=1) + "\n").encode())
     return os.path.relpath(out)
-
-
-def capability(text: str) -> tuple[int, int]:
-    major, minor = map(int, text.split("."))
-    return major, minor
 
 
 @functools.cache

@@ -11,11 +11,12 @@ The weights are Apache-2.0. ``python demo/smollm2.py`` converts, if need be, and
 import contextlib
 import importlib.util
 import io
-import os
 import shutil
 import sys
 import tempfile
 from pathlib import Path
+
+from lrp_fast.files import user_cache
 
 NAME = "smollm2-135m-instruct"
 
@@ -26,7 +27,7 @@ def model_directory(cache: Path | None = None) -> Path:
     ``cache`` is the folder it lies in, by default ``lrp_fast`` in the user's cache. The conversion is written
     aside and renamed into place, so an interrupted one leaves no half model behind.
     """
-    directory = (Path(cache) if cache is not None else default_cache()) / NAME
+    directory = (Path(cache) if cache is not None else user_cache()) / NAME
     if (directory / "model.safetensors").is_file():
         return directory
     gguf_file = find_gguf()
@@ -40,11 +41,6 @@ def model_directory(cache: Path | None = None) -> Path:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return directory
-
-
-def default_cache() -> Path:
-    """``$XDG_CACHE_HOME/lrp_fast``, or ``~/.cache/lrp_fast``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lrp_fast"
 
 
 def find_gguf() -> Path:

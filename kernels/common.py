@@ -12,7 +12,8 @@ from torch import Tensor
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 # (name, jit_fn, signature, constexprs, num_warps, num_stages), as `triton.compiler.ASTSource` takes them. In the
-# signature, what follows a type and ":" is what Triton finds out at launch, "D" that the value is divisible by 16.
+# signature, what follows a type and ":" is what Triton finds out at launch, "D" that the value is divisible by 16; no
+# ":" is there where it does not look.
 Case = tuple[str, object, dict[str, str], dict[str, object], int, int]
 
 # Elements of a pointwise program of 4 warps: 8 a thread, one 16-byte load of each 2-byte operand.
@@ -53,10 +54,17 @@ def pointwise(kernel, matrices: list[Tensor | None], *scalars: float, **constexp
 
 
 def launch(kernel, programs: int, *arguments, num_warps: int = 4, num_stages: int = 1, **constexprs) -> None:
-    """Runs ``kernel`` on the device of its first argument; inside `instead` it is handed over."""
+    """Starts ``kernel``; inside `instead` it is handed over."""
+    given = (kernel, programs, arguments, constexprs, num_warps, num_stages)
     if (instead := _instead.get()) is not None:
-        instead[0](kernel, programs, arguments, constexprs, num_warps, num_stages)
-    elif programs:
+        instead[0](*given)
+    else:
+        start(*given)
+
+
+def start(kernel, programs: int, arguments, constexprs, num_warps: int, num_stages: int) -> None:
+    """Runs a launch on the device of its first argument."""
+    if programs:
         with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device, wherever the tensors are
             kernel[(programs,)](*arguments, **constexprs, **options(kernel, num_warps, num_stages))
 
@@ -127,7 +135,7 @@ def specialised(kernel, arguments, constexprs, on):
     values, kinds, _ = bind(*arguments, **constexprs)
     signature, constants = {}, {}
     for (name, value), (kind, found) in zip(values.items(), kinds, strict=True):
-        signature[name] = kind if kind == "constexpr" or not found else f"{kind}:{found}"
+        signature[name] = kind if kind == "constexpr" or found is None else f"{kind}:{found}"
         if kind == "constexpr":
             constants[name] = value
     return signature, constants

@@ -15,6 +15,8 @@ from .common import Case, options
 SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 TENSOR_MEMORY = 512  # columns
 
+_VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
+
 
 class Resources(NamedTuple):
     """Shared memory in bytes a block; registers a thread; stack and local memory in bytes a thread; columns of tensor
@@ -34,10 +36,16 @@ def compiled(case: Case, architecture: int):
     """
     _, fn, signature, constexprs, num_warps, num_stages = case
     target = GPUTarget("cuda", architecture, 32)
-    found = {name: kind.partition(":")[::2] for name, kind in signature.items()}
+    found = {name: kind.partition(":") for name, kind in signature.items()}
     parse = make_backend(target).parse_attr
-    attributes = {(i,): parse(attribute) for i, (_, attribute) in enumerate(found.values()) if attribute}
-    source = ASTSource(fn, {name: kind for name, (kind, _) in found.items()}, constexprs, attributes)
+    # As a launch has them, empty ones too: otherwise it would not find in Triton's cache what is compiled here.
+    constants = _VERSION >= (3, 7)  # whether those of constants are among them
+    attributes = {
+        (i,): parse(attribute)
+        for i, (kind, looked, attribute) in enumerate(found.values())
+        if looked or (constants and kind == "constexpr")
+    }
+    source = ASTSource(fn, {name: kind for name, (kind, _, _) in found.items()}, constexprs, attributes)
     return triton.compile(source, target=target, options=options(fn, num_warps, num_stages))
 
 

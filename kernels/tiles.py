@@ -4,8 +4,9 @@ An entry is what the kernel is launched with: the fields of `attention.Tiles` or
 that give a block 101376 bytes of shared memory (sm_80, with more, sm_86, sm_89 and sm_120), "large" for those that give
 it 232448 (sm_90, sm_100). One for an exact compute capability, "9.0", goes before both.
 
-``python benchmarks/run.py tune`` times the entries of the GPU that it runs on and writes those of its exact capability.
-Whoever changes an entry lets the compile gate compare its shared memory and stack with what the devices have.
+``lrp-fast tune`` times neighbours of the entries on the GPU that it runs on; what it finds goes to the user's cache,
+and from there into the table that launchers are given. Whoever changes an entry here lets the compile gate compare its
+shared memory and stack with what the devices have.
 """
 
 import json
@@ -30,12 +31,6 @@ def exactly(on: tuple[int, int]) -> str:
 def replaced(table: Table, row: str, on: tuple[int, int], entry: list[int]) -> Table:
     """A table with another entry for exactly the capability ``on``."""
     return table | {row: table[row] | {exactly(on): list(entry)}}
-
-
-def written(table: Table) -> str:
-    """The text of tiles.json: a line a row."""
-    rows = (f"  {json.dumps(row)}: {json.dumps(entries)}" for row, entries in table.items())
-    return "{\n" + ",\n".join(rows) + "\n}\n"
 
 
 TABLE: Table = json.loads(FILE.read_text())

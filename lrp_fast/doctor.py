@@ -1,8 +1,15 @@
-"""`examine`: which of a model's modules obey a rule, and whether a small copy of it does so to the last digit."""
+"""`examine`: which of a model's modules obey a rule, and whether a small copy of it does so to the last digit.
+`operations`: whether a device computes what the rules say."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import NamedTuple
 
 import torch
@@ -19,10 +26,15 @@ from .hf import (
     decoder_layers,
     gaps_to_definitions,
     give_language_model,
+    head_dims,
     language_model_class,
     patched,
 )
 from .memory import Memory, plan
+from .operations import FULL, SMALL, Held, cases, hold
+from .ops import backend
+
+_COMPILERS = 12  # threads at most, each of which compiles a kernel; Python itself runs in one at a time
 
 
 class Check(NamedTuple):
@@ -45,6 +57,11 @@ def examine(config) -> tuple[list[Coverage], list[Check]]:
     """
     found = coverage(_on_meta(config))
     return found, [] if any(one.rule is None for one in found) else checks(config)
+
+
+def head_dims_of(config) -> tuple[int, ...]:
+    """Features of a head in a model's attentions, from its config alone; none where no rule covers them."""
+    return head_dims(_on_meta(config))
 
 
 def _on_meta(config):
@@ -167,3 +184,103 @@ def _plain_rotation(given: dict) -> dict:
     return {name: given[name] for name in ("rope_theta", "partial_rotary_factor") if name in given} | {
         "rope_type": "default"
     }
+
+
+class Setting(NamedTuple):
+    """Where operations run.
+
+    Attributes:
+        device: its name. capability: of a CUDA device, "9.0" say; otherwise "". dtype: of the inputs.
+        torch, triton: versions; triton is "" where it is not installed.
+        notes: what a reader has to know, each a sentence.
+    """
+
+    device: str
+    capability: str
+    dtype: str
+    torch: str
+    triton: str
+    notes: tuple[str, ...]
+
+
+def setting(device: torch.device | str, dtype: torch.dtype | None = None) -> Setting:
+    """Of a device that can be used; see `operations`."""
+    device = torch.device(device)
+    dtype = _dtype(device, dtype)
+    triton = importlib.import_module("triton").__version__ if importlib.util.find_spec("triton") else ""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        why = backend.without_triton(device)
+        notes = (why if why is not None else backend.found_on(device).told,)
+    else:
+        name, capability, notes = "CPU", "", ()
+    return Setting(name, capability, str(dtype).removeprefix("torch."), torch.__version__, triton, notes)
+
+
+def operations(
+    device: torch.device | str = "cuda",
+    dtype: torch.dtype | None = None,
+    *,
+    impl: str = "auto",
+    dims: tuple[int, ...] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Held]:
+    """Every operation of `lrp_fast.ops`, as it is computed on ``device``, against its definition in float64.
+
+    Attention, edges, linear maps, norms, activations, gated MLPs and node relevance, forward and backward, in the forms
+    that kernels tell apart (see `lrp_fast.operations`). Each is called twice. It passes if it is no further from its
+    definition, on the same inputs, than the definition computed in ``dtype`` is, but for what rounding explains; and if
+    both calls gave the same bits.
+
+    On CUDA, Triton compiles about a hundred kernels the first time, several at once: about half a minute in all.
+
+    Args:
+        device: "cuda", "cuda:1", "cpu".
+        dtype: float32, float16 or bfloat16; by default bfloat16 on CUDA, float32 on a CPU.
+        impl: who computes, as in `lrp_fast.ops`. "triton" on a CPU runs the kernels in Triton's interpreter, on small
+            tensors, where TRITON_INTERPRET=1 was set before.
+        dims: head_dims of attention, those of a model say; the first of them in every form.
+        progress: ``progress(done, all)``, after each.
+
+    Raises:
+        ValueError: if these do not go together.
+    """
+    device = torch.device(device)
+    dtype = _dtype(device, dtype)
+    interpreted = impl == "triton" and device.type == "cpu"
+    if interpreted and not backend.interprets():
+        raise ValueError("Triton's kernels need a CUDA device; TRITON_INTERPRET=1 in the environment interprets them")
+    if device.type == "cuda" and impl != "torch" and backend.interprets():
+        raise ValueError("TRITON_INTERPRET is set, with which no kernel is compiled: unset it, or take --device cpu")
+    if device.type == "cuda" and impl == "triton" and (why := backend.without_triton(device)) is not None:
+        raise ValueError(f"impl='triton' is not to be had: {why}")
+    if interpreted and dtype == torch.bfloat16:
+        raise ValueError("Triton's interpreter computes bfloat16 wrongly: take float32 or float16")
+    size = SMALL if interpreted else FULL
+    if dims:
+        size = dataclasses.replace(size, head_dims=tuple(dims))
+    # On CUDA nearly all of the time is compiling, which several threads do at once. The interpreter is for one.
+    workers = min(_COMPILERS, os.cpu_count() or 1) if device.type == "cuda" else 1
+    return list(_held(cases(size), (device, dtype, impl), workers, progress or (lambda done, count: None)))
+
+
+def _held(listed, how, workers: int, progress) -> Iterator[Held]:
+    """In their order."""
+    if workers == 1:
+        for done, case in enumerate(listed, start=1):
+            yield hold(case, *how)
+            progress(done, len(listed))
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            waiting = [pool.submit(hold, case, *how) for case in listed]
+            for done, _ in enumerate(as_completed(waiting), start=1):
+                progress(done, len(listed))
+        finally:  # interrupted, it ends with the cases that have begun
+            pool.shutdown(wait=False, cancel_futures=True)
+    yield from (one.result() for one in waiting)
+
+
+def _dtype(device: torch.device, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)

@@ -31,6 +31,11 @@ _MENDS = {
 }
 
 
+def user_cache() -> Path:
+    """``$XDG_CACHE_HOME/lrp_fast``, or ``~/.cache/lrp_fast``: for what can be made again. It need not be there."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lrp_fast"
+
+
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     """Write ``data`` beside ``path`` and rename it into place, so that no reader sees half a file.
 

@@ -41,7 +41,7 @@ def metadata(about: dict[str, Any], format: str) -> dict[str, str]:
         text = json.dumps({"format": format} | about)
     except RecursionError as error:
         raise ValueError(_too_deep()) from error
-    _parsed(text)
+    parsed(text)
     size = len(json.dumps(text))
     if size > _MOST_HEADER // 2:  # the rest is room for the tensors' names
         raise ValueError(f"its description takes {size:,} bytes, and a safetensors file holds {_MOST_HEADER // 2:,}")
@@ -71,12 +71,12 @@ def header(path: str | os.PathLike, format: str) -> Header:
         if size > min(room, _MOST_HEADER):
             raise ValueError(f"its header would take {size:,} bytes, and {min(room, _MOST_HEADER):,} are there")
         text = file.read(size)
-    parts = _parsed(text.decode("utf-8"))
+    parts = parsed(text.decode("utf-8"))
     if not isinstance(parts, dict):
         raise ValueError("its header is no JSON object")
     texts = parts.pop("__metadata__", None)
     text = texts.get(_KEY) if isinstance(texts, dict) else None
-    about = _parsed(text) if isinstance(text, str) else None
+    about = parsed(text) if isinstance(text, str) else None
     if not isinstance(about, dict) or about.get("format") != format:
         raise OtherFile(_instead(about))
     del about["format"]
@@ -115,8 +115,8 @@ def _shape(name: str, entry) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _parsed(text: str):
-    """JSON, with every name once in its object, and not nested beyond what Python can walk."""
+def parsed(text: str):
+    """What JSON says, with every name once in its object, and not nested beyond what Python can walk."""
     try:
         found = json.loads(text, object_pairs_hook=_once)
     except RecursionError as error:

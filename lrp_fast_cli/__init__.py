@@ -1,4 +1,4 @@
-"""Where ``lrp-fast`` begins: ``lrp-fast attribute``, ``lrp-fast graph``, ``lrp-fast plan`` and ``lrp-fast doctor``.
+"""Where ``lrp-fast`` begins: ``lrp-fast attribute``, ``graph``, ``plan``, ``doctor`` and ``tune``.
 
 Results go to stdout, progress to stderr; the exit status is 0, 1 (failed), 2 (asked wrongly) or 130 (interrupted).
 `import lrp_fast` brings torch and transformers with it, which takes seconds. This package lies beside it and needs

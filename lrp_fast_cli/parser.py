@@ -19,6 +19,10 @@ examples:
       would it fit? Reads the model's config.json only, and runs nothing
   lrp-fast doctor Qwen/Qwen3-30B-A3B
       is it covered? Reads config.json only, and tries the rules on a small random copy
+  lrp-fast doctor --device cuda
+      the first thing to do on a machine with a GPU: are results computed on it right?
+  lrp-fast tune
+      the second one: which kernels and tiles are fastest on it? They are used from then on
 """
 
 # What goes into a graph when it is built, so that a graph file has no use for it.
@@ -103,13 +107,45 @@ def build() -> argparse.ArgumentParser:
 
     command = commands.add_parser(
         "doctor",
-        help="say which parts of a model are covered by which rule, and check the rules on a small copy",
-        description="List a model's module classes with the rule that covers each, from config.json alone, and check\n"
-        "the rules' identities on a small random copy of the architecture, in float64 on the CPU.\n"
-        "Exit status 1 if something is not covered or a check fails.",
+        help="check a model (which rule covers which part of it), this machine's GPU (are its results right), or both",
+        description="With a MODEL: list its module classes with the rule that covers each, from config.json alone,\n"
+        "and check the rules' identities on a small random copy of the architecture, in float64 on the CPU.\n"
+        "With --device: run every operation that lrp_fast is made of on that device, as it will be run there,\n"
+        "and hold it against its definition, within what rounding explains; two calls have to give the same\n"
+        "bits. On a GPU, about a hundred kernels are compiled the first time, in a minute or less.\n"
+        "With both, attention is tried at the model's own head_dim. Exit status 1 if something is not covered or\n"
+        "a check fails.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXAMPLES,
     )
-    command.add_argument("model", help="a model directory, or a name on the Hugging Face hub")
+    command.add_argument("model", nargs="?", help="a model directory, or a name on the Hugging Face hub")
+    command.add_argument("--device", help="check the operations there: cuda, cuda:1, ... or cpu")
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of what they work on (bfloat16; on a CPU float32)"
+    )
+    command.add_argument(
+        "--impl",
+        choices=("auto", "triton", "torch"),
+        help="who computes: what is chosen there (auto, the default), Triton's kernels or plain PyTorch",
+    )
     command.add_argument("--json", action="store_true", help="print the findings as JSON instead of a table")
+
+    command = commands.add_parser(
+        "tune",
+        help="measure which kernels and tiles are fastest on this machine's GPU, and use them from then on",
+        description="Time the tiles of Triton's kernels, and PyTorch's own attention beside them, on a CUDA device:\n"
+        "what is fastest there is used from then on. Nothing is timed before its results were checked. It takes\n"
+        "two minutes at most, most important things first; when they are over, or after Ctrl-C, what was found\n"
+        "is kept. It is written to one file a GPU, tuned-NAME.json in ~/.cache/lrp_fast (or in lrp_fast in\n"
+        "$XDG_CACHE_HOME, where that is set): delete it to be as before. Other tiles add up in another order, so\n"
+        "that the last bits of results may differ between a machine that was tuned and one that was not.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES,
+    )
+    command.add_argument(
+        "model", nargs="?", help="tune for this one: a model directory, or a name on the hub; common sizes if left out"
+    )
+    command.add_argument("--device", default="cuda", help="cuda (default), cuda:1, ...")
+    command.add_argument("--seconds", type=float, default=120.0, metavar="S", help="how long it may take (120)")
+    command.add_argument("--rows", metavar="PATTERN", help="of tiles.json, such as 'dkv*, head_dim 128, *'")
     return parser

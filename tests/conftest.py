@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import math
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 import transformers
 
 import lrp_fast
+from lrp_fast.reference import rounding
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -164,19 +164,12 @@ def ids():
 
 @pytest.fixture(scope="session")
 def within_rounding():
-    """``within_rounding(found, plain, truth, terms)``: ``found`` is no further from the float64 ``truth`` than
-    ``plain``, the textbook form in the working dtype, but for what rounding sums of ``terms`` numbers may add.
-
-    Rounding errors of a sum of n terms grow like sqrt(n) u (Higham and Mary 2019), u the unit roundoff, relative to
-    the largest result. Both the mean and the worst error are held to this.
-    """
+    """``within_rounding(found, plain, truth, terms)``: by `lrp_fast.reference.rounding`."""
 
     def check(found, plain, truth, terms):
         assert found.dtype == plain.dtype and truth.dtype == torch.float64
-        allowed = math.sqrt(terms) * torch.finfo(found.dtype).eps / 2
-        for measure in (torch.max, torch.mean):
-            error, own = (measure((one.double() - truth).abs()).item() for one in (found, plain))
-            assert error <= own + allowed * measure(truth.abs()).item(), (measure.__name__, error, own)
+        for error in rounding.errors(found, plain, truth, terms):
+            assert error.within, error
 
     return check
 

@@ -140,6 +140,16 @@ def test_make_gpu_ends_all_that_a_part_started(root, monkeypatch, tmp_path):
     assert gpu.run(["bash", "-c", "exit 3"], time.monotonic() + 10) == 3
 
 
+@pytest.mark.slow
+def test_make_gpu_asks_the_doctor(root, monkeypatch, capfd):
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    gpu = importlib.import_module("gpu")
+    assert gpu.run_doctor(dict(os.environ), time.monotonic() + 300, dry_run=True)
+    assert "operations are as they are defined, within rounding." in capfd.readouterr().out
+    assert not gpu.run_doctor(dict(os.environ), time.monotonic(), dry_run=True)
+    assert "doctor: stopped when its time was over" in capfd.readouterr().out
+
+
 def test_make_gpu_takes_as_many_processes_as_fit_into_the_device(root, monkeypatch):
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
     gpu = importlib.import_module("gpu")

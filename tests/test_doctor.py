@@ -159,3 +159,67 @@ def test_the_command_line(tiny, tmp_path, capsys):
     assert "  MambaForCausalLM and 5 more: lrp_fast.hf.register teaches a class its rule\n" in out
     assert main(["doctor", str(tmp_path / "nothing")]) == 2
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.fixture
+def few_operations(monkeypatch):
+    """The doctor looks at a few of them: what it says of all is said in test_operations.py."""
+    own = doctor.cases
+
+    def some(size):
+        seen.append(size)
+        return own(size)[::23]
+
+    seen = []
+    monkeypatch.setattr(doctor, "cases", some)
+    return seen
+
+
+def test_a_device_is_looked_at_without_a_model(few_operations, capsys):
+    assert main(["doctor", "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0].startswith(f"operations on CPU, float32, PyTorch {torch.__version__}, ") and not err
+    assert " ".join(lines[2].split()) == "operation form dtype computed by error allowed same bits"
+    assert "attnlrp, head_dim 64" in lines[3] and lines[3].endswith("yes        ok")
+    assert lines[-1] == f"All {len(lines) - 5} operations are as they are defined, within rounding."
+    assert main(["doctor", "--device", "cpu", "--dtype", "bfloat16", "--impl", "torch", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told) == {"setting", "operations", "healthy"} and told["healthy"]
+    assert told["setting"]["dtype"] == "bfloat16" and all(one["passed"] for one in told["operations"])
+    assert {"operation", "form", "path", "tiles", "error", "allowed", "same_bits"} <= set(told["operations"][0])
+
+
+def test_a_model_and_a_device_are_looked_at_together(few_operations, tiny, tmp_path, capsys, monkeypatch):
+    tiny("qwen3").config.save_pretrained(tmp_path)
+    assert main(["doctor", str(tmp_path), "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "Qwen3Attention" in out and "attnlrp, head_dim 24" in out and few_operations[0].head_dims == (24,)
+
+    monkeypatch.setattr(lrp_fast.ops, "attention", told("cp")(lrp_fast.ops.attention))
+    assert main(["doctor", str(tmp_path), "--device", "cpu", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["healthy"] and {"modules", "checks", "weights", "setting", "operations"} < set(found)
+
+
+def test_a_failing_operation_is_exit_status_1(few_operations, monkeypatch, capsys):
+    monkeypatch.setattr(lrp_fast.ops, "attention", told("cp")(lrp_fast.ops.attention))
+    monkeypatch.setattr(doctor, "cases", lambda size: lrp_fast.operations.cases(size)[1:2])
+    assert main(["doctor", "--device", "cpu"]) == 1
+    assert "1 of 1 operations FAILED: do not trust relevance" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "nothing to look at: name a model, or a device with --device cuda, or both"),
+        (["--dtype", "float16"], "--dtype is of the operations of a device: name it with --device, cuda say"),
+        (["--impl", "torch"], "--impl is of the operations of a device: name it with --device, cuda say"),
+        (["--device", "toaster"], "--device toaster cannot be used: "),
+        (["--device", "meta"], "--device meta cannot be used: lrp-fast computes on none of that kind"),
+    ],
+)
+def test_what_is_asked_wrongly_is_told(arguments, words, capsys):
+    assert main(["doctor", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith(f"lrp-fast: {words}") and err.count("\n") == 1

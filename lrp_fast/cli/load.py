@@ -24,7 +24,7 @@ def load(options: argparse.Namespace):
     """
     transformers.utils.logging.set_verbosity_error()  # what it reports is looked at here
     transformers.utils.logging.disable_progress_bar()
-    device = _read_device(options.device)
+    device = read_device(options.device)
     source = find(options.model)
     config = kind.read(source)
     if (other := kind.foreign(source, config)) is not None:
@@ -56,7 +56,7 @@ def load(options: argparse.Namespace):
     return model.to(device).eval(), tokenizer
 
 
-def _read_device(name: str) -> torch.device:
+def read_device(name: str) -> torch.device:
     mend = "name cpu or a CUDA device, such as cuda or cuda:1"
     try:
         device = torch.device(name)

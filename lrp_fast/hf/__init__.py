@@ -11,7 +11,7 @@ from .layers import decoder_layers
 from .patching import passing, patched
 from .positions import keeping_rotations, made_for, position_limit
 from .replay import Recorded, recording, replaying, tracing
-from .sizes import LayerSize, layer_sizes, weight_bytes
+from .sizes import LayerSize, head_dims, layer_sizes, weight_bytes
 from .taken import check_language_model, check_weights, language_model_class, reads_token_types
 from .threads import here
 from .vocabulary import share_a_row, vocabulary_size
@@ -38,6 +38,7 @@ __all__ = [
     "gaps_to_definitions",
     "give_language_model",
     "handlers",
+    "head_dims",
     "here",
     "is_watched",
     "keeping_rotations",

@@ -39,6 +39,12 @@ def layer_sizes(model: nn.Module) -> list[LayerSize]:
     return [_layer_size(layer) for layer in decoder_layers(model)]
 
 
+def head_dims(model: nn.Module) -> tuple[int, ...]:
+    """Features of a head in the model's attentions, ascending, each once. The model may be on the "meta" device."""
+    attention = [module for module in model.modules() if handler_of(module) in handlers.ATTENTIONS]
+    return tuple(sorted({_heads(module)[2] for module in attention}))
+
+
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of the model's parameters and buffers, shared ones once."""
     tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}

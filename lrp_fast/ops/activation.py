@@ -42,7 +42,8 @@ def _gelu_tanh_ratio(z):
 
 def _gelu_tanh_derivative(z):
     half = _gelu_tanh_ratio(z)  # h, with 1 - tanh^2 = 4 h (1 - h)
-    return half + z * 2 * half * (1 - half) * _TANH_GELU * (1 + 3 * 0.044715 * z * z)
+    rest = torch.sigmoid(-2 * _TANH_GELU * z * (1 + 0.044715 * z * z))  # 1 - h, also where h is close to 1
+    return half + z * 2 * half * rest * _TANH_GELU * (1 + 3 * 0.044715 * z * z)
 
 
 def _step(z):

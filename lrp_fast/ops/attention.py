@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..rules import Rules, as_rules
 from . import attention_flash, attention_tiled, attention_vendor
-from .backend import fused, kernels, preferred
+from .backend import fused, kernels, preferred, table
 from .once import once
 from .rows import active_rows
 
@@ -206,7 +206,7 @@ def _forward(query, key, value, sinks, bounds, reach, rules, path) -> Kept:
     if path == "vendor":
         return Kept(*attention_vendor.forward(query, key, value, reach), None)
     given = {"sinks": sinks, "bounds": bounds, "absolute": rules.attention_gamma > 0}
-    return Kept(*kernels("attention").forward(query, key, value, **reach._asdict(), **given))
+    return Kept(*kernels("attention").forward(query, key, value, **reach._asdict(), **given, table=table(query)))
 
 
 def _fused_backward(g, query, key, value, out, lse, size, bounds, reach, rules):
@@ -225,6 +225,7 @@ def _fused_backward(g, query, key, value, out, lse, size, bounds, reach, rules):
         ratio=rules.treatment.ratio,
         epsilon=rules.attention_epsilon,
         gamma=rules.attention_gamma,
+        table=table(query),
     )
 
 

@@ -1,14 +1,17 @@
-"""Who computes an operation: the fused Triton kernels, a kernel of PyTorch's own, or plain PyTorch."""
+"""Who computes an operation, and by which tiles: our Triton kernels, a kernel of PyTorch's own, or plain PyTorch."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import importlib.util
+import warnings
 from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from . import measured
 
 IMPLS = ("auto", "triton", "torch")
 
@@ -26,7 +29,20 @@ def preferred(operation: str, x: Tensor) -> str:
     Args:
         operation: "attention forward" or "attention backward", of which ``x`` is the query.
     """
-    return "vendor"
+    if not x.is_cuda:
+        return "vendor"
+    row = kernels("attention").row(operation, x.shape[-1], x.element_size())
+    return _obeyed(x.device).measured.paths.get(row, "vendor")
+
+
+def table(x: Tensor) -> dict[str, dict[str, list[int]]]:
+    """The tiles that kernels are launched with on the device of ``x``: tiles.json, and before it what was measured."""
+    return table_of(x.device)
+
+
+def table_of(device: torch.device) -> dict[str, dict[str, list[int]]]:
+    """As `table`."""
+    return _table(device) if device.type == "cuda" else kernels("tiles").TABLE
 
 
 def fused(x: Tensor, impl: str, served: bool = True, also: tuple[str, ...] = ()) -> bool:
@@ -49,9 +65,51 @@ def fused(x: Tensor, impl: str, served: bool = True, also: tuple[str, ...] = ())
         raise ValueError(f"the Triton kernels take float16, bfloat16 and float32, not {x.dtype}: use impl='torch'")
     if impl != "auto":
         return impl == "triton"
-    return x.is_cuda and taken and served and _runs_triton(x.device)
+    return x.is_cuda and taken and served and without_triton(x.device) is None
 
 
 @functools.cache
-def _runs_triton(device: torch.device) -> bool:
-    return importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+def without_triton(device: torch.device) -> str | None:
+    """Why no kernel of ours runs on a CUDA device, and what to do, in one sentence; None where they do."""
+    slower = "PyTorch computes everything there, to the same numbers but slower and in more memory"
+    if importlib.util.find_spec("triton") is None:
+        return f"Triton is not installed: {slower}; install triton, 3.6 or newer"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        own = ".".join(map(str, capability))
+        return f"this device has compute capability {own}, and Triton's kernels are for 8.0 and higher: {slower}"
+    return None
+
+
+def interprets() -> bool:
+    """Whether Triton's kernels are run by its interpreter in this process, which compiles none."""
+    return importlib.util.find_spec("triton") is not None and importlib.import_module("triton").knobs.runtime.interpret
+
+
+@functools.cache
+def found_on(device: torch.device) -> measured.Found:
+    """What `lrp-fast tune` measured on a CUDA device, read once."""
+    return measured.read(measured.device_of(device), kernels("tiles").TABLE)
+
+
+@functools.cache
+def _obeyed(device: torch.device) -> measured.Found:
+    found = found_on(device)
+    if found.state == "broken":  # of another device or version, the doctor tells
+        warnings.warn(found.told, stacklevel=2)
+    return found
+
+
+@functools.cache
+def _table(device: torch.device) -> dict[str, dict[str, list[int]]]:
+    tiles, on = kernels("tiles"), torch.cuda.get_device_capability(device)
+    merged = tiles.TABLE
+    for row, tile in _obeyed(device).measured.tiles.items():
+        merged = tiles.replaced(merged, row, on, tile.entry)
+    return merged
+
+
+def read_again() -> None:
+    """What was measured has changed: the next launch reads it anew."""
+    for cached in (found_on, _obeyed, _table):
+        cached.cache_clear()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .attention import Trace, at_values
 from .attention_tiled import capped, hide, reached, side_by_side, tiles
-from .backend import fused, kernels
+from .backend import fused, kernels, table
 from .select import Selected, Tile, by_mass, by_row, listed
 
 # Edges that the kernels write at a time, 64 MiB of them; the same memory for all.
@@ -61,7 +61,7 @@ def attention_edges(
     if fused(trace.query, impl, served=trace.query.shape[-1] * trace.query.element_size() <= 512):
         given = _prepared(trace, key_part, value_part)
         if topk is not None and topk <= kernels("edges").MOST:
-            return listed(*kernels("edges").strongest(given, rows, topk))
+            return listed(*kernels("edges").strongest(given, rows, topk, table(trace.query)))
         computed, room = partial(_fused_tiles, trace, given), 0
     else:
         computed, room = partial(edge_tiles, trace, key_part=key_part, value_part=value_part), HELD
@@ -105,7 +105,8 @@ def _fused_tiles(trace: Trace, given, rows: Tensor) -> Iterator[Tile]:
     for start in range(0, len(rows), each):
         end = min(start + each, len(rows))
         reach = reached(known[start], known[end - 1], keys, trace.reach)
-        yield position[start:end], reach, kernels("edges").tile(given, rows[start:end], reach, found)
+        tile = kernels("edges").tile(given, rows[start:end], reach, found, table(trace.query))
+        yield position[start:end], reach, tile
 
 
 def edge_tiles(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .backend import fused, kernels
+from .backend import fused, kernels, table
 from .once import once
 from .rows import active_rows
 
@@ -88,7 +88,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx, x, weight, bias, epsilon, gamma, fused):
         ctx.epsilon, ctx.gamma, ctx.fused = epsilon, gamma, fused
         if fused and gamma:
-            z, t = kernels("linear").gamma_forward(x, weight, bias, epsilon, gamma)
+            z, t = kernels("linear").gamma_forward(x, weight, bias, epsilon, gamma, table=table(x))
             ctx.save_for_backward(weight, x, t)
             return z
         z = F.linear(x, weight, bias)
@@ -153,7 +153,7 @@ def relevance_gradient(g, weight, saved, epsilon, gamma, fused):
     if gamma:
         x, t = saved
         if fused:
-            return kernels("linear").gamma_backward(g, x, t, weight, gamma)
+            return kernels("linear").gamma_backward(g, x, t, weight, gamma, table=table(x))
         s = g * t
         g_in = (s @ weight.abs().mul_(gamma / 2)).mul_(x.sign())
         torch.mul(g, t.abs(), out=s)

@@ -34,7 +34,7 @@ def entry(root):
 HEAVY = {"torch", "transformers", "numpy", "tqdm", "safetensors", "lrp_fast"}
 
 
-@pytest.mark.parametrize("command", [[], ["attribute"], ["graph"], ["plan"], ["doctor"]], ids="".join)
+@pytest.mark.parametrize("command", [[], ["attribute"], ["graph"], ["plan"], ["doctor"], ["tune"]], ids="".join)
 def test_help_needs_no_torch(entry, command):
     status, out, err, imported = entry(*command, "--help")
     assert (status, err) == (0, "") and out.startswith("usage: lrp-fast") and "examples:" in out
@@ -49,6 +49,8 @@ def test_help_needs_no_torch(entry, command):
         (["attribute", "model"], "one of the arguments --prompt --prompt-file is required"),
         (["plan", "model", "--tokens", "0"], "0 is not a number of tokens: give 1 or more"),
         (["graph", "model", "--prune", "most"], "'most' is no pruning"),
+        (["doctor", "--device", "cuda", "--dtype", "float64"], "invalid choice: 'float64'"),
+        (["tune", "--seconds", "long"], "invalid float value: 'long'"),
     ],
 )
 def test_what_is_asked_wrongly_needs_no_torch(entry, arguments, message):

@@ -12,6 +12,8 @@ import pytest
 import torch
 import triton
 
+from lrp_fast.reference import rounding
+
 # Read by Triton when it is imported, so it has to come from the environment.
 INTERPRETED = triton.knobs.runtime.interpret
 DTYPES = [torch.float32, torch.float16] if INTERPRETED else [torch.float32, torch.float16, torch.bfloat16]
@@ -235,12 +237,11 @@ def same():
 @pytest.fixture
 def judge(within_rounding):
     """``judge(found, definition, tensors, terms)``: by the precision oracle, ``definition`` in float64 being the truth
-    and in the working dtype the plain form; None among the tensors is passed on. ``terms`` are those of a float32 sum:
-    from 16 bits it is taken in float32 too, and only a few numbers are rounded to 16.
+    and in the working dtype the plain form; None among the tensors is passed on. ``terms`` are those of a float32 sum.
     """
 
     def check(found, definition, tensors, terms):
         truth = definition(*(None if x is None else x.double() for x in tensors))
-        within_rounding(found, definition(*tensors), truth, terms if found.dtype == torch.float32 else 4)
+        within_rounding(found, definition(*tensors), truth, rounding.summed(found.dtype, terms))
 
     return check

@@ -12,6 +12,7 @@ import triton.language as tl
 from lrp_fast import reference
 from lrp_fast.kernels import attention as kernels
 from lrp_fast.kernels.attention import Tiles, arguments, backward_pass, pieces
+from lrp_fast.reference import rounding
 from lrp_fast.rules import Rules
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -207,12 +208,9 @@ def compare(case, within_rounding, monkeypatch, forward=forward):
     # They are summed in float32: in 16 bits only the weights, their gradient, u and the result itself are rounded.
     narrow = case.dtype != torch.float32
     within_rounding(out, plain, truth, 4 if narrow else case.dim + case.keys)
-    # The factor of the epsilon and gamma rules, |o| / ((1 + gamma / 2) |o| + gamma a / 2 + epsilon) with a = P |V|, has
-    # a slope of up to 1 / (gamma a / 2 + epsilon): so many of o's roundings, which are relative to a, come to those of
-    # u, which is as large as a / ((1 + gamma) a + epsilon).
     epsilon, gamma = case.rules.attention_epsilon, case.rules.attention_gamma
-    most = (tensors[2] if gamma else truth).abs().max().item()  # of a; with epsilon alone it does not count, but |o|
-    slope = ((1 + gamma) * most + epsilon) / (gamma * most / 2 + epsilon) if gamma or epsilon else 1
+    largest = (tensors[2] if gamma else truth).abs().max().item()
+    slope = rounding.slope_of_stabilisers(largest, epsilon, gamma)
     seen = case.queries * case.heads // case.kv_heads
     for name, found, own, true, terms in zip(
         ("query", "key", "value"), grads, plain_grads, true_grads, (case.keys, seen, seen), strict=True

@@ -21,10 +21,13 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.backends.compiler import GPUTarget
 
 from lrp_fast.kernels import common, norm
 from lrp_fast.kernels.resources import SHARED, TENSOR_MEMORY, Resources, resources
 from lrp_fast.kernels.resources import compiled as compiled_for
+from lrp_fast.kernels.tiles import TABLE
+from lrp_fast.tuning import launches
 
 KERNELS = Path(__file__).parents[2] / "kernels"
 MODULES = sorted(
@@ -146,7 +149,7 @@ def test_a_case_is_what_a_launch_compiles():
     assert (name, kernel, num_warps, num_stages) == ("a call", launched_kernel, 8, 1)
     assert constants == {"none": None, "stride": 1, "FLAG": True}
     assert signature == dict.fromkeys(constants, "constexpr") | {
-        "x": "*bf16:D", "y": "*bf16", "length": "i32", "size": "i32:D", "far": "i64:D", "scale": "fp32",
+        "x": "*bf16:D", "y": "*bf16:", "length": "i32", "size": "i32:D", "far": "i64:D", "scale": "fp32",
     }  # fmt: skip
 
 
@@ -173,3 +176,31 @@ def test_every_kernel_is_listed():
 
 if __name__ == "__main__":
     work(int(sys.argv[1]))
+
+
+class _Device:
+    """What a launch asks a driver before it compiles: there is an sm_90."""
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device=0):
+        return 0
+
+
+def test_a_launch_finds_what_was_compiled_for_its_account(monkeypatch):
+    """In Triton's cache: otherwise `lrp-fast tune` would compile everything twice."""
+    row = "gamma_backward, 2 bytes, few rows"
+    kernel, prepare = launches.work(row)
+    (case,) = (case for case in common.record({row: lambda: prepare("meta")(TABLE)}, (9, 0)) if case[1] is kernel)
+    with common.taken_down((9, 0)) as taken:
+        prepare("meta")(TABLE)
+    (launch,) = (one for one in taken if one[0] is kernel)
+    _, arguments, constants, num_warps, num_stages = launch
+    monkeypatch.setattr(triton.runtime.driver, "_active", _Device())
+    options = common.options(kernel, num_warps, num_stages)
+    launched = kernel.warmup(*arguments, grid=(1,), **constants, **options)
+    assert compiled_for(case, 90).hash == launched.hash

@@ -1,9 +1,14 @@
-"""tiles.json: an entry for every launch on every device, in the form that the tuner writes."""
+"""tiles.json: an entry for every launch on every device, in a form that can be read beside another."""
+
+import importlib
+import json
 
 import pytest
 import torch
 
+from lrp_fast import ops
 from lrp_fast.kernels import attention, common, edges, linear, tiles
+from lrp_fast.ops import measured
 
 EXACT = {name for entries in tiles.TABLE.values() for name in entries} - {"small", "large"}
 DEVICES = [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0), *(tuple(map(int, name.split("."))) for name in EXACT)]
@@ -39,8 +44,14 @@ def test_which_entry_serves_a_device():
     assert tiles.find(table, "a row", (8, 9)) == [1]
 
 
-def test_the_file_is_as_the_tuner_writes_it():
-    assert tiles.FILE.read_text() == tiles.written(tiles.TABLE)
+def test_the_file_is_a_line_a_row():
+    rows = (f"  {json.dumps(row)}: {json.dumps(entries)}" for row, entries in tiles.TABLE.items())
+    assert tiles.FILE.read_text() == "{\n" + ",\n".join(rows) + "\n}\n"
+
+
+def test_every_entry_is_one_that_may_be_measured():
+    for entries in tiles.TABLE.values():
+        assert all(measured.fits(entry, entries["small"]) is None for entry in entries.values())
 
 
 def test_launches_take_their_tiles_from_the_table_that_they_are_given():
@@ -70,3 +81,25 @@ def test_launches_take_their_tiles_from_the_table_that_they_are_given():
     assert len(launches) == 7
     for constants, num_warps, num_stages in launches:
         assert (constants["BLOCK_M"], constants["BLOCK_N"], num_warps, num_stages) == (16, 16, 2, 1)
+
+
+def test_operations_launch_by_the_table_of_their_device(monkeypatch):
+    """What was measured there, if anything: every kernel that has rows."""
+    table = tiles.TABLE
+    for row, entries in tiles.TABLE.items():
+        table = tiles.replaced(table, row, (9, 0), [16, 16, *entries["large"][2:-2], 2, 1])
+    for name in ("attention", "edges", "linear"):
+        monkeypatch.setattr(importlib.import_module(f"lrp_fast.ops.{name}"), "table", lambda x: table)
+    x, traces = torch.randn(1, 2, 64, 16).requires_grad_(), []
+    given = {"impl": "triton"}
+    with common.taken_down((9, 0)) as launched:
+        out = ops.attention(x, x, x, traces=traces, **given)
+        out.backward(out)
+        rows = torch.arange(64)
+        ops.attention_edges(traces[0], rows, topk=3, **given)
+        ops.attention_edges(traces[0], rows, mass=1.0, **given)
+        z = ops.linear(x[0, 0], torch.randn(32, 16), gamma=0.1, **given)
+        z.backward(z)
+    launches = [one[2:] for one in launched if "BLOCK_N" in one[2]]
+    assert len(launches) == 7
+    assert all((c["BLOCK_M"], c["BLOCK_N"], *rest) == (16, 16, 2, 1) for c, *rest in launches)

@@ -23,13 +23,13 @@ def used(flash_attention, monkeypatch):
     FlashAttention takes float32 and float64 too, in which errors show."""
     calls = flash_attention.calls
 
-    def forward(query, key, value, *, sinks, bounds, absolute, **reach):
+    def forward(query, key, value, *, sinks, bounds, absolute, table, **reach):
         calls.append("forward")
         rules = Rules(attention_gamma=float(absolute))
         return attention._torch_forward(query, key, value, sinks, bounds, attention.Reach(**reach), rules)
 
     def backward(g, query, key, value, out, lse, size, *, bounds, value_share, score_share, ratio, epsilon, gamma,
-                 **reach):  # fmt: skip
+                 table, **reach):  # fmt: skip
         calls.append("backward")
         name = {(0.5, 0.25): "attnlrp", (1, 0): "cp", (1, 1): "gradient"}[value_share, score_share]
         rules = Rules(name, attention_epsilon=epsilon, attention_gamma=gamma)
