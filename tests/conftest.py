@@ -67,6 +67,8 @@ shown = defaultdict(Counter)
 
 def pytest_addoption(parser):
     parser.addoption("--shard", metavar="I/N", help="of the selected tests, number I (from 0) and every N-th after it")
+    parser.addoption("--ptx", type=int, choices=[80, 90], metavar="SM", help="tests/kernels: execute, on the CPU, what "
+                     "the kernels compile to for sm_80 or sm_90")  # fmt: skip
     parser.addoption("--families", metavar="FILE", help="write as JSON what the tests marked `shows` showed")
 
 

@@ -1,5 +1,7 @@
 """Kernel tests run on a GPU (with `-m gpu`), or without one in Triton's interpreter, in a process of their own:
-``TRITON_INTERPRET=1 pytest tests/kernels``. The interpreter is made to notice what a GPU would not report.
+``TRITON_INTERPRET=1 pytest tests/kernels``, or as the code that they compile to for a device, executed on the CPU:
+``pytest tests/kernels --ptx 90``. The interpreter is made to notice what a GPU would not report; what the executor
+reports (a race, an access out of bounds, a wait or fence that is missing) fails the test that caused it.
 """
 
 import dataclasses
@@ -12,13 +14,61 @@ import pytest
 import torch
 import triton
 
-# Read by Triton when it is imported, so it has to come from the environment.
-INTERPRETED = triton.knobs.runtime.interpret
-DTYPES = [torch.float32, torch.float16] if INTERPRETED else [torch.float32, torch.float16, torch.bfloat16]
+from lrp_fast.kernels import common
+from tests.kernels import ways
+from tests.kernels.ways import INTERPRETED
+
+EXECUTOR = pytest.StashKey()
 
 
-def pytest_report_header():
-    return f"triton: {triton.__version__}, {'interpreted' if INTERPRETED else 'compiled'}"
+def pytest_configure(config):
+    target = config.option.ptx
+    if target is None:
+        return
+    if INTERPRETED:
+        raise pytest.UsageError("--ptx executes compiled code: leave out TRITON_INTERPRET")
+    from tests.kernels.executor import Executor
+
+    ways.choose(target)
+    config.stash[EXECUTOR] = Executor(target)
+
+
+def pytest_report_header(config):
+    how = "interpreted" if INTERPRETED else "compiled"
+    if ways.EXECUTED:
+        how += f" for sm_{config.option.ptx}, whose PTX is executed on the CPU"
+    return f"triton: {triton.__version__}, {how}"
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if ways.EXECUTED:
+        executor = config.stash[EXECUTOR]
+        terminalreporter.write_line(
+            f"executed on the CPU, as PTX for sm_{executor.target} by Triton {triton.__version__}: "
+            f"{executor.launches} launches of {len(executor.programs)} programs"
+        )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """A report fails its test, or stands beside what failed."""
+    executor = item.config.stash.get(EXECUTOR, None)
+    if executor is None:
+        return (yield)
+    executor.reports.clear()
+    try:
+        with common.instead(executor, executor.on):
+            result = yield
+    except BaseException:
+        item.add_report_section("call", "reports of the executor", _lines(executor.reports))
+        raise
+    if executor.reports:
+        pytest.fail(_lines(executor.reports), pytrace=False)
+    return result
+
+
+def _lines(reports):
+    return "\n".join(f"{report} ({count} times)" for report, count in reports.most_common())
 
 
 def pytest_collection_modifyitems(items):
@@ -28,6 +78,9 @@ def pytest_collection_modifyitems(items):
         if item.path.name == "test_compile.py":
             if INTERPRETED:
                 item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET is set: nothing is compiled"))
+        elif ways.EXECUTED:
+            if item.path.name == "test_interpreter.py":
+                item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET=1 is not set"))
         elif not INTERPRETED:
             item.add_marker(pytest.mark.gpu)
             if item.path.name == "test_interpreter.py":
@@ -162,14 +215,16 @@ def poisoned_empty(monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, poisoned(getattr(torch.Tensor, name)))
 
 
-@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def dtype(request):
-    return request.param
+def pytest_generate_tests(metafunc):
+    """A test of ``dtype`` runs for its module's DTYPES, if it has any, and for those of the way that kernels run."""
+    if "dtype" in metafunc.fixturenames:
+        dtypes = getattr(metafunc.module, "DTYPES", ways.DTYPES)
+        metafunc.parametrize("dtype", dtypes, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
 
 @pytest.fixture(scope="session")
 def device():
-    return "cpu" if INTERPRETED else "cuda"
+    return ways.DEVICE
 
 
 @pytest.fixture
@@ -200,6 +255,8 @@ def draw(device):
 @pytest.fixture
 def far_apart(device):
     """``far_apart(x)``: the three rows of x, 2^30 elements apart. On a CPU, only the pages in use take memory."""
+    if ways.EXECUTED:
+        pytest.skip("takes up to 17 GB, which the executor would copy")
     if device != "cpu" and torch.cuda.mem_get_info()[0] < 60e9:
         pytest.skip("takes up to 17 GB, and the device, which other tests may share, has less than 60 free")
 
