@@ -152,7 +152,7 @@ def _compare(w, i):
     modifiers(i, how, "ftz", "and", "or", "xor")
     to = i.operands[0].split("|")
     given = i.operands[1:3]
-    if len(i.operands) != (4 if combine else 3):
+    if len(i.operands) != (4 if combine else 3) or kind == "f64":
         raise NotImplementedError(i.text)
     if kind in ("bf16x2", "f16x2"):
         first, second = (
@@ -267,7 +267,7 @@ def _move(w, i):
 
 def _convert(w, i):
     *between, to, source = i.parts[1:]
-    if set(between) - {"rn", "rni", "rzi", "rmi", "rpi", "ftz"}:
+    if set(between) - {"rn", "rni", "rzi", "rmi", "rpi", "ftz"} or "f64" in (to, source):
         raise NotImplementedError(i.text)
     rounding = next((x for x in between if x != "ftz"), None)
     if to in ("bf16x2", "f16x2"):

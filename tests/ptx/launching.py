@@ -11,6 +11,10 @@ from tests.ptx.machine import Machine
 from tests.ptx.translation import WHOLE, Writer
 
 
+# In lock step, unless a launch says otherwise: enough to make up for what an instruction costs in Python.
+THREADS = 4096
+
+
 class Program:
     """A kernel's text, translated. Unknown instructions raise NotImplementedError here."""
 
@@ -42,8 +46,8 @@ class Reports(Counter):
         self.notes = Counter()
 
 
-def launch(program, shared, programs, arguments, *, batch=8):
-    """Runs ``programs`` programs, ``batch`` at a time, each with ``shared`` bytes of shared memory.
+def launch(program, shared, programs, arguments, *, batch=None):
+    """Runs ``programs`` programs, each with ``shared`` bytes of shared memory, ``batch`` of them in lock step.
 
     ``arguments`` are those of the PTX in their order: tensors on the CPU, which results are written back to, ints and
     floats. What Triton adds at the end (scratch memory) may be left out.
@@ -62,6 +66,7 @@ def launch(program, shared, programs, arguments, *, batch=8):
         raise TypeError(f"{kernel.name} takes {len(kernel.parameters)} arguments, not {len(arguments)}")
     values = [_bits(x, kind, space) for x, kind in zip([*arguments, *[0] * missing], kernel.parameters, strict=True)]
     shared = max(shared, kernel.static_shared)
+    batch = batch or max(1, THREADS // kernel.threads)
     with np.errstate(all="ignore"):
         for first in range(0, programs, batch):
             numbers = range(first, min(first + batch, programs))

@@ -6,7 +6,7 @@ next, for all that are at it. That is one of the orders in which a device may ru
 
 import numpy as np
 
-from tests.ptx import memory
+from tests.ptx import memory, races
 from tests.ptx.translation import LANES, TEAM, WHOLE
 
 NOT_A_NUMBER = np.uint64(0x7FC0DEAD7FC0DEAD)  # what registers hold before they are written
@@ -31,9 +31,9 @@ class Machine:
         self.at = np.zeros(self.threads, np.int64)
         self.waiting, self.gone = np.zeros(self.threads, bool), np.zeros(self.threads, bool)
         # How many barriers a program, and a warp, has passed, from 1. An epoch and a thread, for races.py.
-        self.epoch = np.ones(self.programs, np.int64)
+        self.epoch = np.ones(self.programs, np.int32)
         self.warp_epoch = np.ones(self.threads // 32, np.int32)
-        self.stamp = (np.int64(1) << 32) + np.arange(self.threads)
+        self.stamp = self._stamp()
         # What is under way: of cp.async and of wgmma, and how many groups each thread and warpgroup has committed.
         self.copies, self.copy_groups = [], np.zeros(self.threads, np.int64)
         self.unfinished, self.wgmma_groups = [], np.zeros(-(-self.threads // 128), np.int64)
@@ -79,8 +79,14 @@ class Machine:
         waiting, gone = (x.reshape(self.programs, -1) for x in (self.waiting, self.gone))
         passes = (waiting | gone).all(1) & waiting.any(1)
         self.epoch[passes] += 1
-        self.stamp = (np.repeat(self.epoch, self.kernel.threads) << 32) + np.arange(self.threads)
+        if self.epoch.max() >> 31 - races.BITS:
+            raise NotImplementedError("so many barriers")
+        self.stamp = self._stamp()
         self.waiting &= ~np.repeat(passes, self.kernel.threads)
+
+
+    def _stamp(self):
+        return (self.epoch[:, None] << races.BITS | np.arange(self.kernel.threads, dtype=np.int32)).reshape(-1)
 
 
 class Team:

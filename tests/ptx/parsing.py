@@ -4,12 +4,13 @@ virtual registers, one array of shared memory whose size the launch decides, and
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 # The last instruction of a basic block: control leaves, or waits for other threads.
 ENDS = ("bra", "bar.sync", "barrier.sync", "ret", "exit")
 BYTES = {"8": 1, "16": 2, "32": 4, "64": 8}
 REGISTERS = {"rs": 2, "r": 4, "rd": 8}  # bytes of one, by kind; predicates have none
+REGISTER = re.compile(r"%(?:rd|rs|r|p)\d+")
 # How numpy sees the types. It has no bf16.
 NUMPY = {
     "b8": "u1", "u8": "u1", "s8": "i1", "b16": "u2", "u16": "u2", "s16": "i2", "f16": "f2",
@@ -32,7 +33,7 @@ class Instruction:
 
     @cached_property
     def registers(self):
-        return set(re.findall(r"%(?:rd|rs|r|p)\d+", self.text))
+        return set(REGISTER.findall(self.text))
 
     @property
     def ends_block(self):
@@ -180,11 +181,11 @@ def modifiers(instruction, *allowed):
         raise NotImplementedError(f"{instruction.text}: {' '.join(sorted(unknown))}")
 
 
+@cache
 def bank_of(register):
-    found = re.fullmatch(r"%(rd|rs|r|p)\d+", register)
-    if not found:
+    if not REGISTER.fullmatch(register):
         raise NotImplementedError(f"register {register}")
-    return found[1]
+    return register[1:].rstrip("0123456789")
 
 
 def width(parts):
@@ -207,9 +208,9 @@ def _local(blocks):
 
 def _writes(i, register):
     """Without reading it, whatever is there."""
-    destination = {x.strip() for operand in i.operands[:1] for x in re.split(r"[{},|]", operand)}
-    rest = " ".join(i.operands[1:])
-    return i.predicate is None and register in destination and not re.search(rf"{register}\b", rest)
+    if i.predicate is not None or not i.operands or i.operands[0].startswith("["):
+        return False
+    return register in REGISTER.findall(i.operands[0]) and register not in REGISTER.findall(" ".join(i.operands[1:]))
 
 
 def _narrowest(blocks, space):

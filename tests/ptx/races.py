@@ -12,8 +12,10 @@ COMING = 2  # a cp.async writes it, and nobody has waited for that
 GENERIC = 4  # written by the generic proxy, no fence.proxy.async since
 MULTIPLIED = 8  # an unfinished wgmma reads it
 
-# An access is (epoch << 32) + thread; epochs begin at 1, so 0 is none. This in the place of a thread is several.
-SEVERAL = 0x7FFFFFFF
+# An access is a stamp, (epoch << BITS) + thread of the program; epochs begin at 1, so that 0 is none. The highest
+# number of a thread means several.
+BITS = 11
+SEVERAL = (1 << BITS) - 1
 
 
 class Shared:
@@ -26,7 +28,7 @@ class Shared:
         self.piece = machine.kernel.narrowest["shared"]
         pieces = machine.shared_stride * machine.programs // self.piece
         self.state = np.zeros(pieces, np.uint8)
-        self.writer, self.reader = np.zeros(pieces, np.int64), np.zeros(pieces, np.int64)
+        self.writer, self.reader = np.zeros(pieces, np.int32), np.zeros(pieces, np.int32)
         self.unfinished = np.zeros(pieces, np.int16)  # wgmma that read it
         # Lanes of one warp are told apart by how many bar.warp.sync they had passed, where a kernel has any.
         self.by_warp = any(i.opcode.startswith("bar.warp.sync") for i in machine.kernel.instructions)
@@ -54,19 +56,20 @@ class Shared:
     def note_read(self, rows, size, threads, mine):
         readers = self.by_access(self.reader, size)
         old = readers.take(rows, 0)
-        more = ((old ^ mine) >> 32 == 0) & (old != mine)  # somebody else in this epoch
         if self.by_warp:
             self._note_warps(rows, size, threads, old, mine)
         readers[rows] = mine
-        more |= readers.take(rows, 0) != mine  # in this instruction
+        more = readers.take(rows, 0) != mine  # in this instruction
+        if old.max() >= mine.min() & ~SEVERAL:
+            more |= ((old ^ mine) >> BITS == 0) & (old != mine)  # earlier in this epoch
         if more.any():
             which, column = np.nonzero(more)
             readers[rows[which], column] = mine[which, 0] | SEVERAL
 
     def _note_warps(self, rows, size, threads, old, mine):
-        warps = (threads // 32).astype(np.int32)[:, None]
+        warps = (threads % self.machine.kernel.threads // 32).astype(np.int32)[:, None]
         of, at = self.by_access(self.read_warp, size), self.by_access(self.read_at, size)
-        other = ((old ^ mine) >> 32 == 0) & (of.take(rows, 0) != warps)
+        other = ((old ^ mine) >> BITS == 0) & (of.take(rows, 0) != warps)
         of[rows] = warps
         other |= of.take(rows, 0) != warps
         if other.any():
@@ -77,10 +80,12 @@ class Shared:
     def unordered(self, last, at, rows, size, threads, mine):
         """Whether the last access of any row is in this epoch, by another thread, and not ordered by the warp."""
         old = self.by_access(last, size).take(rows, 0)
-        bad = ((old ^ mine) >> 32 == 0) & (old != mine)
+        if old.max() < mine.min() & ~SEVERAL:
+            return False
+        bad = ((old ^ mine) >> BITS == 0) & (old != mine)
         if not bad.any() or not self.by_warp:
             return bad.any()
-        warps = (threads // 32)[:, None]
+        warps = threads[:, None] % self.machine.kernel.threads // 32
         of = self.by_access(self.read_warp, size).take(rows, 0) if last is self.reader else (old & SEVERAL) // 32
         earlier = self.by_access(at, size).take(rows, 0) < self.machine.warp_epoch[threads // 32][:, None]
         return (bad & ~((of == warps) & earlier)).any()
@@ -123,7 +128,7 @@ class Shared:
                 self.report("wgmma reads what cp.async has not yet delivered")
             if (state & GENERIC).any():
                 self.report("wgmma reads generic writes without fence.proxy.async")
-        if (self.writer[pieces] >> 32 == epochs[:, None]).any():
+        if (self.writer[pieces] >> BITS == epochs[:, None]).any():
             self.report("RACE: wgmma reads what was written with no barrier since")
         self.unfinished[pieces] += 1
         self.state[pieces] |= MULTIPLIED
@@ -132,7 +137,7 @@ class Shared:
         """That wgmma is over. All of its threads count as readers, now."""
         self.unfinished[pieces] -= 1
         self.state[pieces[self.unfinished[pieces] == 0]] &= ~np.uint8(MULTIPLIED)
-        self.reader[pieces] = (epochs[:, None].astype(np.int64) << 32) | SEVERAL
+        self.reader[pieces] = epochs[:, None] << BITS | SEVERAL
         if self.by_warp:
             self.read_warp[pieces] = -1
 
@@ -141,10 +146,10 @@ class Shared:
         machine = self.machine
         found = np.flatnonzero(self.state & GENERIC)
         programs = found // (machine.shared_stride // self.piece)
-        active = np.zeros(machine.threads, bool)
-        active[threads] = True
-        before = (self.writer[found] >> 32) < machine.epoch[programs]
-        fenced = active[self.writer[found] & SEVERAL] | before & active.reshape(machine.programs, -1).any(1)[programs]
+        active = np.zeros((machine.programs, machine.kernel.threads), bool)
+        active.reshape(-1)[threads] = True
+        before = (self.writer[found] >> BITS) < machine.epoch[programs]
+        fenced = active[programs, self.writer[found] & SEVERAL] | before & active.any(1)[programs]
         self.state[found[fenced]] &= ~np.uint8(GENERIC)
 
 

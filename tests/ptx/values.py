@@ -56,9 +56,16 @@ def fma(a, b, c):
     subnormal: those may be wrong in their last place).
     """
     total = a.astype(np.float64) * b + c
-    if ((total.view(np.int64) & 0x1FFFFFFF) == 0x10000000).any():
-        total = sum_to_odd(a, b, c.astype(np.float64))
+    tie = (total.view(np.int64) & 0x1FFFFFFF) == 0x10000000
+    if tie.any():
+        some = [x[tie] if x.ndim and total.ndim else x for x in (a, b, c.astype(np.float64))]
+        total = sum_to_odd(*some) if not total.ndim else _replaced(total, tie, sum_to_odd(*some))
     return total.astype(np.float32)
+
+
+def _replaced(array, where, values):
+    array[where] = values
+    return array
 
 
 def fma_16(a, b, c, to):
@@ -164,5 +171,5 @@ def to_integer(x, rounding, kind):
     unknown = value != value
     result = np.where(below | above | unknown, 0.0, value).astype(kind)
     result = np.where(below, kind(limits.min), np.where(above, kind(limits.max), result))
-    nothing = kind(0) if limits.bits < 64 and x.itemsize < 8 else kind(limits.min if limits.min else 1 << 63)
+    nothing = kind(0) if limits.bits < 64 else kind(limits.min if limits.min else 1 << 63)
     return np.where(unknown, nothing, result)
