@@ -69,6 +69,7 @@ def pytest_addoption(parser):
     parser.addoption("--shard", metavar="I/N", help="of the selected tests, number I (from 0) and every N-th after it")
     parser.addoption("--ptx", type=int, choices=[80, 90], metavar="SM", help="tests/kernels: execute, on the CPU, what "
                      "the kernels compile to for sm_80 or sm_90")  # fmt: skip
+    parser.addoption("--executed", metavar="FOLDER", help="of tests/kernels/everything.py: where its record goes")
     parser.addoption("--families", metavar="FILE", help="write as JSON what the tests marked `shows` showed")
 
 
@@ -170,15 +171,18 @@ def within_rounding():
     ``plain``, the textbook form in the working dtype, but for what rounding sums of ``terms`` numbers may add.
 
     Rounding errors of a sum of n terms grow like sqrt(n) u (Higham and Mary 2019), u the unit roundoff, relative to
-    the largest result. Both the mean and the worst error are held to this.
+    the largest result. Both the mean and the worst error are held to this; how much of it they take is returned.
     """
 
     def check(found, plain, truth, terms):
         assert found.dtype == plain.dtype and truth.dtype == torch.float64
-        allowed = math.sqrt(terms) * torch.finfo(found.dtype).eps / 2
+        allowed, worst = math.sqrt(terms) * torch.finfo(found.dtype).eps / 2, 0.0
         for measure in (torch.max, torch.mean):
             error, own = (measure((one.double() - truth).abs()).item() for one in (found, plain))
-            assert error <= own + allowed * measure(truth.abs()).item(), (measure.__name__, error, own)
+            limit = own + allowed * measure(truth.abs()).item()
+            assert error <= limit, (measure.__name__, error, own)
+            worst = max(worst, error / limit if error else 0.0)
+        return worst
 
     return check
 

@@ -7,6 +7,7 @@ reports (a race, an access out of bounds, a wait or fence that is missing) fails
 import dataclasses
 import math
 import types
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,16 @@ from tests.kernels import ways
 from tests.kernels.ways import INTERPRETED
 
 EXECUTOR = pytest.StashKey()
+# What --ptx has nothing to do with.
+NOT_EXECUTED = {
+    "test_compile.py": "--ptx compiles what is launched",
+    "test_interpreter.py": "TRITON_INTERPRET=1 is not set",
+    "test_race.py": "the executor takes programs in one order, and reports races itself",
+}
+
+
+def pytest_ignore_collect(collection_path):
+    return True if collection_path.name == "test_shipped.py" and not ways.EXECUTED else None
 
 
 def pytest_configure(config):
@@ -56,8 +67,10 @@ def pytest_runtest_call(item):
     if executor is None:
         return (yield)
     executor.reports.clear()
+    record = item.funcargs.get("record")
+    case = nullcontext() if record is None else record.case(item)
     try:
-        with common.instead(executor, executor.on):
+        with case, common.instead(executor, executor.on):
             result = yield
     except BaseException:
         item.add_report_section("call", "reports of the executor", _lines(executor.reports))
@@ -65,6 +78,12 @@ def pytest_runtest_call(item):
     if executor.reports:
         pytest.fail(_lines(executor.reports), pytrace=False)
     return result
+
+
+@pytest.fixture(scope="session")
+def executor(request):
+    found = request.config.stash.get(EXECUTOR, None)
+    return pytest.skip("without --ptx nothing is executed") if found is None else found
 
 
 def _lines(reports):
@@ -75,18 +94,24 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if Path(__file__).parent not in item.path.parents:
             continue
-        if item.path.name == "test_compile.py":
-            if INTERPRETED:
-                item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET is set: nothing is compiled"))
-        elif ways.EXECUTED:
-            if item.path.name == "test_interpreter.py":
-                item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET=1 is not set"))
-        elif not INTERPRETED:
+        name = item.path.name
+        if ways.ON_GPU and name != "test_compile.py":
             item.add_marker(pytest.mark.gpu)
-            if item.path.name == "test_interpreter.py":
-                item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET=1 is not set"))
-            elif not torch.cuda.is_available():
-                item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET=1 is not set, and there is no CUDA device"))
+        if why := _nothing_runs(name):
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+def _nothing_runs(name):
+    """Why there is nothing in a file for the way that kernels run; empty where there is."""
+    if ways.EXECUTED:
+        return NOT_EXECUTED.get(name)
+    if name == "test_compile.py":
+        return "TRITON_INTERPRET is set: nothing is compiled" if INTERPRETED else ""
+    if INTERPRETED:
+        return ""
+    if name == "test_interpreter.py":
+        return "TRITON_INTERPRET=1 is not set"
+    return "" if torch.cuda.is_available() else "TRITON_INTERPRET=1 is not set, and there is no CUDA device"
 
 
 class _CheckedMemory:

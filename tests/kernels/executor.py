@@ -2,21 +2,21 @@
 
 from collections import Counter
 
-from tests.ptx import launching
-
 from lrp_fast.kernels import common
 from lrp_fast.kernels.resources import compiled
+from tests.ptx import launching
 
 
 class Executor:
     """A `common.Launch`: compiles for sm_``target`` what a launch asks for, once, and executes it.
 
-    ``reports`` counts what the executor found, with the kernel's name before it: whoever reads them clears them.
+    ``reports`` counts what was found, with the kernel's name before it: whoever reads them clears them.
     """
 
     def __init__(self, target: int):
         self.target, self.on = target, divmod(target, 10)
         self.programs: dict[tuple, tuple] = {}  # what a program was compiled from, to (program, bytes of shared memory)
+        self.used: set[tuple] = set()  # keys of programs; whoever reads them clears them
         self.launches = 0
         self.reports: Counter[str] = Counter()
 
@@ -29,6 +29,7 @@ class Executor:
         if key not in self.programs:
             made = compiled(case, self.target)
             self.programs[key] = launching.Program(made.asm["ptx"]), made.metadata.shared
+        self.used.add(key)
         program, shared = self.programs[key]
         given = [x for x, kind in zip(arguments, signature.values(), strict=False) if kind != "constexpr"]
         self.launches += 1

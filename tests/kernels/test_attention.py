@@ -148,7 +148,7 @@ def combined(places):
 
 
 def covering(cases):
-    """So few of the cases, chosen greedily, that every two values of two fields that meet in one meet in a chosen one."""
+    """So few of the cases, chosen greedily, that any two values of two fields that meet in one meet in a chosen one."""
     pairs = {case: set(itertools.combinations(map(str, _values(case)), 2)) for case in cases}
     left, chosen = set().union(*pairs.values()), []
     while left:

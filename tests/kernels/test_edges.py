@@ -147,9 +147,15 @@ if ON_GPU:
 def test_edges_round_no_worse_than_the_definition(case, within_rounding, monkeypatch):
     if case.tiles is not None:
         monkeypatch.setattr(arguments, "config", lambda *_: case.tiles)
+    compare(case, within_rounding)
+
+
+def compare(case, within_rounding):
+    """The edges of all queries, and what they come from: the trace, and what keys and values take from the input."""
     tensors = case.tensors()
     rows = torch.arange(case.queries, device=DEVICE)
-    found = dense(case.trace(*tensors[:4]), rows, *tensors[4:])
+    trace, parts = case.trace(*tensors[:4]), tensors[4:]
+    found = dense(trace, rows, *parts)
     assert found.dtype == torch.float32
     # As in the attention's own tests: sums of head_dim products in a score, and over the keys in what it is divided by.
     terms = 4 if case.dtype != torch.float32 else case.dim + case.keys
@@ -157,6 +163,7 @@ def test_edges_round_no_worse_than_the_definition(case, within_rounding, monkeyp
     within_rounding(found.to(case.dtype), plain, truth, terms)
     hidden = ~reference.visible(1, case.queries, case.keys, causal=case.causal, window=case.window)[0]
     assert not found[hidden.view(found.shape).to(DEVICE)].any()
+    return found, trace, parts
 
 
 def chosen(matrix, k):

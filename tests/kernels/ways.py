@@ -1,5 +1,5 @@
-"""The three ways in which kernels run here: in Triton's interpreter, compiled on a GPU, or compiled and executed without
-one (``--ptx``, see `executor`). Files of tests are imported after `choose`, and take constants from here.
+"""The three ways in which kernels run here: in Triton's interpreter, compiled on a GPU, or compiled and then executed
+on the CPU (``--ptx``, see `executor`). Files of tests are imported after `choose`, and take constants from here.
 """
 
 import torch
