@@ -1,5 +1,5 @@
-"""What test_shipped.py leaves behind: a file of JSON lines of a target and a Triton. So a run may be interrupted and go
-on, and several may run at once. benchmarks/executed.py adds them up.
+"""What test_shipped.py leaves behind: a file of JSON lines a target and Triton. So a run may be interrupted and go on,
+and several may run at once. benchmarks/executed.py adds them up.
 """
 
 import hashlib
@@ -15,45 +15,22 @@ import triton
 from lrp_fast.kernels.common import Case
 from tests.kernels.executor import Executor, identity
 
-KERNELS = Path(__file__).resolve().parents[2] / "kernels"
-
-
-def sources() -> dict[str, str]:
-    """A digest of each file that the kernels' code comes from."""
-    files = [*sorted(KERNELS.glob("**/*.py")), KERNELS / "tiles.json"]
-    return {path.relative_to(KERNELS).as_posix(): _digest(path.read_bytes()) for path in files}
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _named(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _fingerprint(key: tuple) -> str:
-    return _digest(repr(key).encode())
-
 
 class Record:
-    """A file in ``folder``. What came out as it should, of the kernels as they are now, is ``done``."""
+    """A file in ``folder``. ``sources``: a digest of the kernels' sources. What came out well of those is done."""
 
-    def __init__(self, folder: str, executor: Executor):
-        self.executor, self.sources = executor, _digest(repr(sources()).encode())
-        self.path = Path(folder) / f"sm_{executor.target}-triton-{triton.__version__}.jsonl"
+    def __init__(self, folder: str, sources: str, executor: Executor):
+        self.executor = executor
+        self.head = {"target": f"sm_{executor.target}", "triton": triton.__version__, "sources": sources}
+        self.path = Path(folder) / f"{self.head['target']}-triton-{triton.__version__}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = map(json.loads, self.path.read_text().splitlines() if self.path.exists() else [])
-        lines = [line for line in lines if line["sources"] == self.sources]
-        self.done = {(line["case"], line["dtype"]) for line in lines if "case" in line and not line["failed"]}
+        self.done = {line["case"] for line in lines if line["sources"] == sources and not line.get("failed", True)}
         self.values, self.worst = 0, 0.0
-
-    def is_done(self, item) -> bool:
-        return self._name(item) in self.done
 
     def needs(self, cases: Iterable[Case], dtype: torch.dtype) -> None:
         """Programs that have to be among those executed with ``dtype``."""
-        self._write(dtype=_named(dtype), needed={_fingerprint(identity(case)): case[0] for case in cases})
+        self._write(dtype=_named(dtype), needed={_digest(identity(case)): case[0] for case in cases})
 
     @contextmanager
     def case(self, item):
@@ -67,22 +44,27 @@ class Record:
             failed = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             raise
         finally:
-            outcome = {"failed": failed or ("reports" if executor.reports else None), "reports": executor.reports}
-            outcome |= {"launches": executor.launches - launches, "programs": sorted(map(_fingerprint, executor.used))}
-            outcome |= {"values": self.values, "worst": self.worst, "seconds": round(time.perf_counter() - begun, 1)}
-            case, dtype = self._name(item)
-            self._write(case=case, dtype=dtype, **outcome)
+            parameters = item.callspec.params if hasattr(item, "callspec") else {}
+            self._write(
+                case=item.name, dtype=_named(parameters.get("dtype", torch.float32)),
+                programs={_digest(key): key[1] for key in executor.used}, launches=executor.launches - launches,
+                values=self.values, worst=self.worst, seconds=round(time.perf_counter() - begun, 1),
+                reports=executor.reports, failed=failed or ("reports" if executor.reports else None),
+            )  # fmt: skip
 
     def checked(self, values: int, worst: float) -> None:
         """So many values, of whose errors the largest is ``worst`` of what is allowed."""
         self.values += values
         self.worst = max(self.worst, worst)
 
-    def _name(self, item) -> tuple[str, str]:
-        parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        return item.name, _named(parameters.get("dtype", torch.float32))
-
     def _write(self, **line) -> None:
-        head = {"target": f"sm_{self.executor.target}", "triton": triton.__version__, "sources": self.sources}
         with self.path.open("a") as file:
-            file.write(json.dumps(head | line) + "\n")
+            file.write(json.dumps(self.head | line) + "\n")
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _digest(key: tuple) -> str:
+    return hashlib.sha256(repr(key).encode()).hexdigest()[:16]
