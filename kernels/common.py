@@ -58,9 +58,23 @@ def launch(kernel, programs: int, *arguments, num_warps: int = 4, num_stages: in
         instead[0](kernel, programs, arguments, constexprs, num_warps, num_stages)
     elif programs:
         with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device, wherever the tensors are
-            # Triton 3.10 will no longer fuse multiplications and additions unless it is told to.
-            options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
-            kernel[(programs,)](*arguments, **constexprs, **options)
+            kernel[(programs,)](*arguments, **constexprs, **options(kernel, num_warps, num_stages))
+
+
+def unfused(kernel):
+    """A decorator for a kernel in which no sum may swallow a product that feeds it, unrounded.
+
+    Where lanes of a warp add up squares, one each, x x + y with x x unrounded is not what the lane of y makes of the
+    two: lanes that should hold one number would differ by an ulp, and which of them is stored be the hardware's choice.
+    """
+    kernel.fused = False
+    return kernel
+
+
+def options(kernel, num_warps: int, num_stages: int) -> dict[str, object]:
+    """What a launch is compiled with. Triton 3.10 will no longer fuse products and sums unless it is told to."""
+    fused = getattr(kernel, "fused", True)
+    return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": fused}
 
 
 def capability(x: Tensor) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import DTYPES, Case, as_rows, launch, record, strides
+from .common import DTYPES, Case, as_rows, launch, record, strides, unfused
 
 MAX_FEATURES = 32768  # beyond it a row no longer fits in registers
 
@@ -20,6 +20,7 @@ def rows_of_program(rows, features, BLOCK_R: tl.constexpr, BLOCK_F: tl.constexpr
     return o_r, o_f, (o_r < rows) & (o_f < features)
 
 
+@unfused
 @triton.jit
 def norm_forward_kernel(
     x, residual, weight, bias, y, total, mean, rstd, eps, rows, features,
@@ -52,6 +53,7 @@ def norm_forward_kernel(
     tl.store(y + o_r * stride_yr + o_f * stride_yf, b_y.to(y.dtype.element_ty), mask=mask)
 
 
+@unfused
 @triton.jit
 def norm_backward_kernel(
     g, x, weight, mean, rstd, g_residual, g_in, rows, features,

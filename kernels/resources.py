@@ -9,7 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 
-from .common import Case
+from .common import Case, options
 
 # Bytes of shared memory that a block may have, by architecture.
 SHARED = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
@@ -38,8 +38,7 @@ def compiled(case: Case, architecture: int):
     parse = make_backend(target).parse_attr
     attributes = {(i,): parse(attribute) for i, (_, attribute) in enumerate(found.values()) if attribute}
     source = ASTSource(fn, {name: kind for name, (kind, _) in found.items()}, constexprs, attributes)
-    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
-    return triton.compile(source, target=target, options=options)
+    return triton.compile(source, target=target, options=options(fn, num_warps, num_stages))
 
 
 def resources(case: Case, architecture: int) -> Resources:

@@ -3,9 +3,11 @@
 import triton
 import triton.language as tl
 
+from ..common import unfused
 from .pieces import load_tile, real_span, store_tile
 
 
+@unfused
 @triton.jit(do_not_specialize=["queries", "keys", "heads", "tiles"])
 def prepare_kernel(
     g, o, a, u, passed, active, bounds,

@@ -18,7 +18,7 @@ NAME = "lrp_fast"
 
 # What transformers hands to every attention implementation, and what is not needed for the result or read elsewhere.
 _IGNORED = {
-    "attention_mask", "cache_position", "num_items_in_batch", "output_attentions", "output_hidden_states",
+    "attention_mask", "cache", "cache_position", "num_items_in_batch", "output_attentions", "output_hidden_states",
     "output_router_logits", "past_key_values", "position_embeddings", "position_ids", "return_dict", "sliding_window",
     "use_cache",
 }  # fmt: skip

@@ -22,8 +22,9 @@ import torch
 import triton
 import triton.language as tl
 
-from lrp_fast.kernels import common
+from lrp_fast.kernels import common, norm
 from lrp_fast.kernels.resources import SHARED, TENSOR_MEMORY, Resources, resources
+from lrp_fast.kernels.resources import compiled as compiled_for
 
 KERNELS = Path(__file__).parents[2] / "kernels"
 MODULES = sorted(
@@ -147,6 +148,18 @@ def test_a_case_is_what_a_launch_compiles():
     assert signature == dict.fromkeys(constants, "constexpr") | {
         "x": "*bf16:D", "y": "*bf16", "length": "i32", "size": "i32:D", "far": "i64:D", "scale": "fp32",
     }  # fmt: skip
+
+
+def test_what_adds_up_squares_rounds_every_product():
+    """Otherwise lanes that hold one number differ, see `common.unfused`: here, each has one element of a row."""
+    x = torch.empty(63, 111, dtype=torch.bfloat16, device="meta")
+    rows, given = torch.empty(63, device="meta"), {"frozen": False}
+    calls = {
+        "forward": lambda: norm.layer_norm_forward(x, x[0], x[0], 1e-6),
+        "backward": lambda: norm.rms_norm_backward(x, x[0], rows, x, **given),
+    }
+    for case in common.record(calls, (9, 0)):
+        assert "fma.rn.f32" not in compiled_for(case, 90).asm["ptx"]
 
 
 def test_every_kernel_is_listed():

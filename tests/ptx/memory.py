@@ -70,10 +70,10 @@ class Shared(_Memory):
 
     def rows(self, team, addresses, size, what, lanes):
         at = addresses.astype(np.int64)
-        if at.min() < 0 or at.max() + size > self.size:
-            raise Fault(f"shared {what} outside the program's {self.size} bytes")
         if (at & (size - 1)).any():
             raise Fault(f"misaligned shared {what} of {size} bytes")
+        if at.min() < 0 or at.max() + size > self.size:
+            raise Fault(f"shared {what} outside the program's {self.size} bytes")
         return (at + team.of(team.base, lanes)) // size
 
     def note_read(self, team, rows, size, lanes):
@@ -146,12 +146,22 @@ class Global(_Memory):
         return True
 
     def add(self, team, addresses, value, size, lanes=None):
-        """atom.add and red.add of integers. What was there before is not given (translation.py)."""
+        """atom.add and red.add of integers, one lane after the other; gives what was there before."""
         lanes = team.chosen(lanes)
+        before = np.zeros(team.count, WORDS[size])
         if lanes is not False:
             rows = self.rows(team, team.of(addresses, lanes), size, "atomic operation", lanes)
             self.races.add(rows, size, team.of(team.program, lanes), team.machine.instruction)
-            np.add.at(self.matrix(size, size)[:, 0], rows, team.of(value, lanes))
+            value = team.of(value, lanes)
+            column = self.matrix(size, size)[:, 0]
+            order = np.argsort(rows, kind="stable")
+            sums = np.cumsum(value[order], dtype=value.dtype) - value[order]
+            first = np.searchsorted(rows[order], rows[order])  # of the lanes with the same place
+            before[np.arange(team.count)[slice(None) if lanes is None else lanes][order]] = (
+                column[rows[order]] + sums - sums[first]
+            )
+            np.add.at(column, rows, value)
+        return (before,)
 
 
 class _Group:

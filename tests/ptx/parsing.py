@@ -8,7 +8,6 @@ from functools import cache, cached_property
 
 # The last instruction of a basic block: control leaves, or waits for other threads.
 ENDS = ("bra", "bar.sync", "barrier.sync", "ret", "exit")
-BYTES = {"8": 1, "16": 2, "32": 4, "64": 8}
 REGISTERS = {"rs": 2, "r": 4, "rd": 8}  # bytes of one, by kind; predicates have none
 REGISTER = re.compile(r"%(?:rd|rs|r|p)\d+")
 # How numpy sees the types. It has no bf16.
@@ -191,7 +190,9 @@ def bank_of(register):
 def width(parts):
     """Bytes that one thread accesses with ld, st, cp.async, atom or red, and the number of elements they are."""
     count = next((int(x[1:]) for x in parts if re.fullmatch(r"v[248]", x)), 1)
-    return BYTES[re.sub(r"\D", "", parts[-1])] * count, count
+    if parts[-1] not in NUMPY:
+        raise NotImplementedError(".".join(parts))
+    return int(NUMPY[parts[-1]][1]) * count, count
 
 
 def _local(blocks):

@@ -193,7 +193,8 @@ class Global:
             self.report("global write where another program has an atomic operation", instruction)
         if self.reader is not None and self._others(self.reader, rows, size, programs):
             self.report("global write of what another program reads", instruction)
-        self._note(self.writer, rows, size, programs)
+        if self._note(self.writer, rows, size, programs):
+            self.report("global write where another program writes", instruction)
         self.pages[rows * size >> self.PAGE] = True
 
     def add(self, rows, size, programs, instruction):
@@ -219,10 +220,13 @@ class Global:
         return ((found != self.NOBODY) & (found != programs[:, None])).any()
 
     def _note(self, to, rows, size, programs):
+        """Gives whether several programs meet, in this one instruction."""
         to = self.by_access(to, size)
         old = to.take(rows, 0)
         to[rows] = programs[:, None]
-        several = (to.take(rows, 0) != programs[:, None]) | (old != self.NOBODY) & (old != programs[:, None])
+        meet = to.take(rows, 0) != programs[:, None]
+        several = meet | (old != self.NOBODY) & (old != programs[:, None])
         if several.any():
             which, column = np.nonzero(several)
             to[rows[which], column] = self.MANY
+        return meet.any()

@@ -308,7 +308,7 @@ def positive_or_nan(function):
 FUNCTIONS = {
     "rcp.approx.ftz": lambda x: over(1.0, x), "sqrt.rn": positive_or_nan(math.sqrt),
     "rsqrt.approx": lambda x: over(1.0, math.sqrt(x)) if x > 0 else (over(1.0, x) if x == 0 else math.nan),
-    "ex2.approx.ftz": lambda x: 2.0**x if x < 200 else math.inf if x == x else x,
+    "ex2.approx.ftz": lambda x: 2.0**x if x < 128 else math.inf if x == x else x,
     "lg2.approx": lambda x: math.log2(x) if x > 0 else (-math.inf if x == 0 else math.nan),
     "tanh.approx": math.tanh, "sin.approx": lambda x: math.sin(x) if math.isfinite(x) else math.nan,
     "cos.approx": lambda x: math.cos(x) if math.isfinite(x) else math.nan,
