@@ -241,8 +241,9 @@ def poisoned_empty(monkeypatch):
 
 
 def pytest_generate_tests(metafunc):
-    """A test of ``dtype`` runs for its module's DTYPES, if it has any, and for those of the way that kernels run."""
-    if "dtype" in metafunc.fixturenames:
+    """A test of ``dtype`` runs for its own, its module's DTYPES, or those of the way that kernels run."""
+    said = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "dtype" in metafunc.fixturenames and "dtype" not in said:
         dtypes = getattr(metafunc.module, "DTYPES", ways.DTYPES)
         metafunc.parametrize("dtype", dtypes, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
