@@ -143,6 +143,7 @@ def _instruction(statement, line):
         negated = guard.startswith("@!")
         predicate = guard.lstrip("@!")
     opcode, _, rest = re.sub(r"\s+", " ", text).partition(" ")
+    opcode = re.sub(r"^(ld|st)\.shared::cta\b", r"\1.shared", opcode)  # the same: of a cluster nothing is supported
     return Instruction(re.sub(r"\s+", " ", statement), opcode, split_operands(rest), predicate, negated, line)
 
 
