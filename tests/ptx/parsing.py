@@ -99,7 +99,7 @@ def _shared(ptx):
 def _blocks(body):
     blocks, labels, line = [[]], {}, 0
     for statement in _statements(body):
-        if statement.startswith(".loc"):
+        if re.match(r"\.loc\s", statement):
             line = int(statement.split()[2])
         elif statement.startswith("."):
             if not statement.startswith((".reg", ".pragma")):
@@ -124,7 +124,7 @@ def _statements(body):
         if raw.startswith("}"):  # the function's own brace, in the first column
             return
         text = re.sub(r"//.*", "", raw).strip()
-        if re.fullmatch(r"\$?\w+:|\.loc\b.*", text):
+        if re.fullmatch(r"\$?\w+:|\.loc\s.*", text):
             yield text
             continue
         for piece in text.split(";"):
