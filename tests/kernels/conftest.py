@@ -86,8 +86,9 @@ def executor(request):
     return pytest.skip("without --ptx nothing is executed") if found is None else found
 
 
-def _lines(reports):
-    return "\n".join(f"{report} ({count} times)" for report, count in reports.most_common())
+def _lines(reports, most=12):
+    lines = [f"{report} ({count} times)" for report, count in reports.most_common()]
+    return "\n".join([*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else [])])
 
 
 def pytest_collection_modifyitems(items):
