@@ -91,7 +91,8 @@ def _lines(reports, most=12):
     return "\n".join([*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else [])])
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    config.stash[ways.COLLECTED] = [item.name for item in items]
     for item in items:
         if Path(__file__).parent not in item.path.parents:
             continue

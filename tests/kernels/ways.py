@@ -2,9 +2,11 @@
 on the CPU (``--ptx``, see `executor`). Files of tests are imported after `choose`, and take constants from here.
 """
 
+import pytest
 import torch
 import triton
 
+COLLECTED = pytest.StashKey[list[str]]()  # names of all tests that were found, before any are chosen from
 # Read by Triton when it is imported, so it has to come from the environment.
 INTERPRETED = triton.knobs.runtime.interpret
 EXECUTED = False
