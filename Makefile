@@ -39,7 +39,7 @@ help:
 	@echo 'make test-ptx     run the tests of the kernels on what they compile to for sm_80 and sm_90, in bfloat16 and float16,'
 	@echo '                  executed on the CPU: no GPU takes part. test-ptx-some: in bfloat16, every form with its shipped'
 	@echo '                  tiles. test-ptx-all: every form in both, with the oldest, the pinned and the newest Triton; writes'
-	@echo '                  benchmarks/results/executed.json and what the README says of it (by hand, PTX_MINUTES minutes)'
+	@echo '                  benchmarks/results/executed.json and what the README says of it (by hand, 25 minutes)'
 	@echo 'make test-transformers  run the tests of the model families with the oldest transformers that is supported and,'
 	@echo '                  where it is not the pinned one, with the newest that there is'
 	@echo 'make lint         check the style of the code'
@@ -81,7 +81,7 @@ $(ENDS:%=test-triton-%): test-triton-%: $(DONE)/triton-%
 
 # The kernels' compiled code, executed on the CPU. The targets run side by side, one core each; what the second one says
 # is shown after the first.
-both_targets = for target in 80 90; do \
+both_targets = echo '==> executing what the kernels compile to for sm_80, and for sm_90'; for target in 80 90; do \
     $1 $(BIN)/pytest --ptx $$target $2 $(PYTEST_ARGS) >.venv/ptx-$$target.log 2>&1 & processes="$$processes $$!"; \
   done; trap 'kill $$processes' INT TERM; \
   for process in $$processes; do wait $$process $(if $(PYTEST_ARGS),|| [ $$? -eq 5 ] )|| bad=yes; done; cat .venv/ptx-80.log .venv/ptx-90.log; \
