@@ -16,7 +16,8 @@ TO_16 = {"bf16": "V.to_bf16", "f16": "V.to_f16"}
 
 INTEGER = {
     "add": "{} + {}", "sub": "{} - {}", "mul": "{} * {}", "mad": "{} * {} + {}", "div": "V.divide({}, {})",
-    "rem": "np.fmod({}, {})", "min": "np.minimum({}, {})", "max": "np.maximum({}, {})", "neg": "-{}", "abs": "np.abs({})",
+    "rem": "np.fmod({}, {})", "min": "np.minimum({}, {})", "max": "np.maximum({}, {})",
+    "neg": "-{}", "abs": "np.abs({})",
 }  # fmt: skip
 FLOAT = {
     "add": "{} + {}", "sub": "{} - {}", "mul": "{} * {}", "fma": "V.fma({}, {}, {})", "div": "{} / {}",
@@ -40,7 +41,8 @@ def _arithmetic(w, i):
 
 def _float(w, i):
     name = i.parts[0]
-    modifiers(i, "rn", "ftz", *(["approx", "full"] if name in APPROXIMATE else []), *(["NaN"] if name[0] == "m" else []))
+    known = ["approx", "full"] if name in APPROXIMATE else ["NaN"] if name in ("min", "max") else []
+    modifiers(i, "rn", "ftz", *known)
     form = FLOAT[name]
     if "NaN" in i.parts:
         form = form.replace("(", "_or_nan(", 1)
@@ -87,7 +89,7 @@ def _half(w, i, kind):
     name, number = i.parts[0], kind.removesuffix("x2")
     if name not in ("add", "sub", "mul", "fma", "min", "max", "neg", "abs"):
         raise NotImplementedError(i.text)
-    modifiers(i, "rn", *(["NaN"] if name[0] == "m" else []))
+    modifiers(i, "rn", *(["NaN"] if name in ("min", "max") else []))
     form = FLOAT[name]
     if form.count("{}") != len(i.operands) - 1:
         raise NotImplementedError(i.text)
@@ -249,8 +251,9 @@ def _move(w, i):
     if source.startswith("{"):
         given = elements(source)
         part = int(kind[1]) // len(given)
-        pieces = (f"{w.read(x, f'u{part}')}.astype({kind}) << {w.constant(8 * part * n, kind)}" for n, x in enumerate(given))
-        return w.write(to, " | ".join(f"({x})" for x in pieces), kind)
+        wide = [f"{w.read(x, f'u{part}')}.astype({kind})" for x in given]
+        pieces = (f"({x} << {w.constant(8 * part * n, kind)})" for n, x in enumerate(wide))
+        return w.write(to, " | ".join(pieces), kind)
     if to.startswith("{"):
         results = elements(to)
         part = int(kind[1]) // len(results)
@@ -275,7 +278,9 @@ def _convert(w, i):
             raise NotImplementedError(i.text)
         high, low = (f"{TO_16[to[:-2]]}({w.read(x, 'f4')})" for x in i.operands[1:])
         return w.write(i.operands[0], f"V.pair({low}, {high})", "u4")
-    value = FROM_16["bf16"].format(w.read(i.operands[1], "u2")) if source == "bf16" else w.read(i.operands[1], NUMPY[source])
+    value = w.read(i.operands[1], "u2" if source == "bf16" else NUMPY[source])
+    if source == "bf16":
+        value = FROM_16["bf16"].format(value)
     if "ftz" in between and source == "f32":
         value = f"V.ftz({value})"
     from_float = source[0] == "f" or source == "bf16"

@@ -8,8 +8,8 @@ from triton.runtime.jit import create_function_from_signature
 
 
 def compiled(kernel, arguments, constexprs, num_warps, num_stages, on):
-    """PTX for a device of compute capability ``on``, the bytes of shared memory, and those of ``arguments`` that are the
-    PTX's parameters: None and ones are not.
+    """PTX for a device of compute capability ``on``, the bytes of shared memory, and those of ``arguments`` that are
+    the PTX's parameters: None and ones are not.
     """
     target = GPUTarget("cuda", 10 * on[0] + on[1], 32)
     backend = make_backend(target)

@@ -10,7 +10,6 @@ from tests.ptx import accumulators, memory, parsing
 from tests.ptx.machine import Machine
 from tests.ptx.translation import WHOLE, Writer
 
-
 # In lock step, unless a launch says otherwise: enough to make up for what an instruction costs in Python.
 THREADS = 4096
 

@@ -84,7 +84,6 @@ class Machine:
         self.stamp = self._stamp()
         self.waiting &= ~np.repeat(passes, self.kernel.threads)
 
-
     def _stamp(self):
         return (self.epoch[:, None] << races.BITS | np.arange(self.kernel.threads, dtype=np.int32)).reshape(-1)
 

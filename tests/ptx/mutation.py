@@ -79,12 +79,10 @@ def main(architecture, name):
     lines, noticed, count = ptx.splitlines(), 0, 0
     for n, how, kinds, other in judged(ptx, shared, programs, arguments):
         noticed, count = noticed + bool(kinds), count + 1
-        word = "noticed" if kinds else "MISSED"
-        print(f"{n:5d} {how:8s} {lines[n - 1].strip():36s} {word:7s} {'other results' if other else '':13s} {dict(kinds)}",
-              flush=True)  # fmt: skip
+        words = "noticed" if kinds else "MISSED", "other results" if other else ""
+        print(f"{n:5d} {how:8s} {lines[n - 1].strip():36s} {words[0]:7s} {words[1]:13s} {dict(kinds)}", flush=True)
     print(f"noticed {noticed} of {count}, {len(sites(ptx))} places")
 
 
 if __name__ == "__main__":
-    sys.path.remove("") if "" in sys.path else None
     main(*sys.argv[1:])

@@ -169,12 +169,12 @@ def split_operands(text):
 
 
 def elements(operand):
-    """"{%r1, %r2}" as ["%r1", "%r2"], "%r1" as ["%r1"]."""
+    """The list of {%r1, %r2}, and of a lone %r1."""
     return [x.strip() for x in operand[1:-1].split(",")] if operand.startswith("{") else [operand]
 
 
 def address(operand):
-    """"[%r1 + 16]" as ("%r1", 16)."""
+    """Base and offset of [%r1 + 16]."""
     found = re.fullmatch(r"\[\s*([%\w$]+)\s*(?:\+\s*(-?\w+))?\s*\]", operand)
     if not found:
         raise NotImplementedError(f"address {operand}")

@@ -56,15 +56,17 @@ REGISTER = {2: "%rs", 4: "%r", 8: "%rd"}
 
 def compute(instruction, *arguments, result):
     """What ``instruction``, with "{d}" and "{a}", "{b}", ... for its operands, makes of arrays, an element a thread:
-    done by all threads; predicated, done by the odd ones; and in a branch that the others jump over. ``result``: a
-    numpy type, bool for a predicate. What stands before a "; " is done once, by all. The three have to agree; where nothing was done, there are the bits 0x5A5A...
+    done by all threads; predicated, done by the odd ones; and in a branch that the others jump over. The three have to
+    agree; where nothing was done, there are the bits 0x5A5A... ``result``: a numpy type, bool for a predicate. What
+    stands before a "; " is done once, by all.
     """
     count = len(arguments[0])
     size = -(-count // 32) * 32
     padded = [np.ascontiguousarray(np.resize(x, size)) for x in arguments]
     threads = next(n for n in (256, 128, 64, 32) if size % n == 0)
     result = np.dtype(result)
-    width = 4 if result == bool else result.itemsize
+    logical = result.kind == "b"
+    width = 4 if logical else result.itemsize
     outputs = [np.zeros(size, f"u{width}") for _ in range(3)]
     lines = [f"mad.lo.s32 %r3, %r2, {threads}, %r1;", "and.b32 %r4, %r3, 1;", "setp.eq.s32 %p1, %r4, 1;"]
     names = {}
@@ -72,16 +74,16 @@ def compute(instruction, *arguments, result):
         names[letter] = f"{REGISTER[array.itemsize]}{10 + n}"
         lines.append(f"mad.wide.u32 %rd9, %r3, {array.itemsize}, %rd{n + 1};")
         lines.append(f"ld.global.b{8 * array.itemsize} {{ {names[letter]} }}, [ %rd9 + 0 ];")
-    to = [f"%p{20 + n}" if result == bool else f"{REGISTER[width]}{20 + n}" for n in range(3)]
-    initial = "-1" if result == bool else hex(0x5A5A5A5A5A5A5A5A & (1 << 8 * width) - 1)
+    to = [f"%p{20 + n}" if logical else f"{REGISTER[width]}{20 + n}" for n in range(3)]
+    initial = "-1" if logical else hex(0x5A5A5A5A5A5A5A5A & (1 << 8 * width) - 1)
     for name in to:
-        lines.append(f"mov.{'pred' if result == bool else f'b{8 * width}'} {name}, {initial};")
+        lines.append(f"mov.{'pred' if logical else f'b{8 * width}'} {name}, {initial};")
     *before, last = instruction.split("; ")
     lines += [f"{line.format(**names)};" for line in before]
     one, two, three = (last.format(d=name, **names) for name in to)
     lines += [f"{one};", f"@%p1 {two};", "@!%p1 bra $L__BB0_2;", f"{three};", "$L__BB0_2:"]
     for n, name in enumerate(to):
-        if result == bool:
+        if logical:
             lines.append(f"selp.b32 %r{30 + n}, 1, 0, {name};")
             name = f"%r{30 + n}"
         lines.append(f"mad.wide.u32 %rd9, %r3, {width}, %rd{len(padded) + n + 1};")
@@ -90,8 +92,8 @@ def compute(instruction, *arguments, result):
     reports = run("\n".join(["", *lines]), *tensors, threads=threads, programs=size // threads)
     assert not reports, reports
     whole, *partial = (x[:count] for x in outputs)
-    untouched = np.array(1 if result == bool else int(initial, 16), f"u{width}")
+    untouched = np.array(1 if logical else int(initial, 16), f"u{width}")
     odd = np.arange(count) % 2 == 1
     for part in partial:
         assert (part[odd] == whole[odd]).all() and (part[~odd] == untouched).all(), instruction
-    return whole.astype(bool) if result == bool else whole.view(result)
+    return whole.astype(bool) if logical else whole.view(result)

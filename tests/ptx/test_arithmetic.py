@@ -18,7 +18,8 @@ FORMATS = {"f32": (24, -149, 128), "bf16": (8, -133, 128), "f16": (11, -24, 16),
 
 def integers(bits, count=200):
     """Two arrays with all pairs of the values at the edges, and random ones, long and short."""
-    edges = [0, 1, 2, 5, 31, 32, 33, 2 ** (bits - 1) - 1, 2 ** (bits - 1), 2 ** (bits - 1) + 1, 2**bits - 1, 2**bits - 7]
+    top = 2 ** (bits - 1)
+    edges = [0, 1, 2, 5, 31, 32, 33, top - 1, top, top + 1, 2 * top - 7, 2 * top - 1]
     pairs = [(a, b) for a in edges for b in edges]
     pairs += [(int.from_bytes(RANDOM.bytes(8)) >> int(n), int.from_bytes(RANDOM.bytes(8)) >> int(m))
               for n, m in RANDOM.integers(0, 64, (count, 2))]  # fmt: skip
@@ -250,7 +251,8 @@ BINARY = {
 @pytest.mark.parametrize("name", BINARY)
 def test_floats(name, kind):
     a, b = floats(kind)
-    expected = [arithmetic(*BINARY[name], kind)(decoded(kind, x), decoded(kind, y)) for x, y in zip(a.tolist(), b.tolist())]
+    model = arithmetic(*BINARY[name], kind)
+    expected = [model(decoded(kind, x), decoded(kind, y)) for x, y in zip(a.tolist(), b.tolist(), strict=True)]
     found = compute(f"{name}.{kind} {{d}}, {{a}}, {{b}}", a, b, result=a.dtype)
     same(found, expected, kind)
     if kind != "f32":  # packed in pairs
@@ -395,8 +397,10 @@ def test_predicates():
     a, b = integers(32)
     start = "setp.lt.u32 %p40, {a}, {b}; setp.eq.s32 %p41, {a}, {a}; not.pred %p42, %p40; "
     below = a < b
-    expected = {"and.pred {d}, %p40, %p41": below, "or.pred {d}, %p42, !%p41": ~below, "xor.pred {d}, %p40, %p41": ~below,
-                "mov.pred {d}, %p42": ~below, "mov.pred {d}, -1": below | True, "mov.pred {d}, 0": below & False}  # fmt: skip
+    expected = {
+        "and.pred {d}, %p40, %p41": below, "or.pred {d}, %p42, !%p41": ~below, "xor.pred {d}, %p40, %p41": ~below,
+        "mov.pred {d}, %p42": ~below, "mov.pred {d}, -1": below | True, "mov.pred {d}, 0": below & False,
+    }  # fmt: skip
     for instruction, value in expected.items():
         assert (compute(start + instruction, a, b, result=bool) == value).all(), instruction
 
@@ -475,14 +479,18 @@ def test_conversion_of_floats(kind):
     same(packed >> 16, value, kind)
     same(packed & 0xFFFF, other, kind)
     narrow, _ = floats(kind)
-    same(compute(f"cvt.f32.{kind} {{d}}, {{a}}", narrow, result="u4"), [decoded(kind, x) for x in narrow.tolist()], "f32")
+    wide = [decoded(kind, x) for x in narrow.tolist()]
+    same(compute(f"cvt.f32.{kind} {{d}}, {{a}}", narrow, result="u4"), wide, "f32")
 
 
 @pytest.mark.parametrize(
     "instruction",
-    ["add.sat.f32 {d}, {a}, {a}", "add.rz.f32 {d}, {a}, {a}", "popc.b32 {d}, {a}", "cvt.rz.bf16.f32 %rs1, {a}",
-     "add.cc.u32 {d}, {a}, {a}", "mul.s32 {d}, {a}, {a}", "prmt.b32.f4e {d}, {a}, {a}, {a}", "madc.hi.u32 {d}, {a}, {a}, {a}",
-     "bfe.u32 {d}, {a}, {a}, 3", "mov.b32 {d}, %clock", "cvt.rn.f32.f64 {d}, %rd1", "fma.rn.f64 %rd1, %rd1, %rd1, %rd1"],
+    [
+        "add.sat.f32 {d}, {a}, {a}", "add.rz.f32 {d}, {a}, {a}", "popc.b32 {d}, {a}", "cvt.rz.bf16.f32 %rs1, {a}",
+        "add.cc.u32 {d}, {a}, {a}", "mul.s32 {d}, {a}, {a}", "prmt.b32.f4e {d}, {a}, {a}, {a}",
+        "madc.hi.u32 {d}, {a}, {a}, {a}", "bfe.u32 {d}, {a}, {a}, 3", "mov.b32 {d}, %clock",
+        "cvt.rn.f32.f64 {d}, %rd1", "setp.eq.f64 %p9, %rd1, %rd1", "fma.rn.f64 %rd1, %rd1, %rd1, %rd1",
+    ],
 )  # fmt: skip
 def test_what_is_unknown_is_refused(instruction):
     with pytest.raises(NotImplementedError):

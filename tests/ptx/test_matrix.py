@@ -18,17 +18,25 @@ def halves(kind, *shape):
 
 def fragment(matrix, places):
     """(lanes, registers) of pairs: ``places`` gives row and column of the first and second of each."""
-    pairs = [[(matrix[first].astype("u4")) | (matrix[second].astype("u4") << 16) for first, second in lane] for lane in places]
-    return np.array(pairs, "u4")
+    return np.array(
+        [[matrix[a].astype("u4") | (matrix[b].astype("u4") << 16) for a, b in lane] for lane in places], "u4"
+    )
 
 
 def a_places():
-    return [[((lane // 4 + 8 * (r % 2), lane % 4 * 2 + 8 * (r // 2)), (lane // 4 + 8 * (r % 2), lane % 4 * 2 + 8 * (r // 2) + 1))
-             for r in range(4)] for lane in range(32)]  # fmt: skip
+    def pair(lane, r):
+        row, column = lane // 4 + 8 * (r % 2), lane % 4 * 2 + 8 * (r // 2)
+        return (row, column), (row, column + 1)
+
+    return [[pair(lane, r) for r in range(4)] for lane in range(32)]
 
 
 def b_places():
-    return [[((lane % 4 * 2 + 8 * r, lane // 4), (lane % 4 * 2 + 8 * r + 1, lane // 4)) for r in range(2)] for lane in range(32)]
+    def pair(lane, r):
+        row, column = lane % 4 * 2 + 8 * r, lane // 4
+        return (row, column), (row + 1, column)
+
+    return [[pair(lane, r) for r in range(2)] for lane in range(32)]
 
 
 def loads(first, count, pointer):
@@ -50,7 +58,8 @@ def test_mma(kind, chain, in_place):
     fragments_b = np.array([[[fragment(x, b_places()) for x in n] for n in w] for w in b])
     rows, columns = LANES // 4, LANES % 4 * 2
     fragments_c = np.stack([c[..., rows + 8 * (r // 2), columns + r % 2] for r in range(4)], -1)  # warp, m, n, lane, r
-    by_thread = [np.ascontiguousarray(np.moveaxis(x, -2, 1)).reshape(64, -1) for x in (fragments_a, fragments_b, fragments_c)]
+    all_three = fragments_a, fragments_b, fragments_c
+    by_thread = [np.ascontiguousarray(np.moveaxis(x, -2, 1)).reshape(64, -1) for x in all_three]
     out = np.zeros_like(by_thread[2])
     body = [f"mul.lo.s32 %r3, %r1, {4 * x.shape[1]};\ncvt.u64.u32 %rd9, %r3;\nadd.s64 %rd{20 + n}, %rd{n + 1}, %rd9;"
             for n, x in enumerate([*by_thread, out])]  # fmt: skip
@@ -81,19 +90,20 @@ def test_mma_that_reads_what_another_one_gave():
     one = int(np.float32(1).view("u4"))
     packed = one >> 16 | one
     mma = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
-    out = np.zeros((3, 32), "f4")
+    rest = "{ %r10, %r10, %r10, %r10 }, { %r10, %r10 }, { %r20, %r21, %r22, %r23 }"
+    out = np.zeros((2, 32), "f4")
     assert not run(f"""
         mov.b32 %r10, {packed};
         mov.b32 %r20, 0;
         mov.b32 %r21, 0;
         mov.b32 %r22, 0;
         mov.b32 %r23, 0;
-        {mma} {{ %r20, %r21, %r22, %r23 }}, {{ %r10, %r10, %r10, %r10 }}, {{ %r10, %r10 }}, {{ %r20, %r21, %r22, %r23 }};
+        {mma} {{ %r20, %r21, %r22, %r23 }}, {rest};
         mov.b32 %r30, %r20;
         cvt.rn.bf16x2.f32 %r10, %r20, %r20;
-        {mma} {{ %r20, %r21, %r22, %r23 }}, {{ %r10, %r10, %r10, %r10 }}, {{ %r10, %r10 }}, {{ %r20, %r21, %r22, %r23 }};
+        {mma} {{ %r20, %r21, %r22, %r23 }}, {rest};
         mov.b32 %r10, 0;
-        {mma} {{ %r20, %r21, %r22, %r23 }}, {{ %r10, %r10, %r10, %r10 }}, {{ %r10, %r10 }}, {{ %r20, %r21, %r22, %r23 }};
+        {mma} {{ %r20, %r21, %r22, %r23 }}, {rest};
         mad.wide.u32 %rd9, %r1, 4, %rd1;
         st.global.b32 [ %rd9 + 0 ], %r30;
         st.global.b32 [ %rd9 + 128 ], %r20;

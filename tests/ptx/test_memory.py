@@ -8,8 +8,8 @@ from tests.ptx.launching import Program, launch
 from tests.ptx.snippets import kinds, run, tensor, text
 
 RANDOM = np.random.default_rng(2)
-WIDTHS = [("b8", 1, 1), ("b16", 2, 1), ("b32", 4, 1), ("b64", 8, 1), ("v2.b32", 4, 2), ("v4.b32", 4, 4), ("v2.b64", 8, 2),
-          ("v4.b16", 2, 4)]  # fmt: skip
+WIDTHS = [("b8", 1, 1), ("b16", 2, 1), ("b32", 4, 1), ("b64", 8, 1), ("v2.b32", 4, 2), ("v4.b32", 4, 4),
+          ("v2.b64", 8, 2), ("v4.b16", 2, 4)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "size", "count"), WIDTHS)

@@ -38,7 +38,7 @@ def test_blocks_labels_and_lines():
 
 
 def test_operands():
-    assert split_operands("{%r1, %r2}, [%r3+4], 0f3F800000, %p1|%p2") == ["{%r1, %r2}", "[%r3+4]", "0f3F800000", "%p1|%p2"]
+    assert split_operands("{%r1, %r2}, [%r3+4], 0f3F, %p1|%p2") == ["{%r1, %r2}", "[%r3+4]", "0f3F", "%p1|%p2"]
     assert elements("{%r1,%r2}") == ["%r1", "%r2"] and elements("%r1") == ["%r1"]
     assert address("[global_smem]") == ("global_smem", 0) and address("[ %rd1 + -8 ]") == ("%rd1", -8)
     assert address("[%r1+0x10]") == ("%r1", 16)
@@ -58,7 +58,8 @@ def test_narrowest_accesses():
 
     assert found("ret;") == {"shared": 16, "global": 16}
     assert found("st.shared.v2.b32 [%r1], {%r2, %r3};\nld.global.b16 %rs1, [%rd1];") == {"shared": 8, "global": 2}
-    assert found("cp.async.ca.shared.global [%r1], [%rd1], 0x4, 4;\ncp.async.commit_group;") == {"shared": 4, "global": 4}
+    copy = "cp.async.ca.shared.global [%r1], [%rd1], 0x4, 4;\ncp.async.commit_group;"
+    assert found(copy) == {"shared": 4, "global": 4}
 
 
 def test_variables_in_shared_memory():

@@ -93,7 +93,7 @@ def test_accesses_of_different_widths(store, load):
             mov.b32 %r8, {at};
             @%p2 ld.shared.{load} {registers.get(load, "%rs4")}, [%r8];
         """, threads=64, shared=1024))  # fmt: skip
-        overlap = at < 16 + size[store] and 16 < at + size[load]
+        overlap = at < 16 + size[store] and at + size[load] > 16
         assert found == ({READ} if overlap else set()), at
 
 

@@ -61,9 +61,11 @@ def product(kind, n, swizzles, transposed, in_registers, steps):
     body = ["mul.lo.s32 %r5, %r1, 16;"]
     for at in range(0, 2 * len(memory), 4096):
         body += ["cvt.u64.u32 %rd9, %r5;", "add.s64 %rd9, %rd1, %rd9;",
-                 f"ld.global.v4.b32 {registers(10, 4)}, [ %rd9 + {at} ];", f"st.shared.v4.b32 [%r5+{at}], {registers(10, 4)};"]  # fmt: skip
+                 f"ld.global.v4.b32 {registers(10, 4)}, [ %rd9 + {at} ];",
+                 f"st.shared.v4.b32 [%r5+{at}], {registers(10, 4)};"]  # fmt: skip
     body += ["fence.proxy.async.shared::cta;", "bar.sync 0;", "shr.u32 %r6, %r1, 7;", "setp.eq.s32 %p1, %r6, 1;",
-             "mov.pred %p2, -1;", f"mul.lo.s32 %r7, %r1, {2 * n};", "cvt.u64.u32 %rd9, %r7;", "add.s64 %rd10, %rd2, %rd9;",
+             "mov.pred %p2, -1;",
+             f"mul.lo.s32 %r7, %r1, {2 * n};", "cvt.u64.u32 %rd9, %r7;", "add.s64 %rd10, %rd2, %rd9;",
              f"mul.lo.s32 %r7, %r1, {16 * steps};", "cvt.u64.u32 %rd9, %r7;", "add.s64 %rd11, %rd3, %rd9;"]  # fmt: skip
     body += [f"ld.global.b32 %r{100 + r}, [ %rd10 + {4 * r} ];" for r in range(n // 2)]
     body += [f"ld.global.b32 %r{20 + r}, [ %rd11 + {4 * r} ];" for r in range(4 * steps)]
@@ -71,11 +73,12 @@ def product(kind, n, swizzles, transposed, in_registers, steps):
     for number in range(steps):
         descriptors = [(start + offset(i, number)) >> 4 | fixed
                        for i, (start, (_, fixed)) in enumerate(zip(starts, images, strict=True))]  # fmt: skip
-        body += [f"mov.b64 %rd2{i}, {value};" for i, value in enumerate(descriptors)] + ["selp.b64 %rd23, %rd21, %rd20, %p1;"]
+        body += [f"mov.b64 %rd2{i}, {value};" for i, value in enumerate(descriptors)]
+        body += ["selp.b64 %rd23, %rd21, %rd20, %p1;"]
         first = registers(20 + 4 * number, 4) if in_registers else "%rd23"
         flags = f"{int(transposed[1])}" if in_registers else f"{int(transposed[0])}, {int(transposed[1])}"
-        body.append(f"wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{kind}.{kind} {registers(100, n // 2)}, {first}, %rd22, "
-                    f"%p2, 1, 1, {flags};")  # fmt: skip
+        body.append(f"wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{kind}.{kind} {registers(100, n // 2)}, {first}, "
+                    f"%rd22, %p2, 1, 1, {flags};")  # fmt: skip
     body += ["wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 0;"]
     body += [f"st.global.b32 [ %rd10 + {4 * r} ], %r{100 + r};" for r in range(n // 2)]
     # Warp w of a group has rows 16 w to 16 w + 15, in the fragments of mma.sync.
@@ -139,7 +142,8 @@ STORE = "st.shared.v4.b32 [%r5], {%r4, %r4, %r4, %r4};"
 
 
 def faults(fence="fence.proxy.async.shared::cta;", barrier="bar.sync 0;", guard="", between="", store="",
-           wait="wgmma.wait_group.sync.aligned 1;", after="bar.sync 0;\n" + STORE, shared=4096, x=None, second=SECOND):  # fmt: skip
+           wait="wgmma.wait_group.sync.aligned 1;", after="bar.sync 0;\n" + STORE, shared=4096, x=None,
+           second=SECOND):  # fmt: skip
     """What is wrong with a kernel whose first wgmma reads bytes 0 to 2047, the second one 2048 to 4095, of which the
     first are overwritten at the end.
     """
@@ -154,7 +158,8 @@ def test_what_has_to_be_ordered():
     assert faults() == set()
     assert faults(fence="") == {unfenced}
     assert faults(fence="", barrier="bar.sync 0;\nfence.proxy.async.shared::cta;") == set()  # what the barrier ordered
-    assert faults(fence="", barrier="fence.proxy.async.shared::cta;\nbar.sync 0;\n" + STORE + "\nbar.sync 0;") == {unfenced}
+    again = "fence.proxy.async.shared::cta;\nbar.sync 0;\n" + STORE + "\nbar.sync 0;"
+    assert faults(fence="", barrier=again) == {unfenced}
     race = "RACE: wgmma reads what was written with no barrier since"
     assert faults(barrier="") == {race}
     assert faults(wait="") == {unfinished}
@@ -181,7 +186,8 @@ def test_what_has_to_be_there():
 
 
 def test_results_that_are_looked_at_too_early():
-    used, operand = "result of wgmma used before it is there", "operand of wgmma that is the result of an unfinished one"
+    used = "result of wgmma used before it is there"
+    operand = "operand of wgmma that is the result of an unfinished one"
     first, second = "mov.b32 %r30, %r20;", "mov.b32 %r30, %r24;"
     assert faults(after=first) == set()  # the wait before it leaves one group, the second
     assert faults(after=second) == {used}
@@ -189,8 +195,8 @@ def test_results_that_are_looked_at_too_early():
     assert faults(between="mov.b32 %r20, 0;") == {used}  # overwritten
     assert faults(wait="", after=first) == {used}
     assert faults(wait="wgmma.wait_group.sync.aligned 2;", after=first) == {used}
-    in_a = "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r30, %r31, %r32, %r33}, {%r20, %r21, %r22, %r23}, %rd21, "
-    in_a += "0, 1, 1, 0;\nwgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;"
+    in_a = "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r30, %r31, %r32, %r33}, {%r20, %r21, %r22, %r23}, "
+    in_a += "%rd21, 0, 1, 1, 0;\nwgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;"
     assert faults(between=in_a) == {operand}
     # On one of two ways only.
     branch = "setp.lt.u32 %p3, %r1, 128;\n@%p3 bra $L__BB0_1;\nwgmma.wait_group.sync.aligned 0;\n$L__BB0_1:\n"

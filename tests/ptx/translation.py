@@ -1,9 +1,9 @@
 """Basic blocks as Python functions over numpy arrays that hold a register of every thread.
 
 A block is translated for a whole batch of programs, for some of its warps (a team, machine.py), and for some lanes of
-those: what is computed is the same, where it is read and written differs. Registers are Python variables within a block,
-one for each type that they are seen as ("r5f4" is %r5 as float32). A value that all threads share may be a numpy
-scalar. What has no translation raises NotImplementedError.
+those: what is computed is the same, where it is read and written differs. Registers are Python variables within a
+block, one for each type that they are seen as ("r5f4_7" is %r5 as float32). A value that all threads share may be a
+numpy scalar. What has no translation raises NotImplementedError.
 """
 
 import itertools
@@ -69,7 +69,7 @@ class Writer:
                 yield f"{bank}[{number}] = put({bank}[{number}], x, {name}, M.threads)"
 
     def instruction(self, i):
-        if self.delayed and not i.opcode.startswith("mma.sync") and not self.delayed_registers().isdisjoint(i.registers):
+        if self.delayed and i.parts[0] != "mma" and self.delayed_registers() & i.registers:
             self.flush()
         conditions = []
         if i.predicate is not None and i.parts[0] != "bra":
@@ -243,7 +243,7 @@ def _branch(w, i):
         w.leave = f"t.go({target}, m)"
     else:
         condition = w.predicate(f"{'!' if i.negated else ''}{i.predicate}")
-        w.leave = (f"t.branch({condition}, {target}, {w.number + 1}, m)")
+        w.leave = f"t.branch({condition}, {target}, {w.number + 1}, m)"
 
 
 def _leave(w, i):

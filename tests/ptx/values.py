@@ -145,7 +145,8 @@ def permute(a, b, selectors):
     result = np.uint32(0)
     for i in range(4):
         selector = selectors >> np.uint32(4 * i)
-        byte = ((both >> (np.uint64(8) * (selector & np.uint32(7)).astype(np.uint64))) & np.uint64(255)).astype(np.uint32)
+        by = np.uint64(8) * (selector & np.uint32(7)).astype(np.uint64)
+        byte = ((both >> by) & np.uint64(255)).astype(np.uint32)
         sign = (byte >> np.uint32(7)) * np.uint32(255)
         result = result | np.where(selector & np.uint32(8) != 0, sign, byte) << np.uint32(8 * i)
     return result
@@ -164,7 +165,7 @@ ROUNDED = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 
 
 def to_integer(x, rounding, kind):
-    """cvt of a floating-point number: saturating, and 0 for a NaN, or where 64 bits are involved only the highest one."""
+    """cvt of a floating-point number: saturating, and 0 for a NaN, or in 64 bits the highest of them alone."""
     limits = np.iinfo(kind)
     value = ROUNDED[rounding](x.astype(np.float64))
     below, above = value < float(limits.min), value >= float(limits.max) + (limits.bits < 64)
