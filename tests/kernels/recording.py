@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 import triton
 
@@ -35,22 +36,27 @@ class Record:
     @contextmanager
     def case(self, item):
         """What is executed and `checked` inside is one case, named as the test ``item``. What is raised goes on."""
-        executor, begun, launches, failed = self.executor, time.perf_counter(), self.executor.launches, None
+        begun, launches = time.perf_counter(), self.executor.launches
         self.values, self.worst = 0, 0.0
-        executor.used.clear()
+        self.executor.used.clear()
         try:
             yield
-        except BaseException as error:
-            failed = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        except pytest.skip.Exception:
             raise
-        finally:
-            parameters = item.callspec.params if hasattr(item, "callspec") else {}
-            self._write(
-                case=item.name, dtype=_named(parameters.get("dtype", torch.float32)),
-                programs={_digest(key): key[1] for key in executor.used}, launches=executor.launches - launches,
-                values=self.values, worst=self.worst, seconds=round(time.perf_counter() - begun, 1),
-                reports=executor.reports, failed=failed or ("reports" if executor.reports else None),
-            )  # fmt: skip
+        except BaseException as error:
+            self._write_case(item, begun, launches, f"{type(error).__name__}: {error}".splitlines()[0][:200])
+            raise
+        else:
+            self._write_case(item, begun, launches, "reports" if self.executor.reports else None)
+
+    def _write_case(self, item, begun, launches, failed):
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        self._write(
+            case=item.name, dtype=_named(parameters.get("dtype", torch.float32)),
+            programs={_digest(key): key[1] for key in self.executor.used}, launches=self.executor.launches - launches,
+            values=self.values, worst=self.worst, seconds=round(time.perf_counter() - begun, 1),
+            reports=self.executor.reports, failed=failed,
+        )  # fmt: skip
 
     def checked(self, values: int, worst: float) -> None:
         """So many values, of whose errors the largest is ``worst`` of what is allowed."""
