@@ -25,7 +25,8 @@ WHAT = (
     "PTX of the kernels, executed on a CPU by tests/ptx and judged by the float64 definitions. No GPU took part: "
     "neither ptxas nor the hardware was tested."
 )
-HEADINGS = ("target", "Triton", "programs", "launches", "values checked", "worst error, of what is allowed", "reports")
+REPORTS = "reports"  # how a case failed that only the executor's reports speak against
+HEADINGS = ("target", "Triton", "programs", "launches", "values checked", "worst error, of what is allowed", "reported")
 
 
 def sources() -> dict[str, str]:
@@ -61,6 +62,7 @@ def _added_up(run, cases, needed):
     for case in cases.values():
         programs |= case["programs"]
     target, triton, dtype = run
+    failed = {name: case["failed"] for name, case in sorted(cases.items()) if case["failed"] not in (None, REPORTS)}
     return {
         "target": target,
         "triton": triton,
@@ -71,11 +73,19 @@ def _added_up(run, cases, needed):
         "launches": sum(case["launches"] for case in cases.values()),
         "values": sum(case["values"] for case in cases.values()),
         "worst": round(max((case["worst"] for case in cases.values()), default=0.0), 3),
-        "reports": sum(sum(case["reports"].values()) for case in cases.values()),
-        "failed": {name: case["failed"] for name, case in sorted(cases.items()) if case["failed"]},
+        "reports": _kinds(cases.values()),
+        "failed": failed,
         "not executed": sorted(name for program, name in needed.items() if program not in programs),
         "seconds": round(sum(case["seconds"] for case in cases.values())),
     }
+
+
+def _kinds(cases):
+    """"kernel: kind" of what the executor reported, and how many cases have it; where is said behind the last colon."""
+    found = Counter()
+    for case in cases:
+        found.update({report.rpartition(": ")[0] for report in case["reports"]})
+    return dict(sorted(found.items()))
 
 
 def table(runs: list[dict]) -> str:
@@ -84,9 +94,9 @@ def table(runs: list[dict]) -> str:
     for target, triton in sorted({(run["target"], run["triton"]) for run in runs}):
         mine = [run for run in runs if (run["target"], run["triton"]) == (target, triton)]
         sums = [sum(run[what] for run in mine) for what in ("programs", "launches", "values")]
-        worst, reports = max(run["worst"] for run in mine), sum(run["reports"] for run in mine)
-        cells = [target, triton, *(f"{number:,}" for number in sums)]
-        cells += [f"{worst:.2f}", f"**{reports}**" if reports else "none"]
+        worst, reported = max(run["worst"] for run in mine), any(run["reports"] for run in mine)
+        cells = [target, triton, *(f"{number:,}" for number in sums), f"{worst:.2f}"]
+        cells.append("**see below**" if reported else "nothing")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -97,11 +107,12 @@ def section(report: dict, now: dict[str, str]) -> str:
     kernels = sorted({name for run in found for name in run["kernels"]})
     lines = [table(found), "", f"Kernels: {', '.join(f'`{name}`' for name in kernels)}.", ""]
     for run in found:
-        what = [f"`{case}` failed" for case in run["failed"]]
+        what = [f"{report} ({count} of {run['cases']} cases)" for report, count in run["reports"].items()]
+        what += [f"`{case}` failed" for case in run["failed"]]
         what += [f"`{name}` was not executed" for name in run["not executed"]]
         if what:
             where = f"{run['target']}, Triton {run['triton']}, {run['dtype']}"
-            lines += [f"**With {where}: {', '.join(what)}.**", ""]
+            lines += [f"**With {where}: {'; '.join(what)}.**", ""]
     then = report["results"]["sources"]
     changed = [f"`kernels/{name}`" for name in sorted({*then, *now}) if then.get(name) != now.get(name)]
     since = f"**Changed since: {', '.join(changed)}.**" if changed else "The kernels are as they were."

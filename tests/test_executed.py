@@ -63,7 +63,7 @@ def test_what_the_readme_names_was_executed(report, root):
     for run in runs:
         if run["dtype"] in DTYPES:
             assert run["programs"] > 100 and run["launches"] >= run["programs"] and run["values"] > 10**6
-        assert 0 <= run["worst"] <= 1
+        assert 0 <= run["worst"] <= 1 and not run["failed"] and not run["not executed"]
     assert "No GPU took part" in report["what"]
     claim = r"what they compile to for (\w+) and (\w+) was executed on a CPU, in (\w+) and (\w+)"
     assert re.search(claim, " ".join(readme.split())).groups() == (*TARGETS, *DTYPES)
@@ -80,7 +80,7 @@ def line(case, failed=None, **more):
 
 
 def test_records_add_up(executed, tmp_path):
-    raced = {"failed": "reports", "reports": {"RACE": 4}}
+    raced = {"failed": "reports", "reports": {f"one_kernel: RACE: a write: st {n}, source line 3": 4 for n in (1, 2)}}
     lines = [
         RUN | {"needed": {"a": "module/form", "c": "module/other"}}, line("x", **raced), line("x"),
         line("y", programs={"b": "two_kernel"}, worst=0.75), line("z", sources="then", worst=9.0),
@@ -90,12 +90,14 @@ def test_records_add_up(executed, tmp_path):
     (run,) = executed.runs(tmp_path, "now")
     assert (run["cases"], run["programs"], run["launches"], run["values"], run["worst"]) == (2, 2, 4, 200, 0.75)
     assert run["kernels"] == {"one_kernel": 1, "two_kernel": 1} and run["not executed"] == ["module/other"]
-    assert run["failed"] == {} and run["reports"] == 0
-    (tmp_path / "two.jsonl").write_text(json.dumps(line("y", **raced)))
+    assert run["failed"] == run["reports"] == {}
+    lines = [line("y", **raced), line("z", failed="AssertionError: 3")]
+    (tmp_path / "two.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (run,) = executed.runs(tmp_path, "now")
     report = {"commit": "abc", "cpu": "a CPU", "results": {"sources": {"norm.py": "1"}, "runs": [run]}}
     text = executed.section(report, {"norm.py": "2"})
-    assert "| sm_90 | 3.7.1 | 1 | 4 | 200 | 0.50 | **4** |" in text
-    assert "**With sm_90, Triton 3.7.1, bfloat16: `y` failed, `module/other` was not executed.**" in text
+    assert "| sm_90 | 3.7.1 | 1 | 6 | 300 | 0.50 | **see below** |" in text
+    assert "**With sm_90, Triton 3.7.1, bfloat16: one_kernel: RACE: a write (1 of 3 cases); `z` failed; " in text
+    assert "`module/other` was not executed.**" in text
     assert "**Changed since: `kernels/norm.py`.**" in text
     assert "The kernels are as they were." in executed.section(report, {"norm.py": "1"})

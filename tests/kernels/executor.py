@@ -1,5 +1,6 @@
 """Launches of kernels as calls of the executor of their compiled code, `tests/ptx`: without a GPU."""
 
+import re
 from collections import Counter
 
 from lrp_fast.kernels import common
@@ -39,7 +40,8 @@ class Executor:
             error.add_note(f"in {case[0]} for sm_{self.target}")
             raise
         for report, count in found.items():
-            self.reports[f"{case[0]}: {report}"] += count
+            short = re.sub(r"\{ *(%\w+),[^{}]*?(%\w+) *\}", r"{\1 ... \2}", report)
+            self.reports[f"{case[0]}: {short}"] += count
 
 
 def identity(case: common.Case) -> tuple:
