@@ -45,7 +45,7 @@ def _after(i, state, report):
         return {x: min(groups + 1, MANY) for x, groups in state.items()}
     if i.opcode.startswith("wgmma.wait_group"):
         most = int(i.operands[0], 0)
-        return {x: groups for x, groups in state.items() if groups == NOT_COMMITTED or groups <= most}
+        return {x: groups for x, groups in state.items() if groups <= most}
     if not state:
         return state
     touched = i.registers & {*state}

@@ -75,14 +75,13 @@ class Machine:
         return self.teams[key]
 
     def _release(self):
-        """Programs of which every thread waits, or has left, pass their barrier."""
-        waiting, gone = (x.reshape(self.programs, -1) for x in (self.waiting, self.gone))
-        passes = (waiting | gone).all(1) & waiting.any(1)
+        """Every thread waits, or has left: programs pass their barriers."""
+        passes = self.waiting.reshape(self.programs, -1).any(1)
         self.epoch[passes] += 1
         if self.epoch.max() >> 31 - races.BITS:
             raise NotImplementedError("so many barriers")
         self.stamp = self._stamp()
-        self.waiting &= ~np.repeat(passes, self.kernel.threads)
+        self.waiting[:] = False
 
     def _stamp(self):
         return (self.epoch[:, None] << races.BITS | np.arange(self.kernel.threads, dtype=np.int32)).reshape(-1)

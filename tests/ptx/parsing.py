@@ -217,9 +217,9 @@ def _local(blocks):
 
 def _writes(i, register):
     """Without reading it, whatever is there."""
-    if i.predicate is not None or not i.operands or i.operands[0].startswith("["):
-        return False
-    return register in REGISTER.findall(i.operands[0]) and register not in REGISTER.findall(" ".join(i.operands[1:]))
+    if i.predicate is not None or i.operands[0].startswith("[") or i.opcode.startswith("wgmma"):
+        return False  # wgmma adds to its results
+    return register not in REGISTER.findall(" ".join(i.operands[1:]))
 
 
 def _narrowest(blocks, space):

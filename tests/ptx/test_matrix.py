@@ -111,6 +111,21 @@ def test_mma_that_reads_what_another_one_gave():
     assert (out[0] == 16).all() and (out[1] == 16 + 16 * 256).all()
 
 
+def test_mma_that_multiplies_what_others_add_to():
+    """Three in a row: the second one's A is what the first gives and the third adds to."""
+    one = int(np.float32(1).view("u4"))
+    ones = "{ %r10, %r10, %r10, %r10 }, { %r10, %r10 }"
+    first, second = "{ %r20, %r21, %r22, %r23 }", "{ %r24, %r25, %r26, %r27 }"
+    mma = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+    out = np.zeros((2, 32), "f4")
+    body = [f"mov.b32 %r10, {one >> 16 | one};", *(f"mov.b32 %r{20 + n}, 0;" for n in range(8))]
+    body += [f"{mma} {first}, {ones}, {first};", f"{mma} {second}, {first}, {{ %r10, %r10 }}, {second};"]
+    body += [f"{mma} {first}, {ones}, {first};", "mad.wide.u32 %rd9, %r1, 4, %rd1;"]
+    body += ["st.global.b32 [ %rd9 + 0 ], %r20;", "st.global.b32 [ %rd9 + 128 ], %r24;"]
+    assert not run("\n".join(body), tensor(out))
+    assert (out[0] == 32).all() and (out[1] == 8 * 16).all()  # 16.0 has the halves 0 and 16
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("trans", ["", ".trans"])
 @pytest.mark.parametrize("name", ["ld", "st"])

@@ -50,6 +50,9 @@ def test_registers_of_one_block():
     """Which nothing else reads: %r2 is written first, %rs1 too, %r3 only where %p1 holds, so that it may be read."""
     kernel = parse(text(BODY, [], 64))
     assert kernel.local == [{"%rs1", "%rs2"}, {"%r2"}, set()]
+    adding = "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r20}, %rd20, %rd21, 1, 1, 1, 0, 0;\n"
+    adding += "mma.sync {%r24}, {%r26}, {%r27}, {%r24};\nst.shared.b32 [%r28], %r29;\nmov.b32 %r30, %r31;"
+    assert parse(text(adding, [], 64)).local == [{"%r30"}]
 
 
 def test_narrowest_accesses():

@@ -60,9 +60,10 @@ def test_two_writers():
     assert kinds(run(body.format(""), threads=64, shared=128)) == {WRITE}
 
 
-def test_readers_do_not_disturb_each_other():
+@pytest.mark.parametrize("writer", [0, 3, 63])
+def test_readers_do_not_disturb_each_other(writer):
     """All threads read what one has written; then one of them may not overwrite it, as the others may be late."""
-    body = "setp.eq.s32 %p1, %r1, 3;\nmov.b32 %r8, 0;\n@%p1 st.shared.b32 [%r8], %r1;\nbar.sync 0;\n"
+    body = f"setp.eq.s32 %p1, %r1, {writer};\nmov.b32 %r8, 0;\n@%p1 st.shared.b32 [%r8], %r1;\nbar.sync 0;\n"
     body += "ld.shared.b32 %r4, [%r8];\nld.shared.b32 %r5, [%r8];\n{}\n@%p1 st.shared.b32 [%r8], %r4;"
     assert kinds(run(body.format("bar.sync 0;"), threads=64, shared=16)) == set()
     assert kinds(run(body.format(""), threads=64, shared=16)) == {OVERWRITTEN}
