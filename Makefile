@@ -3,8 +3,8 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-triton test-triton-oldest test-triton-newest test-transformers test-transformers-oldest \
-  test-transformers-newest lint families gpu clean
+.PHONY: help demo test test-triton test-triton-oldest test-triton-newest test-ptx test-ptx-some test-ptx-all \
+  test-transformers test-transformers-oldest test-transformers-newest lint families gpu clean
 
 # A Python >= 3.11, by name or path; empty: the first that will do.
 PYTHON ?=
@@ -36,6 +36,10 @@ help:
 	@echo 'make demo         explain one decision of a small language model, on this machine'
 	@echo 'make test         run the test suite'
 	@echo 'make test-triton  run the tests of the kernels with the oldest and the newest Triton that is supported'
+	@echo 'make test-ptx     run the tests of the kernels on what they compile to for sm_80 and sm_90, in bfloat16 and float16,'
+	@echo '                  executed on the CPU: no GPU takes part. test-ptx-some: in bfloat16, every form with its shipped'
+	@echo '                  tiles. test-ptx-all: every form in both, with the oldest, the pinned and the newest Triton; writes'
+	@echo '                  benchmarks/results/executed.json and what the README says of it (by hand, 25 minutes)'
 	@echo 'make test-transformers  run the tests of the model families with the oldest transformers that is supported and,'
 	@echo '                  where it is not the pinned one, with the newest that there is'
 	@echo 'make lint         check the style of the code'
@@ -47,7 +51,7 @@ help:
 	@echo '  PYTHON=/path/to/python3   the Python to use, 3.11 to 3.14 (default: the first that will do)'
 	@echo '  TORCH_INDEX=URL           the package index for PyTorch alone. On Linux, the default index gives the'
 	@echo '                            CUDA build, several GB: without a GPU, name the CPU wheel index of pytorch.org'
-	@echo '  PYTEST_ARGS="-k topk -x"  more arguments for pytest, with make test, test-triton and test-transformers'
+	@echo '  PYTEST_ARGS="-k topk -x"  more arguments for pytest, with make test, test-triton, test-ptx and test-transformers'
 	@echo '  V=1                       show what pip does'
 	@echo
 	@echo 'make gpu installs nothing and needs no network: PYTHON (default: python3) has to have torch, triton, transformers,'
@@ -74,6 +78,23 @@ test-triton: $(ENDS:%=test-triton-%)
 $(ENDS:%=test-triton-%): test-triton-%: $(DONE)/triton-%
 	@PYTHONPATH=.venv/triton-$* TRITON_INTERPRET=1 $(call pytest,$(INTERPRETED))
 	@PYTHONPATH=.venv/triton-$* $(call pytest,$(COMPILED))
+
+# The kernels' compiled code, executed on the CPU. The targets run side by side, one core each; what the second one says
+# is shown after the first.
+both_targets = echo '==> executing what the kernels compile to for sm_80, and for sm_90'; for target in 80 90; do \
+    $1 $(BIN)/pytest --ptx $$target $2 $(PYTEST_ARGS) >.venv/ptx-$$target.log 2>&1 & processes="$$processes $$!"; \
+  done; trap 'kill $$processes' INT TERM; \
+  for process in $$processes; do wait $$process $(if $(PYTEST_ARGS),|| [ $$? -eq 5 ] )|| bad=yes; done; cat .venv/ptx-80.log .venv/ptx-90.log; \
+  [ -z "$$bad" ]
+test-ptx: $(DONE)/test
+	@$(call both_targets,,tests/kernels)
+test-ptx-some: $(DONE)/test
+	@$(call both_targets,,tests/kernels/test_shipped.py -k "bfloat16 or histogram")
+# A record of each target and Triton goes to build/executed. What is there already, of the same kernels, is not run again.
+test-ptx-all: $(DONE)/test $(ENDS:%=$(DONE)/triton-%)
+	@status=0; for triton in .venv/triton-oldest "" .venv/triton-newest; do \
+	  ($(call both_targets,PYTHONPATH=$$triton,tests/kernels/test_shipped.py --executed build/executed)) || status=1; \
+	done; $(BIN)/python benchmarks/executed.py build/executed; exit $$status
 
 # A family whose code in transformers changes under us fails here. What is the newest of those that pyproject.toml admits
 # is asked anew each time.

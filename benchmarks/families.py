@@ -88,13 +88,13 @@ def committed() -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted((ROOT / "benchmarks" / "results").glob("families*.json"))]
 
 
-def between_marks(readme: str) -> tuple[str, str, str]:
-    """What comes before the table, what stands between the marks, and what comes after it."""
-    before, _, rest = readme.partition(MARKS[0])
-    inside, mark, after = rest.partition(MARKS[1])
+def between_marks(readme: str, marks: tuple[str, str] = MARKS) -> tuple[str, str, str]:
+    """What comes before them, the first included, what stands between them, and what comes after it."""
+    before, _, rest = readme.partition(marks[0])
+    inside, mark, after = rest.partition(marks[1])
     if not mark:
-        raise ValueError(f"README.md lacks the lines {MARKS[0].strip()} and {MARKS[1].strip()}, in this order")
-    return before + MARKS[0], inside, mark + after
+        raise ValueError(f"README.md lacks the lines {marks[0].strip()} and {marks[1].strip()}, in this order")
+    return before + marks[0], inside, mark + after
 
 
 if __name__ == "__main__":

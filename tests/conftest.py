@@ -67,6 +67,9 @@ shown = defaultdict(Counter)
 
 def pytest_addoption(parser):
     parser.addoption("--shard", metavar="I/N", help="of the selected tests, number I (from 0) and every N-th after it")
+    parser.addoption("--ptx", type=int, choices=[80, 90], metavar="SM", help="tests/kernels: execute, on the CPU, what "
+                     "the kernels compile to for sm_80 or sm_90")  # fmt: skip
+    parser.addoption("--executed", metavar="FOLDER", help="of tests/kernels/everything.py: where its record goes")
     parser.addoption("--families", metavar="FILE", help="write as JSON what the tests marked `shows` showed")
 
 
@@ -164,12 +167,14 @@ def ids():
 
 @pytest.fixture(scope="session")
 def within_rounding():
-    """``within_rounding(found, plain, truth, terms)``: by `lrp_fast.reference.rounding`."""
+    """``within_rounding(found, plain, truth, terms)``: by `lrp_fast.reference.rounding`; gives the share of what is
+    allowed that the worst of the errors takes."""
 
     def check(found, plain, truth, terms):
         assert found.dtype == plain.dtype and truth.dtype == torch.float64
-        for error in rounding.errors(found, plain, truth, terms):
-            assert error.within, error
+        errors = rounding.errors(found, plain, truth, terms)
+        assert all(error.within for error in errors), errors
+        return max(error.found / error.allowed if error.found else 0.0 for error in errors)
 
     return check
 

@@ -1,10 +1,13 @@
 """Kernel tests run on a GPU (with `-m gpu`), or without one in Triton's interpreter, in a process of their own:
-``TRITON_INTERPRET=1 pytest tests/kernels``. The interpreter is made to notice what a GPU would not report.
+``TRITON_INTERPRET=1 pytest tests/kernels``, or as the code that they compile to for a device, executed on the CPU:
+``pytest tests/kernels --ptx 90``. The interpreter is made to notice what a GPU would not report; what the executor
+reports (a race, an access out of bounds, a wait or fence that is missing) fails the test that caused it.
 """
 
 import dataclasses
 import math
 import types
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,30 +15,109 @@ import pytest
 import torch
 import triton
 
+from lrp_fast.kernels import common
 from lrp_fast.reference import rounding
+from tests.kernels import ways
+from tests.kernels.ways import INTERPRETED
 
-# Read by Triton when it is imported, so it has to come from the environment.
-INTERPRETED = triton.knobs.runtime.interpret
-DTYPES = [torch.float32, torch.float16] if INTERPRETED else [torch.float32, torch.float16, torch.bfloat16]
+EXECUTOR = pytest.StashKey()
+# What --ptx has nothing to do with.
+NOT_EXECUTED = {
+    "test_compile.py": "--ptx compiles what is launched",
+    "test_interpreter.py": "TRITON_INTERPRET=1 is not set",
+    "test_operations.py": "the doctor's calls: of those, the kernels' own tests have more",
+    "test_tune.py": "nothing is timed there",
+    "test_vendor.py": "it goes to and fro between our kernels and PyTorch's, which need a GPU",
+    "test_race.py": "the executor takes programs in one order, and reports races itself",
+}
 
 
-def pytest_report_header():
-    return f"triton: {triton.__version__}, {'interpreted' if INTERPRETED else 'compiled'}"
+def pytest_ignore_collect(collection_path):
+    return True if collection_path.name == "test_shipped.py" and not ways.EXECUTED else None
 
 
-def pytest_collection_modifyitems(items):
+def pytest_configure(config):
+    target = config.option.ptx
+    if target is None:
+        return
+    if INTERPRETED:
+        raise pytest.UsageError("--ptx executes compiled code: leave out TRITON_INTERPRET")
+    from tests.kernels.executor import Executor
+
+    ways.choose(target)
+    config.stash[EXECUTOR] = Executor(target)
+
+
+def pytest_report_header(config):
+    how = "interpreted" if INTERPRETED else "compiled"
+    if ways.EXECUTED:
+        how += f" for sm_{config.option.ptx}, whose PTX is executed on the CPU"
+    return f"triton: {triton.__version__}, {how}"
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if ways.EXECUTED:
+        executor = config.stash[EXECUTOR]
+        terminalreporter.write_line(
+            f"executed on the CPU, as PTX for sm_{executor.target} by Triton {triton.__version__}: "
+            f"{executor.launches} launches of {len(executor.programs)} programs"
+        )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """A report fails its test, or stands beside what failed."""
+    executor = item.config.stash.get(EXECUTOR, None)
+    if executor is None:
+        return (yield)
+    executor.reports.clear()
+    record = item.funcargs.get("record")
+    case = nullcontext() if record is None else record.case(item)
+    try:
+        with case, common.instead(executor, executor.on):
+            result = yield
+    except BaseException:
+        item.add_report_section("call", "reports of the executor", _lines(executor.reports))
+        raise
+    if executor.reports:
+        pytest.fail(_lines(executor.reports), pytrace=False)
+    return result
+
+
+@pytest.fixture(scope="session")
+def executor(request):
+    found = request.config.stash.get(EXECUTOR, None)
+    return pytest.skip("without --ptx nothing is executed") if found is None else found
+
+
+def _lines(reports, most=12):
+    lines = [f"{report} ({count} times)" for report, count in reports.most_common()]
+    return "\n".join([*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else [])])
+
+
+def pytest_collection_modifyitems(config, items):
+    config.stash[ways.COLLECTED] = [item.name for item in items]
     for item in items:
         if Path(__file__).parent not in item.path.parents:
             continue
-        if item.path.name == "test_compile.py":
-            if INTERPRETED:
-                item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET is set: nothing is compiled"))
-        elif not INTERPRETED:
+        name = item.path.name
+        if ways.ON_GPU and name != "test_compile.py":
             item.add_marker(pytest.mark.gpu)
-            if item.path.name == "test_interpreter.py":
-                item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET=1 is not set"))
-            elif not torch.cuda.is_available():
-                item.add_marker(pytest.mark.skip(reason="TRITON_INTERPRET=1 is not set, and there is no CUDA device"))
+        if why := _nothing_runs(name):
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+def _nothing_runs(name):
+    """Why there is nothing in a file for the way that kernels run; empty where there is."""
+    if ways.EXECUTED:
+        return NOT_EXECUTED.get(name)
+    if name == "test_compile.py":
+        return "TRITON_INTERPRET is set: nothing is compiled" if INTERPRETED else ""
+    if INTERPRETED:
+        return ""
+    if name == "test_interpreter.py":
+        return "TRITON_INTERPRET=1 is not set"
+    return "" if torch.cuda.is_available() else "TRITON_INTERPRET=1 is not set, and there is no CUDA device"
 
 
 class _CheckedMemory:
@@ -164,14 +246,17 @@ def poisoned_empty(monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, poisoned(getattr(torch.Tensor, name)))
 
 
-@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def dtype(request):
-    return request.param
+def pytest_generate_tests(metafunc):
+    """A test of ``dtype`` runs for its own, its module's DTYPES, or those of the way that kernels run."""
+    said = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "dtype" in metafunc.fixturenames and "dtype" not in said:
+        dtypes = getattr(metafunc.module, "DTYPES", ways.DTYPES)
+        metafunc.parametrize("dtype", dtypes, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
 
 @pytest.fixture(scope="session")
 def device():
-    return "cpu" if INTERPRETED else "cuda"
+    return ways.DEVICE
 
 
 @pytest.fixture
@@ -202,6 +287,8 @@ def draw(device):
 @pytest.fixture
 def far_apart(device):
     """``far_apart(x)``: the three rows of x, 2^30 elements apart. On a CPU, only the pages in use take memory."""
+    if ways.EXECUTED:
+        pytest.skip("takes up to 17 GB, which the executor would copy")
     if device != "cpu" and torch.cuda.mem_get_info()[0] < 60e9:
         pytest.skip("takes up to 17 GB, and the device, which other tests may share, has less than 60 free")
 

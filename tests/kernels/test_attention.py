@@ -12,11 +12,10 @@ import triton.language as tl
 from lrp_fast import reference
 from lrp_fast.kernels import attention as kernels
 from lrp_fast.kernels.attention import Tiles, arguments, backward_pass, pieces
+from lrp_fast.kernels.common import launch
 from lrp_fast.reference import rounding
 from lrp_fast.rules import Rules
-
-INTERPRETED = triton.knobs.runtime.interpret
-DEVICE = "cpu" if INTERPRETED else "cuda"
+from tests.kernels.ways import BRAIN, DEVICE, DTYPES, EXECUTED, HALF, INTERPRETED, ON_GPU, SINGLE
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,6 @@ def define(case, query, key, value, g, sinks, bounds, dtype):
 
 SMALL = Tiles(32, 16, 4, 2)  # query tiles wider than key tiles, and the other way round
 WIDE = Tiles(16, 64, 4, 2)
-HALF = torch.float16
 CASES = [
     # The shipped tiles: every rule, odd lengths, GQA and MQA.
     Case(Rules("attnlrp"), 257, 257, 2, 1),
@@ -147,13 +145,29 @@ def combined(places):
     chosen = {name: values[place] for (name, values), place in zip(FLAGS.items(), places, strict=True)}
     stabilisers = {f"attention_{name}": chosen.pop(name) for name in ("epsilon", "gamma")}
     rules = Rules(chosen.pop("rule"), **stabilisers)
-    return Case(rules, 33, 33, dim=16, dtype=(torch.float32, HALF)[sum(places) % 2], tiles=SMALL, **chosen)
+    return Case(rules, 33, 33, dim=16, dtype=DTYPES[sum(places) % 2], tiles=SMALL, **chosen)
+
+
+def covering(cases):
+    """So few of the cases, chosen greedily, that any two values of two fields that meet in one meet in a chosen one."""
+    pairs = {case: set(itertools.combinations(map(str, _values(case)), 2)) for case in cases}
+    left, chosen = set().union(*pairs.values()), []
+    while left:
+        chosen.append(max(cases, key=lambda case: len(pairs[case] & left)))
+        left -= pairs[chosen[-1]]
+    return chosen
+
+
+def _values(case):
+    return [item for one in (case, case.rules) for item in vars(one).items() if item[0] != "rules"]
 
 
 PRODUCT = [combined(places) for places in itertools.product(*(range(len(values)) for values in FLAGS.values()))]
-BRAIN = torch.bfloat16
 if not INTERPRETED:
     CASES += [replace(case, dtype=BRAIN) for case in CASES if case.dtype is HALF]
+if EXECUTED:
+    CASES = [replace(case, dtype=DTYPES[i % 2]) if case.dtype is SINGLE else case for i, case in enumerate(CASES)]
+if ON_GPU:
     CASES += [  # many tiles of every shipped shape
         *(Case(Rules("attnlrp"), 4096, 4096, 2, 1, dim=dim, dtype=BRAIN) for dim in (64, 80, 96, 128, 256)),
         *(Case(Rules("cp"), 4095, 4095, 2, 1, dim=dim, dtype=BRAIN) for dim in (64, 128, 256)),
@@ -186,7 +200,8 @@ def without_overflow_checks(monkeypatch):
         monkeypatch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
 
 
-@pytest.mark.parametrize("case", PRODUCT if INTERPRETED else PRODUCT[::37], ids=str)  # a GPU has to compile each
+# Interpreted: the others have to be compiled, each for itself.
+@pytest.mark.parametrize("case", PRODUCT if INTERPRETED else covering(PRODUCT), ids=str)
 def test_every_combination_of_flags(case, within_rounding, monkeypatch, without_overflow_checks):
     of_no_rule = replace(case, rules=Rules(attention_gamma=case.rules.attention_gamma))
     compare(case, within_rounding, monkeypatch, forward=lambda *_: forward_once(of_no_rule))
@@ -391,7 +406,9 @@ def test_a_gradient_in_another_dtype(same):
 def test_rows_beyond_2_to_the_31_elements(same, monkeypatch):
     """Strides as of one head in a very long context, of all that is read and all that is written; they share a storage,
     row beside row, and the memory between the rows is never touched."""
-    if not INTERPRETED and torch.cuda.mem_get_info()[0] < 10e9:
+    if EXECUTED:
+        pytest.skip("takes 5 GB, which the executor would copy")
+    if ON_GPU and torch.cuda.mem_get_info()[0] < 10e9:
         pytest.skip("takes 5 GB, and the device has less than 10 free")
     case = Case(Rules(), 70, 70, 1, 1, dtype=HALF)
     tensors = case.tensors()[:4]
@@ -424,7 +441,7 @@ def test_cap_ratio_is_accurate_everywhere(device):
     x = torch.cat([torch.logspace(-30, 5, 1000), torch.linspace(0.01, 0.5, 1000), torch.zeros(48)])
     x[::2] *= -1
     found = torch.empty(len(x), dtype=torch.float32, device=device)
-    cap_ratio_kernel[(1,)](x.to(device), found, BLOCK=2048)
+    launch(cap_ratio_kernel, 1, x.to(device), found, BLOCK=2048)
     wide = x.double()
     truth = torch.where(wide == 0, 1.0, torch.tanh(wide) / wide)
     # On a GPU the approximate power of two and quotient are good to 2 units in the last place each, and 1 - e near 0.3

@@ -4,7 +4,6 @@ from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
-import triton
 
 from lrp_fast import ops, reference
 from lrp_fast.kernels import attention
@@ -14,9 +13,7 @@ from lrp_fast.kernels.edges import listed
 from lrp_fast.ops import edges, select
 from lrp_fast.ops.attention import Kept, Reach, Trace
 from lrp_fast.rules import Rules
-
-INTERPRETED = triton.knobs.runtime.interpret
-DEVICE = "cpu" if INTERPRETED else "cuda"
+from tests.kernels.ways import BRAIN, DEVICE, DTYPES, EXECUTED, HALF, INTERPRETED, ON_GPU, SINGLE
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,6 @@ def define(case, g, query, key, value, key_part, value_part, dtype):
 
 SMALL = Tiles(32, 16, 4, 1)
 WIDE = Tiles(16, 64, 4, 1)
-HALF = torch.float16
 BOTH = {"attention_epsilon": 0.01, "attention_gamma": 0.25}
 CASES = [
     # The shipped tiles: every rule, odd lengths, heads that share keys and heads that do not
@@ -132,9 +128,11 @@ CASES = [
     Case(Rules("attnlrp"), 63, 63, tiles=WIDE, window=2, softcap=5.0, sinks=True),
     Case(Rules("cp"), 33, 63, tiles=WIDE, causal=False),
 ]
-BRAIN = torch.bfloat16
 if not INTERPRETED:
     CASES += [replace(case, dtype=BRAIN) for case in CASES if case.dtype is HALF]
+if EXECUTED:
+    CASES = [replace(case, dtype=DTYPES[i % 2]) if case.dtype is SINGLE else case for i, case in enumerate(CASES)]
+if ON_GPU:
     CASES += [
         *(Case(Rules("attnlrp"), 700, 1500, 4, 2, dim=dim, dtype=BRAIN) for dim in (64, 80, 128, 256)),
         *(Case(Rules("cp"), 700, 700, 2, 2, dim=dim, dtype=BRAIN) for dim in (64, 128, 256)),
@@ -149,9 +147,15 @@ if not INTERPRETED:
 def test_edges_round_no_worse_than_the_definition(case, within_rounding, monkeypatch):
     if case.tiles is not None:
         monkeypatch.setattr(arguments, "config", lambda *_: case.tiles)
+    compare(case, within_rounding)
+
+
+def compare(case, within_rounding):
+    """The edges of all queries, and what they come from: the trace, and what keys and values take from the input."""
     tensors = case.tensors()
     rows = torch.arange(case.queries, device=DEVICE)
-    found = dense(case.trace(*tensors[:4]), rows, *tensors[4:])
+    trace, parts = case.trace(*tensors[:4]), tensors[4:]
+    found = dense(trace, rows, *parts)
     assert found.dtype == torch.float32
     # As in the attention's own tests: sums of head_dim products in a score, and over the keys in what it is divided by.
     terms = 4 if case.dtype != torch.float32 else case.dim + case.keys
@@ -159,6 +163,7 @@ def test_edges_round_no_worse_than_the_definition(case, within_rounding, monkeyp
     within_rounding(found.to(case.dtype), plain, truth, terms)
     hidden = ~reference.visible(1, case.queries, case.keys, causal=case.causal, window=case.window)[0]
     assert not found[hidden.view(found.shape).to(DEVICE)].any()
+    return found, trace, parts
 
 
 def chosen(matrix, k):
@@ -200,7 +205,7 @@ PROMPTS = [
     Case(Rules("attnlrp"), 63, 63, parts="key value", causal=False),
     Case(Rules("cp"), 1, 1),
 ]
-if not INTERPRETED:
+if ON_GPU:
     PROMPTS += [Case(Rules("attnlrp"), 3000, 3000, 4, 2, dim=dim, dtype=BRAIN) for dim in (64, 128)]
 
 
@@ -390,7 +395,9 @@ def test_a_gradient_and_contributions_in_another_dtype(same):
 
 def test_rows_beyond_2_to_the_31_elements(same):
     """Strides as of one head in a very long context: the memory between the rows is never touched."""
-    if not INTERPRETED and torch.cuda.mem_get_info()[0] < 10e9:
+    if EXECUTED:
+        pytest.skip("takes 5 GB, which the executor would copy")
+    if ON_GPU and torch.cuda.mem_get_info()[0] < 10e9:
         pytest.skip("takes 5 GB, and the device has less than 10 free")
     case = Case(Rules(), 70, 70, 1, 1, dtype=HALF)
     g, query, key, value, *_ = case.tensors()

@@ -2,20 +2,16 @@
 
 import pytest
 import torch
-import triton
 
 from lrp_fast import Rules, ops
 from lrp_fast.kernels import activation, gated_mlp, linear, norm, relevance
+from tests.kernels.ways import INTERPRETED
 
-if triton.knobs.runtime.interpret:
+if INTERPRETED:
     pytest.skip("the interpreter runs one program at a time: there are no races", allow_module_level=True)
 
 REPEATS = 10
-
-
-@pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
-def dtype(request):
-    return request.param
+DTYPES = [torch.bfloat16, torch.float32]
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ class Program:
         self._first = lengths.tolist()  # instruction of each block
         self._functions = {}
         self.tiles = {}  # of wgmma operands in shared memory, by descriptor
-        self.reports = accumulators.early(self.kernel, lambda kind, i: f"{kind}: {i.text}, source line {i.line}")
+        self.reports = accumulators.early(self.kernel, lambda kind, i: f"{kind}: {i.text}, {i.place}")
         for number in range(len(self.kernel.blocks)):
             self.block(number, WHOLE)
 

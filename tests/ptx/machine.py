@@ -46,7 +46,7 @@ class Machine:
 
     def report(self, kind, instruction=None):
         found = instruction or self.instruction
-        self.reports[f"{kind}: {found.text}, source line {found.line}"] += 1
+        self.reports[f"{kind}: {found.text}, {found.place}"] += 1
 
     def run(self):
         while not self.gone.all():

@@ -25,6 +25,11 @@ class Instruction:
     predicate: str | None  # "%p1" of "@%p1" or "@!%p1"
     negated: bool
     line: int  # of the source file, from .loc
+    file: str  # its name; empty if unknown
+
+    @property
+    def place(self):
+        return f"source line {self.line}" + f" of {self.file}" * bool(self.file)
 
     @cached_property
     def parts(self):
@@ -66,7 +71,8 @@ def parse(ptx):
         raise NotImplementedError("a kernel that does not say how many threads it has")
     body = body[body.index("{") + 1 :]
     shared, static = _shared(ptx)
-    blocks, labels = _blocks(body)
+    files = {number: path.rpartition("/")[2] for number, path in re.findall(r'^\s*\.file\s+(\d+)\s+"(.+?)"', ptx, re.M)}
+    blocks, labels = _blocks(body, files)
     return Kernel(
         name=head.split("(")[0].strip(),
         parameters=re.findall(r"\.param \.(\w+)[^,\n]*?\w+_param_\d+", head),
@@ -96,11 +102,12 @@ def _shared(ptx):
     return offsets, end
 
 
-def _blocks(body):
-    blocks, labels, line = [[]], {}, 0
+def _blocks(body, files):
+    blocks, labels, line, file = [[]], {}, 0, ""
     for statement in _statements(body):
         if re.match(r"\.loc\s", statement):
-            line = int(statement.split()[2])
+            number, line = statement.split()[1:3]
+            line, file = int(line), files.get(number, "")
         elif statement.startswith("."):
             if not statement.startswith((".reg", ".pragma")):
                 raise NotImplementedError(statement)
@@ -111,7 +118,7 @@ def _blocks(body):
                     blocks.append([])
                 labels[statement[:-1]] = len(blocks) - 1
         else:
-            blocks[-1].append(_instruction(statement, line))
+            blocks[-1].append(_instruction(statement, line, file))
             if blocks[-1][-1].ends_block:
                 blocks.append([])
     if not blocks[-1]:
@@ -136,14 +143,15 @@ def _statements(body):
                 yield piece
 
 
-def _instruction(statement, line):
+def _instruction(statement, line, file):
     predicate, negated, text = None, False, statement
     if statement.startswith("@"):
         guard, text = statement.split(None, 1)
         negated = guard.startswith("@!")
         predicate = guard.lstrip("@!")
     opcode, _, rest = re.sub(r"\s+", " ", text).partition(" ")
-    return Instruction(re.sub(r"\s+", " ", statement), opcode, split_operands(rest), predicate, negated, line)
+    opcode = re.sub(r"^(ld|st)\.shared::cta\b", r"\1.shared", opcode)  # the same: of a cluster nothing is supported
+    return Instruction(re.sub(r"\s+", " ", statement), opcode, split_operands(rest), predicate, negated, line, file)
 
 
 def split_operands(text):
