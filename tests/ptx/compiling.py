@@ -1,28 +1,19 @@
 """From a Triton kernel and a launch's arguments to PTX, as Triton's own launcher would do it on a device."""
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
-from triton.runtime.jit import create_function_from_signature
+
+from lrp_fast.kernels import common, resources
 
 
 def compiled(kernel, arguments, constexprs, num_warps, num_stages, on):
     """PTX for a device of compute capability ``on``, the bytes of shared memory, and those of ``arguments`` that are
     the PTX's parameters: None and ones are not.
     """
-    target = GPUTarget("cuda", 10 * on[0] + on[1], 32)
-    backend = make_backend(target)
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    values, kinds, _ = bind(*arguments, **constexprs)
-    found = dict(zip(values, kinds, strict=True))
-    signature = {name: kind for name, (kind, _) in found.items()}
-    constants = {name: values[name] for name, kind in signature.items() if kind == "constexpr"}
-    attributes = {(n,): backend.parse_attr(x) for n, (kind, x) in enumerate(kinds) if x and kind != "constexpr"}
-    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
-    result = triton.compile(ASTSource(kernel, signature, constants, attributes), target=target, options=options)
-    parameters = [values[name] for name, kind in signature.items() if kind != "constexpr"]
-    return result.asm["ptx"], result.metadata.shared, parameters
+    signature, constants = common.specialised(kernel, arguments, constexprs, on)
+    case = (kernel.fn.__name__, kernel, signature, constants, num_warps, num_stages)
+    made = resources.compiled(case, 10 * on[0] + on[1])
+    parameters = [x for x, kind in zip(arguments, signature.values(), strict=False) if kind != "constexpr"]
+    return made.asm["ptx"], made.metadata.shared, parameters
 
 
 def copies(arguments):
