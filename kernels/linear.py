@@ -28,7 +28,7 @@ class Tiles(NamedTuple):
     There are two float32 accumulators, and 128 x 128 of them are 128 registers a thread of 8 warps: that suits tensor
     cores that read W from shared memory. Where it goes through registers too (before capability 9, and on 12) such a
     tile spills; 128 x 64 does as many multiplications for each number read as one product does with 128 x 128. On 9
-    it spills in the forward pass with Triton 3.6, not with 3.9.
+    it spills behind the loop of the forward pass, with Triton 3.6 and 3.7.
     """
 
     m: int
