@@ -26,9 +26,9 @@ class Tiles(NamedTuple):
     """A program makes BLOCK_M x BLOCK_N outputs, BLOCK_K terms at a time.
 
     There are two float32 accumulators, and 128 x 128 of them are 128 registers a thread of 8 warps: that suits tensor
-    cores that read W from shared memory. Where it goes through registers too (before capability 9, and on 12) such a
-    tile spills; 128 x 64 does as many multiplications for each number read as one product does with 128 x 128. On 9
-    it spills behind the loop of the forward pass, with Triton 3.6 and 3.7.
+    cores that read W from shared memory. Where they take it from registers (before capability 9, and on 12) such a tile
+    spills; 128 x 64 does as many multiplications for each number read as one product does with 128 x 128. On 9, two
+    programs of it at a time hide each other's way through registers in the forward pass, at a spill behind the loop.
     """
 
     m: int
