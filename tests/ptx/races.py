@@ -11,6 +11,7 @@ WRITTEN = 1
 COMING = 2  # a cp.async writes it, and nobody has waited for that
 GENERIC = 4  # written by the generic proxy, no fence.proxy.async since
 MULTIPLIED = 8  # an unfinished wgmma reads it
+COPIED = 16  # what it holds came by cp.async, whose writes are the generic proxy's too
 
 # An access is a stamp, (epoch << BITS) + thread of the program; epochs begin at 1, so that 0 is none. The highest
 # number of a thread means several.
@@ -112,7 +113,7 @@ class Shared:
 
     def deliver(self, rows, size, threads):
         """What cp.async has fetched is written now, by the ``threads`` that wait for it."""
-        self.by_access(self.state, size)[rows] = WRITTEN | GENERIC
+        self.by_access(self.state, size)[rows] = WRITTEN | GENERIC | COPIED
         self.by_access(self.writer, size)[rows] = self.machine.stamp[threads][:, None]
         if self.by_warp:
             self.by_access(self.written_at, size)[rows] = self.machine.warp_epoch[threads // 32][:, None]
@@ -126,8 +127,10 @@ class Shared:
                 self.report("wgmma reads shared memory that nothing has written")
             if (state & COMING).any():
                 self.report("wgmma reads what cp.async has not yet delivered")
-            if (state & GENERIC).any():
+            if (state & (GENERIC | COPIED) == GENERIC).any():
                 self.report("wgmma reads generic writes without fence.proxy.async")
+            if (state & (GENERIC | COPIED) == GENERIC | COPIED).any():
+                self.report("wgmma reads what cp.async wrote without fence.proxy.async")
         if (self.writer[pieces] >> BITS == epochs[:, None]).any():
             self.report("RACE: wgmma reads what was written with no barrier since")
         self.unfinished[pieces] += 1

@@ -182,7 +182,7 @@ def test_what_has_to_be_there():
     assert faults(barrier=barrier + waited, x=x) == set()
     assert "wgmma reads what cp.async has not yet delivered" in faults(barrier=barrier + copy.format(""), x=x)
     unfenced = barrier + waited.replace("fence.proxy.async.shared::cta;\n", "")
-    assert faults(barrier=unfenced, x=x) == {"wgmma reads generic writes without fence.proxy.async"}
+    assert faults(barrier=unfenced, x=x) == {"wgmma reads what cp.async wrote without fence.proxy.async"}
     assert faults(shared=4080) == {"shared store outside the program's 4080 bytes"}
     assert faults(second=SECOND + 1) == {"wgmma operand outside the program's 4096 bytes"}
 
