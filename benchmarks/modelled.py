@@ -12,7 +12,8 @@ so.
 "share" is that of the tensor cores' dense peak while the loop runs, and no prediction of a time. The model knows no
 rounding and no values; no bank conflicts, and not that wgmma and other instructions share what shared memory can do; no
 misses of the L2; no clock that falls under load; and of a launch nothing but this loop: no prologues, no masked tiles,
-no last programs that run alone. Jumps inside a loop count as not taken. The constants are in loops/h100.py. One kernel
+no last programs that run alone. Of several programs on a multiprocessor the mean over five offsets is taken. Jumps
+inside a loop count as not taken. The constants are in loops/h100.py. One kernel
 gives the share its scale: Triton's tutorial attention, of which the model says 54 %, is reported to reach 47 to 49 %.
 Small causes decide which of two warpgroups runs ahead: a difference of two points of share says nothing. Trust ratios,
 not absolutes.
@@ -21,12 +22,13 @@ not absolutes.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from fnmatch import filter as matching
 from pathlib import Path
 
 from loops import calibration, h100, sass
-from loops.play import play
+from loops.play import Played, play
 
 from lrp_fast.kernels import common, tiles
 from lrp_fast.kernels.resources import compiled, resources
@@ -74,13 +76,24 @@ def modelled(case: common.Case) -> dict:
         "products": products, "instructions": len(loop),
     }  # fmt: skip
     if products == "wgmma" and programs:
-        cycles, idle = play(loop, warps, programs)
+        cycles, idle = mean_over_offsets(loop, warps, programs)
         found |= {
             "cycles": round(cycles),
             "share": round(useful(loop) * warps / 4 / cycles, 3),
             "idle": {cause: round(unused) for cause, unused in idle.items()},
         }
     return found
+
+
+def mean_over_offsets(loop: list[sass.Instruction], warps: int, programs: int) -> Played:
+    """Programs that share a multiprocessor drift: the mean over five offsets between them, 0 to 4/5 of an iteration."""
+    together = play(loop, warps, programs)
+    if programs == 1:
+        return together
+    fifth = together.cycles * programs / 5
+    played = [together, *(play(loop, warps, programs, apart=n * fifth) for n in range(1, 5))]
+    idle = sum((Counter(one.idle) for one in played), Counter())
+    return Played(sum(one.cycles for one in played) / 5, {cause: cycles / 5 for cause, cycles in idle.most_common()})
 
 
 def main_loop(code: list[sass.Instruction]) -> tuple[list[sass.Instruction], str | None]:

@@ -109,6 +109,16 @@ def test_at_a_barrier_a_programs_warps_wait_for_each_other_alone():
     assert play([BARRIER], 4, 2).cycles == 15 / 2
 
 
+def test_programs_begin_apart():
+    body = [MUFU, FFMA, FFMA] * 4
+    alone = play(body, 4, 1).cycles
+    assert play(body, 4, 2).cycles == alone  # bound by the exponentials of both
+    assert play(body, 4, 2, apart=1e6).cycles == alone / 2  # long over when the second one begins
+    assert modelled.mean_over_offsets(body, 4, 1) == play(body, 4, 1)
+    fifths = [play(body, 4, 2, apart=n * alone * 2 / 5).cycles for n in range(5)]
+    assert modelled.mean_over_offsets(body, 4, 2).cycles == pytest.approx(sum(fifths) / 5)
+
+
 def test_what_the_model_does_not_know_is_not_played():
     for text in ("HMMA.16816.F32.BF16 R4, R8, R12, R4", "UTMALDG.2D [UR8], [UR4]", "DEPBAR.LE SB1, 0x2"):
         with pytest.raises(ValueError, match="the model does not know: " + text[:8]):

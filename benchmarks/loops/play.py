@@ -51,8 +51,9 @@ class Played(NamedTuple):
     idle: dict[str, float]  # of these, by cause, most first, those without a useful multiplication on the tensor cores
 
 
-def play(body: list[Instruction], warps: int, programs: int, iterations: int = 14) -> Played:
-    """The loop ``body`` in the second half of ``iterations``, with ``programs`` of ``warps`` warps each at once.
+def play(body: list[Instruction], warps: int, programs: int, iterations: int = 14, apart: float = 0) -> Played:
+    """The loop ``body`` in the second half of ``iterations``, with ``programs`` of ``warps`` warps each at once, which
+    begin ``apart`` cycles one after the other.
 
     The tensor cores idle while an instruction is issued ("issue"), or while none can be. Then the warp that will be the
     first to issue again has the cause: "fixed latency" of its last instruction, a "scoreboard", a "pipe", a "barrier",
@@ -61,7 +62,7 @@ def play(body: list[Instruction], warps: int, programs: int, iterations: int = 1
     """
     steps = [step(instruction) for instruction in body]
     units = Units()
-    running = [Warp(program) for program in range(programs) for _ in range(max(1, warps // 4))]
+    running = [Warp(program, ready=program * apart) for program in range(programs) for _ in range(max(1, warps // 4))]
     first, latest = running[0], None
     idle: Counter[str] = Counter()
     warm, now = iterations // 2, 0
