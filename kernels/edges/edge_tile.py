@@ -13,7 +13,8 @@ def add_product(b_sum, b_rows, b_columns):
     What is added to a product by +, Triton makes the beginning of its sum. Of products that go into others each warp
     gets whole rows, and 64 rows are too few for 8 warps: they would be computed twice.
     """
-    if b_rows.dtype == tl.float32:  # without tensor cores nothing is laid out so, and a sum of its own takes registers
+    # With fewer rows, and without tensor cores, nothing is computed twice, and sums of their own only take registers.
+    if b_rows.dtype == tl.float32 or b_rows.shape[0] < 64:
         b_sum = tl.dot(b_rows, tl.trans(b_columns), b_sum, input_precision="ieee")
     else:
         b_sum = tl.fma(tl.dot(b_rows, tl.trans(b_columns), input_precision="ieee"), 1.0, b_sum)
