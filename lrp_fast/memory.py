@@ -394,6 +394,8 @@ def _work_on_edges(size: LayerSize, context: _Context) -> tuple[int, float]:
     b, w, h, q, k = context.dtype.itemsize, context.wide, size.hidden, size.query, size.key
     traces = b * (q + k + (context.targets - 1) * (q + 2 * k))
     held = w * h * (1 + context.targets) + b * (2 * q + 3 * k) + w * 2 * k + traces
+    if context.rules.attention_gamma and size.device != _HOST:
+        held += b * 2 * k  # |V|, and what the input contributes to it
     chosen = (25 if context.rules.treatment.score else 15) * min(1 << 21, 64 * size.heads * context.tokens)
     if context.graph.mass is not None:
         chosen += w * min(HELD, context.tokens * min(context.tokens // 2 + 32, (size.window or context.tokens) + 64))
