@@ -44,6 +44,10 @@ def refusal(
         return "it computes plain gradients, and these are no multiples of them (cp, epsilon, gamma)"
     if reach.softcap is not None or sinks is not None or bounds is not None:
         return "it knows no soft-cap, no sinks and no padding"
+    if not len(query):
+        return "it takes at least one prompt"
+    if not reach.scale > 0:  # it takes the maximum of scores before it scales them, those that are hidden included
+        return f"it takes a positive scale, not {reach.scale}"
     if head_dim % 8 or head_dim > 256 or 192 < head_dim <= 224:  # those up to 224 not on every device
         return f"it takes a head_dim that is a multiple of 8 up to 192, or from 232 to 256, not {head_dim}"
     if not all(map(_is_aligned, (query, key, value))):
