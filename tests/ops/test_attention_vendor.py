@@ -201,6 +201,9 @@ def test_by_itself_it_takes_16_bits_on_cuda_alone(monkeypatch):
     monkeypatch.setattr(attention_vendor, "SDPAParams", lambda *given: given)
     assert attention_vendor._is_available(cuda, key, key)
     assert asked == [(cuda, key, key, None, 0.0, False, True)]  # of grouped heads, without a mask
+    with monkeypatch.context() as patch:  # others take other arguments, and answer for them only when they are called
+        patch.setattr(torch.nn.attention, "current_flash_attention_impl", lambda: "FA4")
+        assert not attention_vendor._is_available(cuda, key, key)
     monkeypatch.setattr(torch.version, "hip", "7.2")
     assert not attention_vendor._is_available(cuda, key, key)
 
