@@ -160,6 +160,7 @@ def test_what_has_to_be_ordered():
     assert faults(fence="", barrier="bar.sync 0;\nfence.proxy.async.shared::cta;") == set()  # what the barrier ordered
     some = "setp.lt.u32 %p3, %r1, 64;\n@%p3 fence.proxy.async.shared::cta;"
     assert faults(fence=some) == {unfenced}  # each thread its own writes
+    assert faults(fence="", barrier="bar.sync 0;\n" + some) == {unfenced}  # the others multiply without one
     again = "fence.proxy.async.shared::cta;\nbar.sync 0;\n" + STORE + "\nbar.sync 0;"
     assert faults(fence="", barrier=again) == {unfenced}
     race = "RACE: wgmma reads what was written with no barrier since"
