@@ -32,8 +32,15 @@ _MENDS = {
 
 
 def user_cache() -> Path:
-    """``$XDG_CACHE_HOME/lrp_fast``, or ``~/.cache/lrp_fast``: for what can be made again. It need not be there."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lrp_fast"
+    """``$XDG_CACHE_HOME/lrp_fast``, or ``~/.cache/lrp_fast``: for what can be made again. It need not be there.
+
+    Raises:
+        OSError: if there is neither, as in a container whose user is a number that no file knows.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lrp_fast"
+    except RuntimeError as error:
+        raise OSError("no home directory is known: set XDG_CACHE_HOME") from error
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:

@@ -15,8 +15,11 @@ _QUERY_BLOCK = 1024
 
 
 def serves(query: Tensor, reach) -> bool:
-    """Whether these kernels compute this attention at all: no soft-cap, on a CPU."""
-    return query.device.type == "cpu" and reach.softcap is None
+    """Whether these kernels compute this attention at all: no soft-cap, a positive scale, on a CPU.
+
+    They scale what is hidden as well, which another scale would make NaN or the maximum of.
+    """
+    return query.device.type == "cpu" and reach.softcap is None and reach.scale > 0
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, reach) -> tuple[Tensor, Tensor]:

@@ -44,6 +44,10 @@ def refusal(
         return "it computes plain gradients, and these are no multiples of them (cp, epsilon, gamma)"
     if reach.softcap is not None or sinks is not None or bounds is not None:
         return "it knows no soft-cap, no sinks and no padding"
+    if not len(query):
+        return "it takes at least one prompt"
+    if not reach.scale > 0:  # it takes the maximum of scores before it scales them, those that are hidden included
+        return f"it takes a positive scale, not {reach.scale}"
     if head_dim % 8 or head_dim > 256 or 192 < head_dim <= 224:  # those up to 224 not on every device
         return f"it takes a head_dim that is a multiple of 8 up to 192, or from 232 to 256, not {head_dim}"
     if not all(map(_is_aligned, (query, key, value))):
@@ -51,7 +55,7 @@ def refusal(
     if _rounded(queries, 128) * heads * _rounded(head_dim, 32 if head_dim <= 128 else 64) >= 2**31:
         return f"it counts the queries' features in 32 bits, and {queries} queries have too many"
     if not _is_available(query, key, value):
-        return "PyTorch has it for none but CUDA devices of compute capability 8.0 and higher, and can be told not to"
+        return "PyTorch has it for CUDA devices from compute capability 8.0 on, unless it was told to take others"
     return None
 
 
@@ -95,12 +99,14 @@ def is_better(g: Tensor) -> bool:
 
 
 def _is_available(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether this build of PyTorch has the kernels, and for this device, and nobody has switched them off.
+    """Whether this build of PyTorch has the kernels, and for this device, and nobody has switched them off, or put
+    others in their place (`torch.nn.attention.activate_flash_attention_impl`), of which nothing said above is known.
 
     Asked without a causal mask: for one over more keys than queries, `scaled_dot_product_attention`, which would start
     it at the first key, has no use for them.
     """
-    if torch.version.hip or not query.is_cuda:
+    others = getattr(torch.nn.attention, "current_flash_attention_impl", lambda: None)()  # not in every torch
+    if torch.version.hip or not query.is_cuda or others is not None:
         return False
     return can_use_flash_attention(SDPAParams(query, key, value, None, 0.0, False, query.shape[1] != key.shape[1]))
 

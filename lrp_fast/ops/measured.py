@@ -68,7 +68,11 @@ def device_of(device: torch.device) -> Device:
 
 
 def file_of(device: Device) -> Path:
-    """Where the file of a device lies: one for each kind, since a home may be shared by several machines."""
+    """Where the file of a device lies: one for each kind, since a home may be shared by several machines.
+
+    Raises:
+        OSError: as `user_cache`.
+    """
     return user_cache() / f"tuned-{re.sub(r'[^a-z0-9]+', '-', device.name.lower()).strip('-')}.json"
 
 
@@ -78,7 +82,10 @@ def read(device: Device, table: dict) -> Found:
     Args:
         table: tiles.json, whose rows alone may have entries.
     """
-    path = file_of(device)
+    try:
+        path = file_of(device)
+    except OSError as error:
+        return Found(NOTHING, "absent", f"nothing that was measured is read: {error}")
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError(f"it takes {path.stat().st_size:,} bytes")

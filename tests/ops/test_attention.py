@@ -62,6 +62,16 @@ def test_equals_the_definition_in_float64(rule, epsilon, gamma):
             assert gap(one, other) <= 1e-10, flags
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.4])
+@pytest.mark.parametrize("window", [None, 3])
+def test_any_scale(scale, window):
+    """PyTorch's kernels give NaN there: they scale what a mask has hidden, too."""
+    tensors = make(11, 11, 4, 2, torch.float64)
+    out, grads = run(*tensors, scale=scale, window=window)
+    truth, expected = define(*tensors, Rules(), scale=scale, window=window)
+    assert max(gap(a, b) for a, b in zip((out, *grads), (truth, *expected), strict=True)) <= 1e-10
+
+
 @pytest.mark.parametrize("length, window", [(1, None), (63, None), (111, 17), (1300, 700), (1300, None)])
 @pytest.mark.parametrize("rule", ["attnlrp", "cp"])
 def test_odd_lengths_and_windows_across_blocks(length, window, rule):

@@ -124,13 +124,17 @@ REFUSED = {
     "head_dim 20": ({"dim": 20}, "multiple of 8 up to 192, or from 232 to 256, not 20"),
     "head_dim 200": ({"dim": 200}, "not 200"),
     "head_dim 264": ({"dim": 264}, "not 264"),
+    "an empty batch": ({"batch": 0}, "at least one prompt"),
+    "no scale": ({"scale": 0.0}, "a positive scale, not 0.0"),
+    "a negative scale": ({"scale": -0.2}, "a positive scale, not -0.2"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_it_does_not_serve_is_ours(case, used):
     flags, why = dict(REFUSED[case][0]), REFUSED[case][1]
-    _refused(make(dim=flags.pop("dim", 16)), why, used, **flags)
+    sizes = {name: flags.pop(name) for name in ("dim", "batch") if name in flags}
+    _refused(make(**sizes), why, used, **flags)
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
@@ -197,6 +201,9 @@ def test_by_itself_it_takes_16_bits_on_cuda_alone(monkeypatch):
     monkeypatch.setattr(attention_vendor, "SDPAParams", lambda *given: given)
     assert attention_vendor._is_available(cuda, key, key)
     assert asked == [(cuda, key, key, None, 0.0, False, True)]  # of grouped heads, without a mask
+    with monkeypatch.context() as patch:  # others take other arguments, and answer for them only when they are called
+        patch.setattr(torch.nn.attention, "current_flash_attention_impl", lambda: "FA4")
+        assert not attention_vendor._is_available(cuda, key, key)
     monkeypatch.setattr(torch.version, "hip", "7.2")
     assert not attention_vendor._is_available(cuda, key, key)
 

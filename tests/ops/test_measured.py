@@ -112,6 +112,20 @@ def test_a_folder_in_its_place_is_told(cache):
     assert read().state == "broken"
 
 
+def test_nobody_has_to_have_a_home(monkeypatch):
+    """As in a container whose user is a number that no file knows."""
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(measured.Path, "home", home)
+    why = "no home directory is known: set XDG_CACHE_HOME"
+    assert read() == measured.Found(measured.NOTHING, "absent", f"nothing that was measured is read: {why}")
+    with pytest.raises(OSError, match=why):
+        measured.write(DEVICE, FOUND)
+
+
 @pytest.fixture
 def on_cuda(monkeypatch):
     """A CUDA device as far as tables are concerned."""

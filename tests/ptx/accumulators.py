@@ -1,5 +1,5 @@
-"""Results of wgmma.mma_async that are looked at before wgmma.wait_group says that they are there (PTX ISA 9.7.15.2):
-by data flow over the text, on every path.
+"""Results of wgmma.mma_async that are looked at, and operands in registers that are overwritten, before
+wgmma.wait_group says that it is over (PTX ISA 9.7.15.2): by data flow over the text, on every path.
 """
 
 import re
@@ -7,6 +7,7 @@ from collections import Counter
 
 NOT_COMMITTED = 0
 MANY = 9  # groups that have been committed since, and more
+READ = "read "
 
 
 def early(kernel, describe):
@@ -14,7 +15,8 @@ def early(kernel, describe):
     found = Counter()
     if not any(i.opcode.startswith("wgmma.mma_async") for i in kernel.instructions):
         return found
-    # On the way into each block: register that is not there yet to the groups committed since, its own among them.
+    # On the way into each block: register that is not there yet to the groups committed since, its own among them; and
+    # with READ before it, one that is still read.
     entry = {0: {}}
     work = [0]
     while work:
@@ -36,11 +38,17 @@ def _registers(text):
 
 
 def _after(i, state, report):
+    if i.operands and not i.operands[0].startswith("["):
+        written = {READ + x for x in _registers(i.operands[0])} & {*state}
+        if written:
+            report("register that an unfinished wgmma reads is overwritten")
+            state = {x: groups for x, groups in state.items() if x not in written}
     if i.opcode.startswith("wgmma.mma_async"):
         # Accumulating onto an unfinished result is what wgmma are for; multiplying it is not.
         if {*_registers(" ".join(i.operands[1:]))} & {*state}:
             report("operand of wgmma that is the result of an unfinished one")
-        return {**state, **dict.fromkeys(_registers(i.operands[0]), NOT_COMMITTED)}
+        read = [READ + x for x in _registers(i.operands[1])]
+        return {**state, **dict.fromkeys([*_registers(i.operands[0]), *read], NOT_COMMITTED)}
     if i.opcode.startswith("wgmma.commit_group"):
         return {x: min(groups + 1, MANY) for x, groups in state.items()}
     if i.opcode.startswith("wgmma.wait_group"):

@@ -182,5 +182,6 @@ class Team:
         self._put(self.machine.waiting, True, m)
 
     def warp_barrier(self, m):
-        lanes = self.threads if m is None else self.threads[m]
-        self.machine.warp_epoch[np.unique(lanes // 32)] += 1
+        self.collective(m)
+        warps = self.threads[::32] // 32
+        self.machine.warp_epoch[warps if m is None else warps[m.reshape(-1, 32).all(1)]] += 1

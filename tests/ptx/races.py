@@ -4,6 +4,8 @@ Threads of a program are ordered by bar.sync, lanes of a warp also by bar.warp.s
 Both are kept by pieces of memory as large as the narrowest access of the kernel: no access is a part of a piece.
 """
 
+import math
+
 import numpy as np
 
 # What is known of a piece of shared memory.
@@ -145,14 +147,17 @@ class Shared:
             self.read_warp[pieces] = -1
 
     def fence_proxy(self, threads):
-        """fence.proxy.async by ``threads``: what they wrote, or what a barrier has ordered before, is now visible."""
+        """fence.proxy.async by ``threads``: what they wrote is now visible, and to a whole warpgroup (any counts
+        for all) what a barrier has ordered before.
+        """
         machine = self.machine
         found = np.flatnonzero(self.state & GENERIC)
         programs = found // (machine.shared_stride // self.piece)
         active = np.zeros((machine.programs, machine.kernel.threads), bool)
         active.reshape(-1)[threads] = True
         before = (self.writer[found] >> BITS) < machine.epoch[programs]
-        fenced = active[programs, self.writer[found] & SEVERAL] | before & active.any(1)[programs]
+        groups = active.reshape(machine.programs, -1, math.gcd(128, machine.kernel.threads)).all(2).any(1)
+        fenced = active[programs, self.writer[found] & SEVERAL] | before & groups[programs]
         self.state[found[fenced]] &= ~np.uint8(GENERIC)
 
 

@@ -46,6 +46,15 @@ def test_a_barrier_of_warps_orders_their_lanes_alone():
     assert exchange("bar.sync 0;", "bar.sync 0;", **near) == set()
 
 
+def test_a_barrier_of_a_part_of_a_warp():
+    with pytest.raises(NotImplementedError, match="bar.warp.sync 15"):
+        exchange("bar.warp.sync 15;", "bar.warp.sync -1;")
+    half = "setp.lt.u32 %p1, %r1, 16;\n@%p1 bra $L__BB0_1;\nbar.warp.sync -1;\n$L__BB0_1:"
+    assert exchange(half, "bar.sync 0;", partner=64, threads=32) == {
+        "warp-collective instruction with lanes missing", READ
+    }  # fmt: skip
+
+
 def test_a_barrier_that_some_warps_pass_by():
     """Warp 1 comes to its barrier later, by a way of its own; both are the same barrier."""
     branch = "setp.lt.u32 %p1, %r1, 32;\n@%p1 bra $L__BB0_{0};\nmov.b32 %r20, 1;\n$L__BB0_{0}:\n{1}"

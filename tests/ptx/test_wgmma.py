@@ -160,6 +160,7 @@ def test_what_has_to_be_ordered():
     assert faults(fence="", barrier="bar.sync 0;\nfence.proxy.async.shared::cta;") == set()  # what the barrier ordered
     some = "setp.lt.u32 %p3, %r1, 64;\n@%p3 fence.proxy.async.shared::cta;"
     assert faults(fence=some) == {unfenced}  # each thread its own writes
+    assert faults(fence="", barrier="bar.sync 0;\n" + some) == {unfenced}  # the others multiply without one
     again = "fence.proxy.async.shared::cta;\nbar.sync 0;\n" + STORE + "\nbar.sync 0;"
     assert faults(fence="", barrier=again) == {unfenced}
     race = "RACE: wgmma reads what was written with no barrier since"
@@ -203,6 +204,19 @@ def test_results_that_are_looked_at_too_early():
     # On one of two ways only.
     branch = "setp.lt.u32 %p3, %r1, 128;\n@%p3 bra $L__BB0_1;\nwgmma.wait_group.sync.aligned 0;\n$L__BB0_1:\n"
     assert faults(wait=branch, after=first) == {used}
+
+
+def test_operands_in_registers_that_are_overwritten_too_early():
+    overwritten = "register that an unfinished wgmma reads is overwritten"
+    given = "mov.b32 %r40, 0;\nmov.b32 %r41, 0;\nmov.b32 %r42, 0;\nmov.b32 %r43, 0;\n"
+    given += "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r30, %r31, %r32, %r33}, {%r40, %r41, %r42, %r43}, "
+    given += "%rd21, 0, 1, 1, 0;\nwgmma.commit_group.sync.aligned;\n"
+    assert faults(between=given + "mov.b32 %r44, %r40;") == set()  # read, which disturbs nobody
+    assert faults(between=given + "mov.b32 %r40, 0;") == {overwritten}
+    assert faults(between=given + "wgmma.wait_group.sync.aligned 1;\nmov.b32 %r40, 0;") == {overwritten}
+    assert faults(between=given + "wgmma.wait_group.sync.aligned 0;\nmov.b32 %r40, 0;") == set()
+    into = "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%r40, %r41, %r42, %r43}, %rd21, %rd21, 0, 1, 1, 0, 0;"
+    assert faults(between=given + into) == {overwritten}
 
 
 def test_threads_that_are_missing():

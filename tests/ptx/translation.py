@@ -256,8 +256,8 @@ def _barrier(w, i):
     """bar.sync and bar.warp.sync (9.7.13)"""
     if i.predicate is not None:
         raise NotImplementedError(i.text)
-    if i.opcode == "bar.warp.sync":
-        w.lines.append("t.warp_barrier(m)")
+    if i.opcode == "bar.warp.sync" and i.operands == ["-1"]:
+        w.call("t.warp_barrier(m)")
     elif i.opcode in ("bar.sync", "barrier.sync") and i.operands == ["0"]:
         w.leave = f"t.barrier({w.number + 1}, m)"
     else:
