@@ -20,11 +20,6 @@ if not INTERPRETED:
 sizes = pytest.mark.parametrize("size", SIZES, ids=lambda size: "-".join(map(str, size)))
 
 
-@pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def dtype(request):
-    return request.param
-
-
 @pytest.fixture(autouse=True)
 def stand_in(request):
     if INTERPRETED:
