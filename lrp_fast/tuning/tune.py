@@ -42,7 +42,7 @@ def tune(
     stays where nothing new is found.
 
     Args:
-        pattern: of names of rows: these alone, and not who computes attention.
+        pattern: of names of rows, whatever ``dims`` are: these alone, and not who computes attention.
 
     Raises:
         ValueError: if no row has such a name.
@@ -54,9 +54,12 @@ def tune(
     table = tiles.TABLE
     for row, tile in kept.tiles.items():
         table = tiles.replaced(table, row, on, tile.entry)
-    rows = ranked(table, dims, itemsize=itemsize, capped=capped, pattern=pattern or "*", done=tuple(kept.tiles))
+    if pattern is None:
+        rows = ranked(table, dims, itemsize=itemsize, capped=capped, done=tuple(kept.tiles))
+    else:
+        rows = [row for row in table if fnmatchcase(row, pattern)]
     if not rows:
-        raise ValueError(f"no row of tiles.json for head_dim {', '.join(map(str, dims))} matches {pattern!r}")
+        raise ValueError(f"no row of tiles.json is named like {pattern!r}")
     attentions = _attentions(dims) if pattern is None and itemsize == 2 else []
     passes = functools.cache(functools.partial(_held, bench))
 
@@ -106,7 +109,7 @@ def _write(bench: Bench, kept: Measured) -> None:
 
 
 def ranked(
-    table: dict, dims: tuple[int, ...], *, itemsize: int = 2, capped: bool = False, pattern: str = "*", done=()
+    table: dict, dims: tuple[int, ...], *, itemsize: int = 2, capped: bool = False, done: tuple[str, ...] = ()
 ) -> list[str]:
     """The rows of ``table`` for attentions of these head_dims, and for linear maps, the most important first.
 
@@ -114,7 +117,6 @@ def ranked(
         dims: whose rows are those of the next power of two.
         itemsize: bytes of an element.
         capped: whether scores have a soft-cap: the rows for that come first.
-        pattern: as of file names.
         done: rows that were measured before: they come last.
     """
     padded = _padded(dims)
@@ -123,8 +125,7 @@ def ranked(
     )
     first = [row for row in forms if capped and " capped" in row]
     listed = [*first, *main, *(row.format(itemsize) for row in _GAMMA), *(row for row in forms if row not in first)]
-    found = [row for row in listed if row in table and fnmatchcase(row, pattern)]
-    return sorted(found, key=lambda row: row in done)
+    return sorted((row for row in listed if row in table), key=lambda row: row in done)
 
 
 def _padded(dims: tuple[int, ...]) -> list[int]:
