@@ -90,8 +90,12 @@ test-ptx: $(DONE)/test
 	@$(call both_targets,,tests/kernels)
 test-ptx-some: $(DONE)/test
 	@$(call both_targets,,tests/kernels/test_shipped.py -k "bfloat16 or histogram")
-# A record of each target and Triton goes to build/executed. What is there already, of the same kernels, is not run again.
+# A record of each target and Triton goes to build/executed. What is there already, of the same kernels, is not run again,
+# unless the tests or the executor have changed since.
 test-ptx-all: $(DONE)/test $(ENDS:%=$(DONE)/triton-%)
+	@if [ -n "$$(find tests/ptx tests/kernels -name '*.py' -newer build/executed/begun 2>/dev/null)" ]; then \
+	  rm -rf build/executed; \
+	fi; mkdir -p build/executed; [ -e build/executed/begun ] || touch build/executed/begun
 	@status=0; for triton in .venv/triton-oldest "" .venv/triton-newest; do \
 	  ($(call both_targets,PYTHONPATH=$$triton,tests/kernels/test_shipped.py --executed build/executed)) || status=1; \
 	done; $(BIN)/python benchmarks/executed.py build/executed; exit $$status

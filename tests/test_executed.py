@@ -9,6 +9,8 @@ import sys
 import pytest
 
 TARGETS, TRITONS, DTYPES = ("sm_80", "sm_90"), ("3.6", "3.7", "3.9"), ("bfloat16", "float16")
+# Triton 3.6 fences no copies of a pipelined loop, whoever's kernel it is: 3.7 and later do.
+UNFENCED = "wgmma reads what cp.async wrote without fence.proxy.async"
 ANEW = (
     "`python benchmarks/executed.py` says in the README what changed since the kernels were executed; "
     "`make test-ptx-all` executes them anew"
@@ -64,6 +66,8 @@ def test_what_the_readme_names_was_executed(report, root):
         if run["dtype"] in DTYPES:
             assert run["programs"] > 100 and run["launches"] >= run["programs"] and run["values"] > 10**6
         assert 0 <= run["worst"] <= 1 and not run["failed"] and not run["not executed"]
+        known = run["target"] == "sm_90" and run["triton"].startswith("3.6.")
+        assert {report.partition(": ")[2] for report in run["reports"]} <= {UNFENCED} if known else not run["reports"]
     assert "No GPU took part" in report["what"]
     claim = r"what they compile to for (\w+) and (\w+) was executed on a CPU, in (\w+) and (\w+)"
     assert re.search(claim, " ".join(readme.split())).groups() == (*TARGETS, *DTYPES)
