@@ -12,6 +12,7 @@ from . import question, saved
 from .graph import Graph, GraphSpec, transition
 from .hf import device_of, share_a_row
 from .memory import Memory, plan
+from .ops import read_tolerance
 from .rules import Rules
 from .stream import Passed, Progress, propagate
 from .targets import Explained
@@ -32,6 +33,8 @@ class Attribution:
         tokens: N strings, as they read in the text (a leading space kept); None without a tokenizer that has them.
         special: N flags, the tokenizer's special tokens; None without a tokenizer that tells them.
         graph: the sparse graph of the same pass, None unless it was asked for.
+        tolerance: the share of the attention's mass that each layer was allowed to leave out of the backward pass.
+        dropped: (L,) float64, the share that it did leave out, all 0 where ``tolerance`` is.
     """
 
     value: float
@@ -43,6 +46,12 @@ class Attribution:
     tokens: list[str] | None = None
     special: list[bool] | None = None
     graph: Graph | None = None
+    tolerance: float = 0.0
+    dropped: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.dropped is None:
+            object.__setattr__(self, "dropped", torch.zeros(len(self.layers) - 1, dtype=torch.float64))
 
     @property
     def relevance(self) -> torch.Tensor:
@@ -88,6 +97,7 @@ def attribute(
     memory: Memory | None = None,
     tokenizer=None,
     progress: Progress | None = None,
+    tolerance: float = 0.0,
 ) -> Attribution | list[Attribution]:
     """Distribute one decision of a language model over its input tokens and hidden states.
 
@@ -116,6 +126,10 @@ def attribute(
             transformers, a processor or pipeline that holds one, a ``tokenizers.Tokenizer``, or any object that encodes
             and decodes. What it cannot do for the words of the result is left out, with a note.
         progress: called as ``progress(phase, layers_done, layers)`` with phase "forward", then "backward".
+        tolerance: above 0, the backward pass is bounded: in each layer it leaves out the tiles of queries and keys
+            whose attention hands back least, as many as hold no more than this share of all that it could hand back
+            (sum |u_i| P_ij, u the relevance gradient at a head's output). ``result.dropped`` says what was left out of
+            each layer. In long contexts that saves time; 0 is the exact pass. The README says what error to expect.
 
     Returns:
         One result; for lists of targets or contrasts a list of them, in their order.
@@ -126,6 +140,7 @@ def attribute(
     """
     if graph is not None and not isinstance(graph, GraphSpec):
         raise TypeError(f"graph must be a lrp_fast.GraphSpec, not {type(graph).__name__}")
+    tolerance = read_tolerance(tolerance)
     asked = question.read(model, input_ids, target, contrast, position, rule, tokenizer)
     ids, rules = asked.ids, asked.rules
     counts = {"positions": len(asked.positions), "targets": len(asked.requests)}
@@ -141,17 +156,18 @@ def attribute(
 
     device = device_of(model.get_input_embeddings())
     given = (model, ids[None].to(device), asked.positions, asked.objective(found), rules, planned, progress)
-    relevance = propagate(*given, observe if graph else None)
+    relevance = propagate(*given, observe if graph else None, tolerance)
     name = getattr(model.config, "name_or_path", "")
     name = os.path.basename(name) if os.path.isabs(name) else name  # results get shared: no paths of this machine
     results = []
-    for (value, explained), layers, parts in zip(found, relevance, transitions, strict=True):
+    for (value, explained), (layers, dropped), parts in zip(found, relevance, transitions, strict=True):
         bad = (~torch.isfinite(layers)).any(-1).nonzero().flatten().tolist()
         if bad:
             raise _not_finite(bad[-1], model)
         nothing = _nothing(value, layers[0], explained, model)
         explained = replace(explained, note=" ".join(filter(None, [explained.note, nothing])))
-        result = Attribution(value, layers, ids, explained, rules, name, asked.tokens, asked.special)
+        about = (rules, name, asked.tokens, asked.special)
+        result = Attribution(value, layers, ids, explained, *about, None, tolerance, dropped)
         results.append(result if graph is None else replace(result, graph=_graph(graph, result, parts[::-1])))
     return results if asked.several else results[0]
 
@@ -185,6 +201,8 @@ def _graph(spec: GraphSpec, result: Attribution, transitions: list) -> Graph:
         "explained": asdict(result.explained),
         "value": result.value,
         "spec": asdict(spec),
+        "tolerance": result.tolerance,
+        "dropped": result.dropped.tolist(),
         "versions": {name: version(name) for name in ("lrp_fast", "torch", "transformers")},
     }
     self_edges = torch.stack([own for _, _, own in transitions])

@@ -13,12 +13,13 @@ from safetensors.torch import save as to_bytes
 
 from . import reading
 from .files import write_atomically
+from .ops import read_tolerance
 from .rules import Rules
 from .targets import Explained
 
 _FORMAT = "lrp_fast.attribution/1"
-_SAID = ("value", "explained", "rules", "model", "tokens", "special")
-_TENSORS = ("layers", "input_ids")
+_SAID = ("value", "explained", "rules", "model", "tokens", "special", "tolerance")
+_TENSORS = ("layers", "input_ids", "dropped")
 
 
 def save(result, path: str | os.PathLike) -> None:
@@ -34,11 +35,17 @@ def load(cls, path: str | os.PathLike):
     name = repr(os.fspath(path))
     try:
         about, shapes = reading.header(path, _FORMAT)
-        reading.whole_of(about, _SAID)
-        reading.whole_of(shapes, _TENSORS)
+        # Files from before there was a tolerance are of exact passes.
+        exact = "tolerance" not in about and "dropped" not in shapes
+        names = _TENSORS[: 2 if exact else 3]
+        reading.whole_of(about | ({"tolerance": 0.0} if exact else {}), _SAID)
+        reading.whole_of(shapes, names)
         _check_shapes(**shapes)
         with safe_open(path, framework="pt") as file:
-            tensors = {one: file.get_tensor(one).clone() for one in _TENSORS}  # not mapped: the file may go
+            tensors = {one: file.get_tensor(one).clone() for one in names}  # not mapped: the file may go
+        if exact:
+            about["tolerance"] = 0.0
+            tensors["dropped"] = torch.zeros(len(tensors["layers"]) - 1, dtype=torch.float64)
         return cls(**_parts(about, tensors))
     except reading.OtherFile as error:
         instead = f": {error}" if str(error) else ""
@@ -55,7 +62,13 @@ def _parts(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str,
         raise TypeError(f"layers must be float32 or float64, not {layers.dtype}")
     if input_ids.dtype != torch.int64:
         raise TypeError(f"input_ids must be int64, not {input_ids.dtype}")
-    _check_shapes(tuple(layers.shape), tuple(input_ids.shape))
+    dropped = tensors["dropped"]
+    if dropped.dtype != torch.float64:
+        raise TypeError(f"dropped must be float64, not {dropped.dtype}")
+    _check_shapes(tuple(layers.shape), tuple(input_ids.shape), tuple(dropped.shape))
+    tolerance = read_tolerance(about["tolerance"])
+    if not ((dropped >= 0) & (dropped <= tolerance)).all():
+        raise ValueError(f"dropped must lie between 0 and the tolerance, {tolerance}")
     wrong = (~layers.isfinite()).nonzero()
     if len(wrong):
         raise ValueError(f"layers must be finite, and are not at layer {wrong[0, 0]}, position {wrong[0, 1]}")
@@ -97,11 +110,15 @@ def _check_value(value, explained: Explained) -> None:
         raise ValueError(f"value must be the sum of what is explained, {sum(logits):.7g}, and is {value:.7g}")
 
 
-def _check_shapes(layers: tuple[int, ...], input_ids: tuple[int, ...]) -> None:
+def _check_shapes(
+    layers: tuple[int, ...], input_ids: tuple[int, ...], dropped: tuple[int, ...] | None = None
+) -> None:
     if len(layers) != 2 or layers[0] < 2 or layers[1] < 1:
         raise ValueError(f"layers must be (L + 1, N) with at least 2 layers and 1 token, not {layers}")
     if input_ids != layers[1:]:
         raise ValueError(f"input_ids must be {layers[1:]} for layers {layers}, not {input_ids}")
+    if dropped is not None and dropped != (layers[0] - 1,):
+        raise ValueError(f"dropped must be ({layers[0] - 1},), one a layer, not {dropped}")
 
 
 def _check_list(name: str, value, kind: type, words: str, length: int) -> None:

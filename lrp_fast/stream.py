@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from . import ops
 from .hf import (
     Recorded,
+    attending,
     check_edges,
     check_hooks,
     contributions,
@@ -24,7 +25,6 @@ from .hf import (
     passing,
     recording,
     replaying,
-    tracing,
 )
 from .memory import Plan
 from .rules import Rules
@@ -68,7 +68,15 @@ class _Pass:
     output: Tensor | None = None  # of a layer whose graph lives on
     recorded: Recorded | None = None  # once the layer has run, `Stored` in place of tensors
     traces: list[ops.Trace] | None = None  # one a target, where edges are asked for
+    dropped: list[Tensor] = field(default_factory=list)  # one a target and attention, as `ops.attention` gives them
     raised: list[Tensor] = field(default_factory=list)  # one a target in a float16 model
+
+    def most_dropped(self, targets: int) -> list[Tensor]:
+        """For each target, the largest share that an attention of the layer left out."""
+        each = len(self.dropped) // targets
+        if each == 0:
+            return [torch.zeros((), dtype=torch.float64)] * targets
+        return [torch.stack(self.dropped[i * each : (i + 1) * each]).max() for i in range(targets)]
 
 
 def propagate(
@@ -80,7 +88,8 @@ def propagate(
     plan: Plan,
     progress: Progress | None = None,
     observe: Callable[[Passed], None] | None = None,
-) -> list[Tensor]:
+    tolerance: float = 0.0,
+) -> list[tuple[Tensor, Tensor]]:
     """Relevance of every node for scalars of the logits.
 
     The forward pass runs through the model's own layers. What a layer needs on the way back waits where ``plan`` says;
@@ -91,15 +100,19 @@ def propagate(
         input_ids: (1, N) on the model's device.
         positions: whose logits ``objective`` is given, each 0 ... N - 1.
         observe: called for every layer and target, from the last layer down.
+        tolerance: of `ops.attention`.
 
     Returns:
-        For each scalar, (L + 1, N) node relevance sum_d x_d g_d; float32, float64 for a float64 model.
+        For each scalar, (L + 1, N) node relevance sum_d x_d g_d; float32, float64 for a float64 model. And (L,)
+        float64, the share of the attention's mass that each layer left out.
     """
     tell = progress or _silent
-    with _descent(model, input_ids, positions, objective, rules, plan, tell, observe is not None) as down:
+    given = (model, input_ids, positions, objective, rules, plan, tell, observe is not None, tolerance)
+    with _descent(*given) as down:
         x, gs = down.start()
         nodes = [ops.node_relevance(x, g)[0] for g in gs]
         relevance = [[one.cpu() for one in nodes]]
+        dropped = []
         del x
         count = len(down.layers)
         tell("backward", 0, count)
@@ -107,6 +120,7 @@ def propagate(
             layer, x, gs = down.step(gs)
             above, nodes = nodes, [ops.node_relevance(x, g)[0] for g in gs]
             relevance.append([one.cpu() for one in nodes])
+            dropped.append(layer.most_dropped(len(nodes)))
             if observe is not None:
                 with torch.no_grad():
                     parts = contributions(layer.module, rules, x, layer.rest, layer.named)
@@ -119,7 +133,8 @@ def propagate(
             del x, layer
             _tidy(plan)
             tell("backward", done, count)
-    return [torch.stack(one) for one in zip(*relevance[::-1], strict=True)]
+    lists = (zip(*found[::-1], strict=True) for found in (relevance, dropped))
+    return [(torch.stack(nodes), torch.stack(shares)) for nodes, shares in zip(*lists, strict=True)]
 
 
 def propagate_between(
@@ -181,6 +196,7 @@ class _Descent:
     rules: Rules
     plan: Plan
     store: Store
+    tolerance: float = 0.0
     output: Tensor | None = None  # of the next layer, where others' hooks may change it
 
     def start(self) -> tuple[Tensor, list[Tensor]]:
@@ -199,13 +215,13 @@ class _Descent:
         layer = self.layers.pop()
         if self.layers:
             _fetch(self.layers[-1], self.store)
-        x, gs = _back(layer, gs, self.rules, self.store, self.plan, self.output)
+        x, gs = _back(layer, gs, self.rules, self.store, self.plan, self.tolerance, self.output)
         self.output = x.detach() if self.layers and self.layers[-1].watched else None
         return layer, x, gs
 
 
 @contextmanager
-def _descent(model, input_ids, positions, objective, rules, plan, tell, trace) -> Iterator[_Descent]:
+def _descent(model, input_ids, positions, objective, rules, plan, tell, trace, tolerance=0.0) -> Iterator[_Descent]:
     """Runs the forward pass; for the rest see `propagate`."""
     store = Store(plan.offload_dir)
     with ExitStack() as leaving, torch.inference_mode(False), torch.enable_grad():
@@ -223,13 +239,13 @@ def _descent(model, input_ids, positions, objective, rules, plan, tell, trace) -
             for layer in layers:
                 layer.traces = []
         input_ids = input_ids.clone()  # a caller's inference_mode made it what autograd cannot save
-        with _watched(layers, store, plan, lambda done: tell("forward", done, len(layers))) as top:
+        with _watched(layers, store, plan, tolerance, lambda done: tell("forward", done, len(layers))) as top:
             logits = _logits(model, input_ids, positions)[0]
             if not top:
                 raise RuntimeError("the model did not run all of its decoder layers: it runs others at other lengths")
             scalars = objective(logits)
             del logits  # and the graph behind them
-        yield _Descent(layers, top, scalars, rules, plan, store)
+        yield _Descent(layers, top, scalars, rules, plan, store, tolerance)
 
 
 def _logits(model: nn.Module, input_ids: Tensor, positions: list[int]) -> Tensor:
@@ -245,7 +261,7 @@ def _fetch(layer: _Pass, store: Store) -> None:
 
 
 def _back(
-    layer: _Pass, gs: list[Tensor], rules: Rules, store: Store, plan: Plan, known: Tensor | None
+    layer: _Pass, gs: list[Tensor], rules: Rules, store: Store, plan: Plan, tolerance: float, known: Tensor | None
 ) -> tuple[Tensor, list[Tensor]]:
     """The layer's input, and the relevance gradients there from those at its output.
 
@@ -256,7 +272,8 @@ def _back(
     x = store.take(layer.x)
     recorded = layer.recorded.each(store.take)
     leaf = x.to(torch.promote_types(x.dtype, torch.float32)).requires_grad_()
-    with replaying(layer.module, rules, recorded, plan.chunk_tokens, layer.traces):
+    bounded = (layer.traces, tolerance, layer.dropped)
+    with replaying(layer.module, rules, recorded, plan.chunk_tokens, *bounded):
         output = _hidden(layer.module(_for_others(leaf, layer), *layer.rest, **layer.named))
         gs = [gs.pop(0).to(output.device, output.dtype) for _ in range(len(gs))]
         edge = get_gradient_edge(output)
@@ -309,7 +326,9 @@ def _tidy(plan: Plan) -> None:
 
 
 @contextmanager
-def _watched(layers: list[_Pass], store: Store, plan: Plan, tell: Callable[[int], None]) -> Iterator[list[Tensor]]:
+def _watched(
+    layers: list[_Pass], store: Store, plan: Plan, tolerance: float, tell: Callable[[int], None]
+) -> Iterator[list[Tensor]]:
     """While the model runs, take down every call of a layer. The last one's output goes to the list, as a leaf."""
     top: list[Tensor] = []
     running = ExitStack()
@@ -343,8 +362,8 @@ def _watched(layers: list[_Pass], store: Store, plan: Plan, tell: Callable[[int]
         layer.x = hidden.detach()
         if layer.tier == "graph":
             hidden = layer.x.requires_grad_()
-            if layer.traces is not None:
-                running.enter_context(tracing(module, layer.traces))
+            if layer.traces is not None or tolerance:
+                running.enter_context(attending(module, layer.traces, tolerance, layer.dropped))
         else:
             hidden = layer.x.detach().requires_grad_(layer.watched)
             running.enter_context(torch.set_grad_enabled(layer.watched))

@@ -39,6 +39,13 @@ def add_decision(command: argparse.ArgumentParser, required: bool) -> None:
         help="whose next token is meant: an index into the prompt (-1: the last)",
     )
     command.add_argument("--rule", default="attnlrp", choices=("attnlrp", "cp", "gradient"), help="propagation rule")
+    command.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="share of the attention's mass that a layer's backward pass may leave out, such as 0.01 (0: exact)",
+    )
     command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
 
 

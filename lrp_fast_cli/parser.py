@@ -27,7 +27,7 @@ examples:
 
 # What goes into a graph when it is built, so that a graph file has no use for it.
 BUILDING = [
-    *("prompt", "prompt_file", "chat", "target", "contrast", "position", "rule", "device", "dtype"),
+    *("prompt", "prompt_file", "chat", "target", "contrast", "position", "rule", "tolerance", "device", "dtype"),
     *("device_budget", "host_budget", "offload_dir", "topk", "mass", "node_threshold", "absolute", "layers"),
 ]
 

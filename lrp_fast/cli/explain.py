@@ -48,6 +48,7 @@ def explain(options: argparse.Namespace, graph=None):
             memory=memory,
             tokenizer=tokenizer,
             progress=progress,
+            tolerance=options.tolerance,
         )
 
 

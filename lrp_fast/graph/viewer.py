@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..files import without_infinity
+from ..ops import read_tolerance
 from ..rules import Rules
 from ..targets import Explained, Term, Token
 from .export import few_edges, held
@@ -112,6 +113,8 @@ class About(NamedTuple):
     value: float
     rules: Rules
     model: str
+    tolerance: float
+    dropped: list[float]
 
 
 def about(graph) -> About | None:
@@ -119,13 +122,15 @@ def about(graph) -> About | None:
     explained, manifest = explained_of(graph), graph.manifest
     try:
         value, rules, model = manifest["value"], Rules(**manifest["rules"]), manifest["model"]
+        tolerance = read_tolerance(manifest.get("tolerance", 0.0))  # graphs from before there was one are exact
+        dropped = [float(share) for share in manifest.get("dropped", [])]
     except (KeyError, TypeError, ValueError):
         return None
     if explained is None or not isinstance(model, str) or isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if not abs(value) <= sys.float_info.max:  # integers of any length among them
         return None
-    return About(explained, value, rules, model)
+    return About(explained, value, rules, model, tolerance, dropped)
 
 
 def _version(graph) -> str:

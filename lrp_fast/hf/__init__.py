@@ -10,7 +10,7 @@ from .hooks import check_edges, check_hooks, is_watched
 from .layers import decoder_layers
 from .patching import passing, patched
 from .positions import keeping_rotations, made_for, position_limit
-from .replay import Recorded, recording, replaying, tracing
+from .replay import Recorded, attending, recording, replaying
 from .sizes import LayerSize, head_dims, layer_sizes, weight_bytes
 from .taken import check_language_model, check_weights, language_model_class, reads_token_types
 from .threads import here
@@ -26,6 +26,7 @@ __all__ = [
     "Recorded",
     "UnsupportedModuleError",
     "at_rest",
+    "attending",
     "check",
     "check_edges",
     "check_hooks",
@@ -54,7 +55,6 @@ __all__ = [
     "register",
     "replaying",
     "share_a_row",
-    "tracing",
     "unreadable_format",
     "vocabulary_size",
     "weight_bytes",

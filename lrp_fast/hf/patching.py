@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from ..ops import read_tolerance
 from ..rules import Rules, as_rules
 from . import attention, handlers
 from .coverage import check
@@ -16,6 +17,7 @@ from .families import MLPS, handled, handler_of
 from .layers import check_places
 from .overlay import forward_name, is_compiled, laid, replaced, uncompiled
 from .owner import owned
+from .replay import attending
 
 _REFUSAL = (
     "another thread has this model within lrp_fast.patched, where its gradients are not its own: call the model from "
@@ -24,7 +26,9 @@ _REFUSAL = (
 
 
 @contextmanager
-def patched(model: nn.Module, rule: str | Rules = "attnlrp") -> Iterator[nn.Module]:
+def patched(
+    model: nn.Module, rule: str | Rules = "attnlrp", tolerance: float = 0.0, dropped: list[Tensor] | None = None
+) -> Iterator[nn.Module]:
     """Within the block, ``model``'s backward pass propagates relevance; its logits stay what they were.
 
     Only instance attributes of ``model``'s own modules change, and they are taken back on exit, also after an
@@ -47,14 +51,19 @@ def patched(model: nn.Module, rule: str | Rules = "attnlrp") -> Iterator[nn.Modu
     Args:
         model: a transformers model of a supported family.
         rule: a name or `lrp_fast.Rules`.
+        tolerance: as in `lrp_fast.attribute`: above 0, backward passes are bounded, each row of a batch by itself.
+        dropped: a list, to which every backward pass through an attention then appends the share of the mass that it
+            left out: (B,) float64, the last layer first.
 
     Raises:
         UnsupportedModuleError: for a module that no rule covers.
+        TypeError, ValueError: for a tolerance that is no number from 0 up to, but not including, 1.
         RuntimeError: under torch.autocast, if ``model`` is patched already, in this thread or in another, or if a
             forward is overridden already.
     """
-    rules = as_rules(rule)
-    with owned(model, passing=False), overlaid(model, rules, _REFUSAL):
+    rules, tolerance = as_rules(rule), read_tolerance(tolerance)
+    bounded = attending(model, None, tolerance, dropped, _REFUSAL) if tolerance else nullcontext()
+    with owned(model, passing=False), overlaid(model, rules, _REFUSAL), bounded:
         yield model
 
 

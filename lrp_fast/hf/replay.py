@@ -61,29 +61,44 @@ def recording(layer: nn.Module, rows: int) -> Iterator[Recorded]:
 
 
 @contextmanager
-def tracing(layer: nn.Module, traces: list[Trace]) -> Iterator[None]:
-    """While ``layer`` runs with autograd; the backward pass through its attention then leaves its trace."""
-    with laid(_attend(layer, partial(ops.attention, traces=traces))):
+def attending(
+    part: nn.Module,
+    traces: list[Trace] | None = None,
+    tolerance: float = 0.0,
+    dropped: list[Tensor] | None = None,
+    refusal: str | None = None,
+) -> Iterator[None]:
+    """While ``part`` of a patched model, or all of it, runs with autograd: what `ops.attention` is given for the
+    backward pass of its attentions. ``refusal`` is for `laid`."""
+    with laid(_attend(part, partial(ops.attention, traces=traces, tolerance=tolerance, dropped=dropped)), refusal):
         yield
 
 
 @contextmanager
 def replaying(
-    layer: nn.Module, rules: Rules, recorded: Recorded, rows: int, traces: list[Trace] | None = None
+    layer: nn.Module,
+    rules: Rules,
+    recorded: Recorded,
+    rows: int,
+    traces: list[Trace] | None = None,
+    tolerance: float = 0.0,
+    dropped: list[Tensor] | None = None,
 ) -> Iterator[None]:
     """While ``layer`` runs again with autograd, on float32 or wider hidden states.
 
     The residual stream stays that wide, and so does the relevance gradient on it; the layer's branches compute in the
     dtype of its weights, or of its norms where the weights have none. Tokens keep the experts of the first run, in
     which scores rounded otherwise. Where the MLP's output is only added to the residual stream, it is left out: it
-    comes back as NaN. ``traces`` is for `ops.attention`.
+    comes back as NaN. ``traces``, ``tolerance`` and ``dropped`` are for `ops.attention`.
     """
     remaining = iter(recorded.attention)
     # A hook on the layer may read its output.
     unread = handler_of(layer) is handlers.pre_norm_decoder_layer and not is_watched(layer)
 
+    bounded = {"traces": traces, "tolerance": tolerance, "dropped": dropped}
+
     def attend(query, key, value, **given):
-        return ops.attention(query, key, value, **given, kept=next(remaining), traces=traces)
+        return ops.attention(query, key, value, **given, kept=next(remaining), **bounded)
 
     overlays = _attend(layer, attend)
     for router, chosen in zip(_handled(layer, *experts.ROUTERS), recorded.experts, strict=True):

@@ -7,6 +7,7 @@ gradients go back once, one at a time: ``create_graph=True`` and ``is_grads_batc
 
 from .activation import activation
 from .attention import Kept, Trace, attention, attention_forward
+from .bounded import read_tolerance
 from .edges import attention_edges, crossing
 from .gated_mlp import gated_mlp
 from .identity import identity, share
@@ -34,6 +35,7 @@ __all__ = [
     "linear_jvp",
     "linear_unread",
     "node_relevance",
+    "read_tolerance",
     "rms_norm",
     "rms_norm_jvp",
     "share",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..rules import Rules, as_rules
-from . import attention_flash, attention_tiled, attention_vendor
+from . import attention_bounded, attention_flash, attention_tiled, attention_vendor, bounded
 from .backend import fused, kernels, preferred, table
 from .once import once
 from .rows import active_rows
@@ -46,6 +46,15 @@ class Trace(NamedTuple):
     g_value: Tensor
     reach: Reach
     rules: Rules
+    tiles: Tensor | None  # bool, those that were not left out, as who computed the pass divides heads, queries and keys
+
+
+class _Back(NamedTuple):
+    """What comes of a backward pass."""
+
+    grads: tuple[Tensor | None, Tensor | None, Tensor]  # of query, key (None where they are constants) and value
+    tiles: Tensor | None = None  # as in `Trace`; None: all
+    dropped: list[float] | None = None  # one a row of the batch; None: nothing
 
 
 def attention(
@@ -63,6 +72,8 @@ def attention(
     impl: str = "auto",
     kept: Kept | None = None,
     traces: list[Trace] | None = None,
+    tolerance: float = 0.0,
+    dropped: list[Tensor] | None = None,
 ) -> Tensor:
     """Attention whose backward pass hands relevance gradients to query, key and value.
 
@@ -87,6 +98,10 @@ def attention(
             ``torch.use_deterministic_algorithms(True)``, "auto" goes back by the kernels, whose bits repeat.
         kept: what `attention_forward` returned for the same arguments; then the forward pass is not computed again.
         traces: every backward pass appends what it used and handed back, for `attention_edges`. One unpadded prompt.
+        tolerance: above 0, the backward pass is bounded: of each prompt, it leaves out the tiles of queries and keys of
+            least mass, as many as hold no more than this share of all mass (`ops.bounded` says what that is). Where
+            that would cost more than it saves, nothing is left out. 0 is the exact pass.
+        dropped: every backward pass appends the share of the mass that was left out, (B,) float64 on the CPU.
 
     Returns:
         (B, H, T, D) in the dtype of the three.
@@ -98,8 +113,11 @@ def attention(
     reach = _read(query, key, value, scale, causal, window, bounds, softcap, sinks)
     if traces is not None and (query.shape[0] != 1 or bounds is not None):
         raise ValueError("edges are those of one prompt without padding: run each prompt by itself")
+    tolerance = bounded.read_tolerance(tolerance)
+    if tolerance and impl == "vendor":
+        raise ValueError("PyTorch's FlashAttention leaves nothing out: with a tolerance, use impl='auto'")
     given = (query, key, value, sinks, bounds, reach, as_rules(rule))
-    return _Attention.apply(*given, _paths(*given, impl), kept, traces)
+    return _Attention.apply(*given, _paths(*given, impl), kept, traces, tolerance, dropped)
 
 
 def attention_forward(
@@ -179,10 +197,11 @@ def _check(query, key, value, window, bounds, softcap, sinks):
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, sinks, bounds, reach, rules, paths, kept, traces):
+    def forward(ctx, query, key, value, sinks, bounds, reach, rules, paths, kept, traces, tolerance, dropped):
         if kept is None:
             kept = _forward(query, key, value, sinks, bounds, reach, rules, paths.forward)
-        ctx.reach, ctx.rules, ctx.paths, ctx.traces = reach, rules, paths, traces
+        ctx.reach, ctx.rules, ctx.paths = reach, rules, paths
+        ctx.traces, ctx.tolerance, ctx.dropped = traces, tolerance, dropped
         ctx.save_for_backward(query, key, value, *kept, bounds)
         return kept.out.view_as(kept.out)
 
@@ -191,13 +210,16 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, g):
         *saved, bounds = ctx.saved_tensors
         path = ctx.paths.backward
-        if path == "vendor" and not ctx.paths.settled and not attention_vendor.is_better(g):
+        if path == "vendor" and (ctx.tolerance or not (ctx.paths.settled or attention_vendor.is_better(g))):
             path = "triton"
-        grads = _BACKWARDS[path](g, *saved, bounds, ctx.reach, ctx.rules)
+        back = _BACKWARDS[path](g, *saved, bounds, ctx.reach, ctx.rules, ctx.tolerance)
+        if ctx.dropped is not None:
+            ctx.dropped.append(torch.tensor(back.dropped or [0.0] * len(g), dtype=torch.float64, device="cpu"))
         if ctx.traces is not None:
             query, key, value, *kept = [None if t is None else t.detach() for t in saved]
-            ctx.traces.append(Trace(g, query, key, value, Kept(*kept), *grads[1:], ctx.reach, ctx.rules))
-        return *grads, None, None, None, None, None, None, None
+            trace = (g, query, key, value, Kept(*kept), *back.grads[1:], ctx.reach, ctx.rules, back.tiles)
+            ctx.traces.append(Trace(*trace))
+        return *back.grads, *[None] * 9
 
 
 def _forward(query, key, value, sinks, bounds, reach, rules, path) -> Kept:
@@ -209,28 +231,31 @@ def _forward(query, key, value, sinks, bounds, reach, rules, path) -> Kept:
     return Kept(*kernels("attention").forward(query, key, value, **reach._asdict(), **given, table=table(query)))
 
 
-def _fused_backward(g, query, key, value, out, lse, size, bounds, reach, rules):
-    return kernels("attention").backward(
-        g,
-        query,
-        key,
-        value,
-        out,
-        lse,
-        size,
-        **reach._asdict(),
-        bounds=bounds,
-        value_share=rules.treatment.value,
-        score_share=rules.treatment.score,
-        ratio=rules.treatment.ratio,
-        epsilon=rules.attention_epsilon,
-        gamma=rules.attention_gamma,
-        table=table(query),
-    )
+def _fused_backward(g, query, key, value, out, lse, size, bounds, reach, rules, tolerance) -> _Back:
+    shared = reach._asdict() | {"bounds": bounds, "table": table(query)}
+    shared |= {"epsilon": rules.attention_epsilon, "gamma": rules.attention_gamma}
+    saved = (g, query, key, value, out, lse, size)
+    tiles, dropped = _fused_tiles(saved, shared, tolerance, rules) if tolerance else (None, None)
+    treatment = rules.treatment
+    shares = {"value_share": treatment.value, "score_share": treatment.score, "ratio": treatment.ratio}
+    return _Back(kernels("attention").backward(*saved, **shared, **shares, kept=tiles), tiles, dropped)
 
 
-def _vendor_backward(g, query, key, value, out, lse, size, bounds, reach, rules):
-    return attention_vendor.backward(g, query, key, value, out, lse, reach, rules)
+def _fused_tiles(saved, shared: dict, tolerance: float, rules: Rules) -> tuple[Tensor | None, list[float] | None]:
+    """The tiles that the kernels visit, and the share of the mass on the others; None where all of them are."""
+    most = bounded.worth(rules.treatment.score != 0)
+    look = kernels("attention").tile_masses(*saved, **shared, first=bounded.SAMPLED // 2, step=bounded.SAMPLED)
+    rows = [bounded.kept_share(one, tolerance) <= most for one in look]
+    if not any(rows):
+        return None, None
+    masses = kernels("attention").tile_masses(*saved, **shared)
+    chosen = [bounded.choose(one, tolerance) if worth else None for one, worth in zip(masses, rows, strict=True)]
+    tiles = torch.stack([(m >= 0) if one is None else one.kept for m, one in zip(masses, chosen, strict=True)])
+    return tiles, [0.0 if one is None else one.dropped for one in chosen]
+
+
+def _vendor_backward(g, query, key, value, out, lse, size, bounds, reach, rules, tolerance) -> _Back:
+    return _Back(attention_vendor.backward(g, query, key, value, out, lse, reach, rules))
 
 
 def _torch_forward(query, key, value, sinks, bounds, reach, rules) -> Kept:
@@ -253,18 +278,24 @@ def _torch_forward(query, key, value, sinks, bounds, reach, rules) -> Kept:
     return Kept(out, lse, size)
 
 
-def _torch_backward(g, query, key, value, out, lse, size, bounds, reach, rules):
+def _torch_backward(g, query, key, value, out, lse, size, bounds, reach, rules, tolerance) -> _Back:
+    spans = _spans(bounds, key.shape[2])
+    if tolerance and bounds is None and len(g) > 1:  # each prompt chooses its own tiles
+        spans = [(slice(b, b + 1), slice(None)) for b in range(len(g))]
+    elif bounds is None:
+        return _span_backward(g, query, key, value, out, lse, size, reach, rules, tolerance)
     explained = (query, key, value) if rules.treatment.score else (None, None, value)
-    grads = [torch.zeros_like(t) if bounds is not None and t is not None else None for t in explained]
-    for rows, real in _spans(bounds, key.shape[2]):
+    grads = tuple(torch.zeros_like(t) if t is not None else None for t in explained)
+    dropped = [0.0] * len(g)
+    for rows, real in spans:
         part = [None if t is None else t[rows, :, real] for t in (g, query, key, value, out, lse, size)]
-        found = _span_backward(*part, reach, rules)
-        if bounds is None:
-            return found
-        for whole, piece in zip(grads, found, strict=True):
+        back = _span_backward(*part, reach, rules, tolerance)
+        if back.dropped:
+            dropped[rows] = back.dropped
+        for whole, piece in zip(grads, back.grads, strict=True):
             if piece is not None:
                 whole[rows, :, real] = piece
-    return grads
+    return _Back(grads, None, dropped)
 
 
 _BACKWARDS = {"vendor": _vendor_backward, "triton": _fused_backward, "torch": _torch_backward}
@@ -287,25 +318,26 @@ def _span_forward(query, key, value, sinks, reach):
     return (out * torch.exp(lse - with_sinks).unsqueeze(-1)).to(out.dtype), with_sinks
 
 
-def _span_backward(g, query, key, value, out, lse, size, reach, rules):
-    """Relevance gradients of query, key (None where they are constants) and value."""
+def _span_backward(g, query, key, value, out, lse, size, reach, rules, tolerance) -> _Back:
     treatment, gamma = rules.treatment, rules.attention_gamma
     rows = active_rows(g[0].transpose(0, 1)) if g.shape[0] == 1 else None
     g, out, wide = at_values(g, out, value, size, rules)
-    plain = not gamma and rows is None and treatment.score and attention_flash.serves(query, reach)
-    if plain:
-        dq, dk, dv = attention_flash.backward(g, query, key, value, out, lse, reach)
+    given, how = (g, query, key, wide, out, lse, reach), {"scores": treatment.score != 0, "ratio": treatment.ratio}
+    less = None
+    if tolerance and rows is None:
+        less = attention_bounded.backward(*given, tolerance=tolerance, **how)
+    if less is not None:
+        dq, dk, dv, tiles, dropped = less
+    elif not gamma and rows is None and treatment.score and attention_flash.serves(query, reach):
+        dq, dk, dv = attention_flash.backward(*given)
     else:
-        dq, dk, dv = attention_tiled.backward(
-            g, query, key, wide, out, lse, reach, rows=rows, scores=treatment.score != 0, ratio=treatment.ratio
-        )
+        dq, dk, dv = attention_tiled.backward(*given, rows=rows, **how)
     if gamma:
         plus, same = dv.chunk(2, -1)
         dv = plus + value.sign() * same
     dv.mul_(treatment.value)
-    if not treatment.score:
-        return None, None, dv
-    return dq.mul_(treatment.score), dk.mul_(treatment.score), dv
+    grads = (dq.mul_(treatment.score), dk.mul_(treatment.score), dv) if treatment.score else (None, None, dv)
+    return _Back(grads) if less is None else _Back(grads, tiles, [dropped])
 
 
 def at_values(g, out, value, size, rules):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .attention import Trace, at_values
+from .attention_bounded import TILE, blocked, visits
 from .attention_tiled import capped, hide, reached, side_by_side, tiles
 from .backend import fused, kernels, table
 from .select import Selected, Tile, by_mass, by_row, listed
@@ -44,7 +45,7 @@ def attention_edges(
     """The strongest edges of one attention, chosen exactly; nothing of size T x S is ever held.
 
     Args:
-        trace: what `attention` appended to its ``traces``.
+        trace: what `attention` appended to its ``traces``. Of a bounded backward pass, what it left out has no edges.
         rows: (R,) int64, ascending, the queries to compute.
         key_part, value_part: (1, H_kv, S, D), what the layer's input contributes to keys and values under the rule;
             None where that is key and value themselves (no biases, no stabilised linear maps).
@@ -64,7 +65,8 @@ def attention_edges(
             return listed(*kernels("edges").strongest(given, rows, topk, table(trace.query)))
         computed, room = partial(_fused_tiles, trace, given), 0
     else:
-        computed, room = partial(edge_tiles, trace, key_part=key_part, value_part=value_part), HELD
+        tiles = edge_tiles if trace.tiles is None else bounded_tiles
+        computed, room = partial(tiles, trace, key_part=key_part, value_part=value_part), HELD
     return by_row(computed(rows), topk) if mass is None else by_mass(computed, rows, mass, own, room, impl)
 
 
@@ -92,6 +94,7 @@ def _prepared(trace: Trace, key_part: Tensor | None, value_part: Tensor | None):
         ratio=trace.rules.treatment.ratio,
         epsilon=trace.rules.attention_epsilon,
         gamma=trace.rules.attention_gamma,
+        kept=trace.tiles,
     )
 
 
@@ -138,3 +141,44 @@ def edge_tiles(
             edges.addcmul_(d_s, through, value=treatment.score / treatment.value)
         edges = edges.mul_(p).view(-1, len(position), p.shape[-1]).sum(0)
         yield position, keys, edges.mul_(treatment.value)
+
+
+def bounded_tiles(
+    trace: Trace, rows: Tensor, key_part: Tensor | None = None, value_part: Tensor | None = None
+) -> Iterator[Tile]:
+    """As `edge_tiles`, of a bounded backward pass: from the tiles of queries and keys that it did not leave out."""
+    query, reach, treatment = trace.query, trace.reach, trace.rules.treatment
+    g, out, value = at_values(trace.g, trace.kept.out, trace.value, trace.kept.size, trace.rules)
+    if value_part is not None and trace.rules.attention_gamma:
+        value_part = torch.cat([value_part, trace.value.sign() * value_part], -1)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    q, k, u, v = (blocked(t, wide) for t in (query.to(wide) * reach.scale, trace.key, g, value))
+    k_part, v_part = (None if t is None else blocked(t, wide) for t in (key_part, value_part))
+    lse = blocked(trace.kept.lse.unsqueeze(-1), wide, torch.inf)
+    passed = blocked((g.to(wide) * out.to(wide)).sum(-1, keepdim=True), wide)
+    keys, columns = trace.key.shape[2], trace.tiles.shape[2]
+    for row, wanted in enumerate(torch.bincount(rows // TILE, minlength=trace.tiles.shape[1]).tolist()):
+        if not wanted:
+            continue
+        edges = torch.zeros(columns, TILE, TILE, dtype=wide)  # by tile of keys
+        for a, b, hidden in visits(trace.tiles[:, row : row + 1], query, trace.key, reach, row):
+            q_a, k_b, u_a = q.index_select(0, a), k.index_select(0, b), u.index_select(0, a)
+            raw = torch.bmm(q_a, k_b.mT)
+            scores, factor = capped(raw, reach, treatment.ratio if treatment.score else None)
+            p = (scores - lse.index_select(0, a)).exp_()
+            if hidden is not None:
+                p.masked_fill_(hidden, 0)
+            d_p = torch.bmm(u_a, v.index_select(0, b).mT)
+            found = d_p if v_part is None else torch.bmm(u_a, v_part.index_select(0, b).mT)
+            if treatment.score:
+                d_s = d_p - passed.index_select(0, a)
+                if factor is not None:
+                    d_s.mul_(factor)
+                through = raw if k_part is None else torch.bmm(q_a, k_part.index_select(0, b).mT)
+                found.addcmul_(d_s, through, value=treatment.score / treatment.value)
+            edges.index_add_(0, b % columns, found.mul_(p))
+        of_these = rows[rows // TILE == row]
+        position = of_these + (keys - query.shape[2])
+        read = reached(int(position[0]), int(position[-1]), keys, reach)
+        edges = edges.transpose(0, 1).flatten(1)[of_these - row * TILE, read]
+        yield position, read, edges.mul_(treatment.value)

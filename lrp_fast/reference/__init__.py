@@ -5,7 +5,7 @@ inputs; relevance is always ``x * g``. Slow on purpose (contributions are formed
 """
 
 from .activation import activation, activation_backward
-from .attention import attention, attention_backward, visible
+from .attention import attention, attention_backward, attention_mass, visible
 from .edges import attention_edges
 from .gated_mlp import gated_mlp, gated_mlp_backward
 from .linear import epsilon_factor, linear, linear_backward
@@ -17,6 +17,7 @@ __all__ = [
     "attention",
     "attention_backward",
     "attention_edges",
+    "attention_mass",
     "epsilon_factor",
     "gated_mlp",
     "gated_mlp_backward",

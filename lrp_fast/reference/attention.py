@@ -70,11 +70,13 @@ def attention_backward(
     sinks: Tensor | None = None,
     epsilon: float = 0.0,
     gamma: float = 0.0,
+    kept: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Relevance gradients of (query, key, value) from that of the output, ``g`` (B, H, T, D_v).
 
     attnlrp halves the relevance at P V and again at Q K^T; cp holds P constant, so value gets all; gradient is the
-    plain gradient. epsilon and gamma act on P V, whose contributions are c = P_ti V_id.
+    plain gradient. epsilon and gamma act on P V, whose contributions are c = P_ti V_id. ``kept`` (B, H, T, S) bool:
+    through which weights anything is handed back, of a bounded backward pass; None: all.
     """
     share_v, share_p, share_qk = {"attnlrp": (0.5, 0.5, 0.5), "cp": (1, 0, 0), "gradient": (1, 1, 1)}[rule]
     groups = query.shape[1] // key.shape[1]
@@ -84,16 +86,16 @@ def attention_backward(
     if gamma == 0:
         s = g * epsilon_factor(out, epsilon)
         g_weights = s @ v.transpose(-1, -2)
-        g_value = weights.transpose(-1, -2) @ s
+        g_value = _through(weights, kept).transpose(-1, -2) @ s
     else:
         sigma = sign(out).unsqueeze(-2)  # (B, H, T, 1, D_v)
-        kept = same_sign(v.unsqueeze(2), sigma)  # P >= 0: a contribution has the sign of V; (B, H, T, S, D_v)
+        same = same_sign(v.unsqueeze(2), sigma)  # P >= 0: a contribution has the sign of V; (B, H, T, S, D_v)
         c = weights.unsqueeze(-1) * v.unsqueeze(2)
-        s = quotient(g * out, out + gamma * (c * kept).sum(-2) + epsilon * sigma.squeeze(-2)).unsqueeze(-2)
-        g_weights = (s * v.unsqueeze(2) * (1 + gamma * kept)).sum(-1)
-        g_value = (s * weights.unsqueeze(-1) * (1 + gamma * kept)).sum(-3)
+        s = quotient(g * out, out + gamma * (c * same).sum(-2) + epsilon * sigma.squeeze(-2)).unsqueeze(-2)
+        g_weights = (s * v.unsqueeze(2) * (1 + gamma * same)).sum(-1)
+        g_value = (s * _through(weights, kept).unsqueeze(-1) * (1 + gamma * same)).sum(-3)
     g_weights = share_p * g_weights
-    g_scores = weights * (g_weights - (weights * g_weights).sum(-1, keepdim=True))
+    g_scores = _through(weights, kept) * (g_weights - (weights * g_weights).sum(-1, keepdim=True))
     if softcap is not None:
         capped = torch.tanh(raw / softcap)
         by_ratio = torch.where(raw == 0, 1.0, capped * softcap / torch.where(raw == 0, 1.0, raw))
@@ -106,3 +108,35 @@ def attention_backward(
         return x.unflatten(1, (-1, groups)).sum(2)
 
     return g_query, per_kv_head(g_key), per_kv_head(share_v * g_value)
+
+
+def _through(weights: Tensor, kept: Tensor | None) -> Tensor:
+    return weights if kept is None else weights * kept
+
+
+def attention_mass(
+    g,
+    query,
+    key,
+    value,
+    mask,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    epsilon: float = 0.0,
+    gamma: float = 0.0,
+) -> Tensor:
+    """(B, H, T, S): |u_i| P_ij, what query i can hand back to key j at most; a tile's mass is its sum.
+
+    u is the relevance gradient at the head's output behind the stabilisers. With gamma it has two parts, one that meets
+    V and one that meets |V|, (1 + gamma / 2) s and (gamma / 2) sigma s.
+    """
+    weights, _ = _weights(query, key, mask, scale, softcap, sinks)
+    v = value.repeat_interleave(query.shape[1] // value.shape[1], 1)
+    out = weights @ v
+    signed = sign(out)
+    size = signed * out + gamma / 2 * (signed * out + weights @ v.abs())
+    s = quotient(g * out, signed * (size + epsilon)) if epsilon or gamma else g
+    parts = torch.cat([(1 + gamma / 2) * s, gamma / 2 * s], -1)
+    return torch.linalg.vector_norm(parts, dim=-1, keepdim=True) * weights

@@ -407,6 +407,7 @@ function drawHead() {
   else at("question").textContent = "A graph that does not say what was explained";
   drawFacts([
     ["Model", data.model], ["Rule", data.rule], ["Tokens", `${count(N)}, ${count(C)} of them here`], ["Layers", count(L)],
+    ...(data.bounded ? [["Backward pass", data.bounded]] : []),
     ["Nodes", count(V) + (E < data.num_edges ? " here" : "")], ["Edges", count(data.num_edges)], ["Sum of |weight|", number(data.mass).replace("+", "")],
   ]);
   const [gone, less] = data.dropped;

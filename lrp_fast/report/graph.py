@@ -95,7 +95,7 @@ def head(graph: Graph) -> list[str]:
     found = about(graph)
     if found is None:
         return [f"A graph that does not say what was explained, {size(graph.num_layers, graph.num_tokens)}"]
-    return headline(*found, graph.num_layers, graph.num_tokens)
+    return headline(found, graph.num_layers, graph.num_tokens)
 
 
 def _figure(name: str, value: float) -> str:

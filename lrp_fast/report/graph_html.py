@@ -55,4 +55,4 @@ def _page_data(graph: Graph) -> dict:
 def _about(graph: Graph) -> dict:
     """What was explained, by which rule; without it for a graph that does not say."""
     found = about(graph)
-    return {"explained": None, "model": "", "rule": ""} if found is None else page_head(found)
+    return {"explained": None, "model": "", "rule": "", "bounded": ""} if found is None else page_head(found)

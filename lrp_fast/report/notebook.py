@@ -56,7 +56,7 @@ def attribution(result: Attribution) -> str:
     if before < num_tokens - 1:
         spans.append(_left_out(num_tokens - 1 - before))
 
-    head = headline(result.explained, result.value, result.rules, result.model, len(result.layers) - 1, num_tokens)
+    head = headline(result, len(result.layers) - 1, num_tokens)
     between = " " if result.tokens is None else ""
     scroll = f"{_MONO};white-space:pre-wrap;max-height:30em;overflow:auto;margin:.5em 0;padding:.3em 0"
     return _box(

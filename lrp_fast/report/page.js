@@ -73,6 +73,7 @@ function drawHead() {
   let sum = 0, sinks = 0;
   for (let i = 0; i < N; i++) { sum += relevance[i]; if (special[i]) sinks += relevance[i]; }
   const facts = [["Model", data.model], ["Rule", data.rule], ["Tokens", count(N)], ["Layers", count(L)]];
+  if (data.bounded) facts.push(["Backward pass", data.bounded]);
   const ofIt = data.special.length ? `, of it ${number(sinks)} in ${count(data.special.length)} special` : "";
   const kept = data.rule.startsWith("cp") ? "" : "; this rule does not conserve it";
   facts.push(["Sum over input tokens", number(sum) + ofIt + kept]);

@@ -30,6 +30,8 @@ def as_json(result: Attribution) -> dict:
         "model": result.model,
         "rules": asdict(result.rules),
         "explained": without_infinity(asdict(result.explained)),
+        "tolerance": result.tolerance,
+        "dropped": result.dropped.tolist(),
         "num_layers": num_nodes - 1,
         "num_tokens": num_tokens,
         "tokens": [
@@ -46,6 +48,7 @@ def page_head(told) -> dict:
         "explained": without_infinity(asdict(told.explained)),
         "contrast_words": contrast_words(told.explained),
         "rule": rule_words(told.rules),
+        "bounded": bounded_words(told),
         "model": told.model,
     }
 
@@ -78,3 +81,18 @@ def rule_words(rules: Rules) -> str:
     """The rule's name and the stabilisers that are switched on, e.g. ``attnlrp, epsilon 1e-06``."""
     stabilisers = {name.replace("_", " "): value for name, value in asdict(rules).items() if name != "name"}
     return ", ".join([rules.name, *(f"{name} {value:g}" for name, value in stabilisers.items() if value)])
+
+
+def bounded_words(told) -> str:
+    """What a bounded backward pass left out, of an `Attribution` or of a graph's `About`; "" for an exact pass."""
+    if not told.tolerance:
+        return ""
+    shares = [float(share) for share in told.dropped]
+    most = max(range(len(shares)), key=shares.__getitem__, default=None)
+    if most is None or not shares[most]:
+        return f"tolerance {told.tolerance:g}, nothing left out"
+    mean = sum(shares) / len(shares)
+    return (
+        f"tolerance {told.tolerance:g}, {100 * mean:.2g} % of the attention's mass left out, "
+        f"at most {100 * shares[most]:.2g} % (layer {most})"
+    )

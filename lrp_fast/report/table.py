@@ -8,9 +8,8 @@ import numpy as np
 
 from .._native import topk_magnitude
 from ..attribution import Attribution
-from ..rules import Rules
 from ..targets import Explained, Term, Token
-from .record import contrast_words, finite, rule_words
+from .record import bounded_words, contrast_words, finite, rule_words
 
 _BAR = 10  # signs in the longest bar
 _TOKEN = 28  # columns of a token, quotes included
@@ -30,7 +29,7 @@ def table(result: Attribution, top: int = 10) -> str:
     relevance = finite(result.layers)[0].double().numpy()  # (N,)
     special = np.zeros(len(relevance), bool) if result.special is None else np.array(result.special, bool)
     num_nodes, num_tokens = result.layers.shape
-    lines = [*headline(result.explained, result.value, result.rules, result.model, num_nodes - 1, num_tokens), ""]
+    lines = [*headline(result, num_nodes - 1, num_tokens), ""]
 
     ordinary = _strongest(relevance, np.flatnonzero(~special), top)
     total = float(np.abs(relevance[~special]).sum())
@@ -56,8 +55,9 @@ def best_table(explained: Explained) -> str:
     return "\n".join(lines)
 
 
-def headline(explained: Explained, value: float, rules: Rules, model: str, layers: int, tokens: int) -> list[str]:
-    """What was explained, of which model, by which rule."""
+def headline(told, layers: int, tokens: int) -> list[str]:
+    """What was explained, of which model, by which rule, by an `Attribution` or a graph's `About`."""
+    explained, value = told.explained, told.value
     terms = explained.terms
     what = "logit" if explained.kind == "logit" else "logit difference"
     if len(terms) == 1:
@@ -70,8 +70,10 @@ def headline(explained: Explained, value: float, rules: Rules, model: str, layer
             lines.append(f"  after {term.position}: {_against(explained, term)}  {_sum(own, term)}")
         if len(terms) > _TERMS:
             lines.append(f"  and {len(terms) - _TERMS} more")
-    about = [_printable(model), f"rule {rule_words(rules)}", size(layers, tokens)]
+    about = [_printable(told.model), f"rule {rule_words(told.rules)}", size(layers, tokens)]
     lines.append(", ".join(part for part in about if part))
+    if bounded := bounded_words(told):
+        lines.append(bounded)
     if explained.note:
         lines.append(f"note: {_printable(explained.note)}")
     return lines
