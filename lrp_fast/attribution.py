@@ -144,7 +144,7 @@ def attribute(
     asked = question.read(model, input_ids, target, contrast, position, rule, tokenizer)
     ids, rules = asked.ids, asked.rules
     counts = {"positions": len(asked.positions), "targets": len(asked.requests)}
-    planned = plan(model, len(ids), rule=rules, memory=memory, graph=graph, **counts)
+    planned = plan(model, len(ids), rule=rules, memory=memory, graph=graph, tolerance=tolerance, **counts)
     found: list[tuple[float, Explained]] = []
     transitions: list[list] = [[] for _ in asked.requests]
 

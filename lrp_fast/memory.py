@@ -26,6 +26,7 @@ from .hf import (
     vocabulary_size,
     weight_bytes,
 )
+from .ops import read_tolerance
 from .ops.edges import HELD
 from .rules import Rules, as_rules
 
@@ -126,6 +127,7 @@ def plan(
     targets: int = 1,
     graph: GraphSpec | None = None,
     device: str = "cuda",
+    tolerance: float = 0.0,
 ) -> Plan:
     """What `lrp_fast.attribute` would do with ``n_tokens`` tokens, reckoned from the sizes of the model's modules.
 
@@ -136,6 +138,8 @@ def plan(
         positions: how many positions' logits are explained. targets: how many at once.
         graph: as in `lrp_fast.attribute`. What a share of the mass comes to is known only afterwards: with
             ``GraphSpec(mass=...)`` the kept edges, 8 bytes each, are not counted.
+        tolerance: as in `lrp_fast.attribute`. What it saves is known only afterwards: the operations are those of the
+            exact pass.
         device: for a model on the "meta" device, "cuda" or "cpu", where it would be. On "cuda", budgets that are not
             given are boundless: it may be another machine's.
 
@@ -170,6 +174,7 @@ def plan(
         graph.check(len(sizes))
     dtype = model.get_input_embeddings().weight.dtype  # a vision tower beside it may have another
     context = _Context(n_tokens, positions, targets, vocabulary_size(model), dtype, as_rules(rule), graph)
+    context = context._replace(bounded=read_tolerance(tolerance) > 0)
     devices = dict.fromkeys([*(size.device for size in sizes), _HOST])
     budgets = {device: _budget(device, memory, elsewhere) for device in devices}
     edges = _edges(len(sizes), context)
@@ -225,6 +230,7 @@ class _Context(NamedTuple):
     dtype: torch.dtype
     rules: Rules
     graph: GraphSpec | None
+    bounded: bool = False
 
     @property
     def wide(self) -> int:
@@ -362,6 +368,7 @@ def _work_replayed(size: LayerSize, context: _Context, rows: int) -> int:
         attention += 12 * 1024 * (size.window + 1536)
     mlp = context.tokens * (w * (4 * h + targets) + b * 2 * (q + k))
     mlp += (context.tokens if size.whole else min(rows, context.tokens)) * b * inside * size.mlp
+    attention += _choosing(size, context)
     traces, selecting = _work_on_edges(size, context)
     return int(_heap_loss(size, context) * max(attention + traces, mlp, selecting)) + size.loaded + size.unpacked
 
@@ -373,8 +380,18 @@ def _work_with_graph(size: LayerSize, context: _Context) -> int:
     traces, selecting = _work_on_edges(size, context)
     selecting -= 2 * _graph(size, context)  # gone by then: the last layer has few edges to choose from
     work = context.tokens * context.dtype.itemsize
-    attention = work * attention + context.tokens * _flash_attention(size, context)
+    attention = work * attention + context.tokens * _flash_attention(size, context) + _choosing(size, context)
     return int(_heap_loss(size, context) * max(attention + traces, work * mlp, selecting)) + size.unpacked
+
+
+def _choosing(size: LayerSize, context: _Context) -> int:
+    """What a bounded backward pass takes beside the exact one: the masses of tiles, of which half are there, as they are
+    sorted; on the host, too, all that meets in its products in blocks of its own."""
+    if not context.bounded:
+        return 0
+    tiles = size.heads * math.ceil(context.tokens / 64) ** 2
+    blocks = context.tokens * context.wide * (3 * size.query + 4 * size.key) if size.device == _HOST else 0
+    return tiles * (2 * context.wide + 28) + blocks
 
 
 def _flash_attention(size: LayerSize, context: _Context) -> int:
