@@ -385,8 +385,8 @@ def _work_with_graph(size: LayerSize, context: _Context) -> int:
 
 
 def _choosing(size: LayerSize, context: _Context) -> int:
-    """What a bounded backward pass takes beside the exact one: the masses of tiles, of which half are there, as they are
-    sorted; on the host, too, all that meets in its products in blocks of its own."""
+    """What a bounded backward pass takes beside the exact one: the masses of tiles, of which half are there, as they
+    are sorted; on the host, too, all that meets in its products, in blocks of its own."""
     if not context.bounded:
         return 0
     tiles = size.heads * math.ceil(context.tokens / 64) ** 2

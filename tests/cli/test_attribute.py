@@ -52,9 +52,18 @@ def test_prompt_files_and_rules(run, tmp_path):
     assert not torch.equal(values["attnlrp"], values["cp"]) and not torch.equal(values["cp"], values["gradient"])
 
 
+def test_a_tolerance(run, tmp_path):
+    status, out, _ = run(*PROMPT, "--tolerance", "0.01")
+    assert status == 0
+    assert "tolerance 0.01, nothing left out" in out  # so short a prompt is one tile
+    assert lrp_fast.load(tmp_path / "attribution.safetensors").tolerance == 0.01
+    assert json.loads((tmp_path / "attribution.json").read_text())["tolerance"] == 0.01
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        ([*PROMPT, "--tolerance", "1"], "tolerance must be at least 0 and below 1"),
         ([], "one of the arguments --prompt --prompt-file is required"),
         (["--prompt", ""], "input_ids is empty"),
         (["--prompt-file", "absent.txt"], "cannot read the prompt: .*absent.txt"),
