@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .attention import Trace, at_values
 from .attention_bounded import TILE, blocked, visits
-from .attention_tiled import capped, hide, reached, side_by_side, tiles
+from .attention_tiled import capped, hide, reached, tiles
 from .backend import fused, kernels, table
 from .select import Selected, Tile, by_mass, by_row, listed
 
@@ -116,69 +117,93 @@ def edge_tiles(
     trace: Trace, rows: Tensor, key_part: Tensor | None = None, value_part: Tensor | None = None
 ) -> Iterator[Tile]:
     """Yield positions of some queries (R,), the keys that they reach, and edges (R, S) between: float32 or wider."""
-    query, reach, treatment = trace.query, trace.reach, trace.rules.treatment
-    g, out, value = at_values(trace.g, trace.kept.out, trace.value, trace.kept.size, trace.rules)
-    if value_part is not None and trace.rules.attention_gamma:
-        value_part = torch.cat([value_part, trace.value.sign() * value_part], -1)
-    wide = torch.promote_types(query.dtype, torch.float32)
-    key, value, key_part, value_part = (
-        None if t is None else t.to(wide).transpose(-1, -2) for t in (trace.key, value, key_part, value_part)
-    )
+    query, reach = trace.query, trace.reach
+    given = _Given.of(trace, key_part, value_part)
     for tile, keys, position in tiles(query, trace.key, reach, rows):
-        q, u = (side_by_side(t[:, :, tile].to(wide), trace.key) for t in (query, g))
-        raw = (q * reach.scale) @ key[..., keys]
-        scores, factor = capped(raw, reach, treatment.ratio if treatment.score else None)
-        lse = side_by_side(trace.kept.lse[:, :, tile].unsqueeze(-1), trace.key)
-        p = hide(scores - lse, position, keys, reach).exp_()
-        d_p = u @ value[..., keys]
-        edges = d_p if value_part is None else u @ value_part[..., keys]
-        if treatment.score:
-            passed = (g[:, :, tile].to(wide) * out[:, :, tile]).sum(-1, keepdim=True)
-            d_s = d_p - side_by_side(passed, trace.key)
-            if factor is not None:
-                d_s.mul_(factor)
-            through = raw if key_part is None else (q * reach.scale) @ key_part[..., keys]
-            edges.addcmul_(d_s, through, value=treatment.score / treatment.value)
-        edges = edges.mul_(p).view(-1, len(position), p.shape[-1]).sum(0)
-        yield position, keys, edges.mul_(treatment.value)
+        edges, hidden = None, partial(_hide, position=position, keys=keys, reach=reach)
+        # The queries of one head of keys at a time: what is at work stays in the cache.
+        for one in range(trace.key.shape[1]):
+            own = slice(one * query.shape[1] // trace.key.shape[1], (one + 1) * query.shape[1] // trace.key.shape[1])
+            q, u, lse, passed = (t[own, tile].flatten(0, 1) for t in (given.q, given.u, given.lse, given.passed))
+            k, v, k_part, v_part = (None if t is None else t[one, keys] for t in given[4:])
+            raw, d_p = q @ k.T, u @ v.T
+            through = None if k_part is None else q @ k_part.T
+            direct = None if v_part is None else u @ v_part.T
+            part = _passed_on(trace, raw, d_p, lse, passed, through, direct, hidden).view(-1, len(position), len(k))
+            edges = part.sum(0) if edges is None else edges.add_(part.sum(0))
+        yield position, keys, edges.mul_(trace.rules.treatment.value)
 
 
 def bounded_tiles(
     trace: Trace, rows: Tensor, key_part: Tensor | None = None, value_part: Tensor | None = None
 ) -> Iterator[Tile]:
     """As `edge_tiles`, of a bounded backward pass: from the tiles of queries and keys that it did not leave out."""
-    query, reach, treatment = trace.query, trace.reach, trace.rules.treatment
-    g, out, value = at_values(trace.g, trace.kept.out, trace.value, trace.kept.size, trace.rules)
-    if value_part is not None and trace.rules.attention_gamma:
-        value_part = torch.cat([value_part, trace.value.sign() * value_part], -1)
-    wide = torch.promote_types(query.dtype, torch.float32)
-    q, k, u, v = (blocked(t, wide) for t in (query.to(wide) * reach.scale, trace.key, g, value))
-    k_part, v_part = (None if t is None else blocked(t, wide) for t in (key_part, value_part))
-    lse = blocked(trace.kept.lse.unsqueeze(-1), wide, torch.inf)
-    passed = blocked((g.to(wide) * out.to(wide)).sum(-1, keepdim=True), wide)
+    query, reach = trace.query, trace.reach
+    given = _Given(*(None if t is None else blocked(t[None], t.dtype) for t in _Given.of(trace, key_part, value_part)))
     keys, columns = trace.key.shape[2], trace.tiles.shape[2]
     for row, wanted in enumerate(torch.bincount(rows // TILE, minlength=trace.tiles.shape[1]).tolist()):
         if not wanted:
             continue
-        edges = torch.zeros(columns, TILE, TILE, dtype=wide)  # by tile of keys
-        for a, b, hidden in visits(trace.tiles[:, row : row + 1], query, trace.key, reach, row):
-            q_a, k_b, u_a = q.index_select(0, a), k.index_select(0, b), u.index_select(0, a)
-            raw = torch.bmm(q_a, k_b.mT)
-            scores, factor = capped(raw, reach, treatment.ratio if treatment.score else None)
-            p = (scores - lse.index_select(0, a)).exp_()
-            if hidden is not None:
-                p.masked_fill_(hidden, 0)
-            d_p = torch.bmm(u_a, v.index_select(0, b).mT)
-            found = d_p if v_part is None else torch.bmm(u_a, v_part.index_select(0, b).mT)
-            if treatment.score:
-                d_s = d_p - passed.index_select(0, a)
-                if factor is not None:
-                    d_s.mul_(factor)
-                through = raw if k_part is None else torch.bmm(q_a, k_part.index_select(0, b).mT)
-                found.addcmul_(d_s, through, value=treatment.score / treatment.value)
-            edges.index_add_(0, b % columns, found.mul_(p))
+        edges = torch.zeros(columns, TILE, TILE, dtype=given.q.dtype)  # by tile of keys
+        for a, b, hides in visits(trace.tiles[:, row : row + 1], query, trace.key, reach, row):
+            q, u, lse, passed = (t.index_select(0, a) for t in given[:4])
+            k, v, k_part, v_part = (None if t is None else t.index_select(0, b) for t in given[4:])
+            raw, d_p = torch.bmm(q, k.mT), torch.bmm(u, v.mT)
+            hidden = partial(_fill, hides=hides)
+            through = None if k_part is None else torch.bmm(q, k_part.mT)
+            direct = None if v_part is None else torch.bmm(u, v_part.mT)
+            part = _passed_on(trace, raw, d_p, lse, passed, through, direct, hidden)
+            edges.index_add_(0, b % columns, part)
         of_these = rows[rows // TILE == row]
         position = of_these + (keys - query.shape[2])
         read = reached(int(position[0]), int(position[-1]), keys, reach)
         edges = edges.transpose(0, 1).flatten(1)[of_these - row * TILE, read]
-        yield position, read, edges.mul_(treatment.value)
+        yield position, read, edges.mul_(trace.rules.treatment.value)
+
+
+def _hide(scores: Tensor, position: Tensor, keys: slice, reach) -> Tensor:
+    return hide(scores.view(1, 1, *scores.shape), position, keys, reach).view(scores.shape)
+
+
+def _fill(scores: Tensor, hides: Tensor | None) -> Tensor:
+    return scores if hides is None else scores.masked_fill_(hides, -torch.inf)
+
+
+class _Given(NamedTuple):
+    """What edges are formed of, in float32 or wider; by heads, and by heads of keys."""
+
+    q: Tensor  # (H, T, D), times the scale
+    u: Tensor  # (H, T, D_v)
+    lse: Tensor  # (H, T, 1)
+    passed: Tensor  # (H, T, 1), <u, o>
+    k: Tensor  # (H_kv, S, D)
+    v: Tensor  # (H_kv, S, D_v)
+    k_part: Tensor | None  # what the layer's input contributes to k and v, where that is not they themselves
+    v_part: Tensor | None
+
+    @staticmethod
+    def of(trace: Trace, key_part: Tensor | None, value_part: Tensor | None) -> _Given:
+        g, out, value = at_values(trace.g, trace.kept.out, trace.value, trace.kept.size, trace.rules)
+        if value_part is not None and trace.rules.attention_gamma:
+            value_part = torch.cat([value_part, trace.value.sign() * value_part], -1)
+        wide = torch.promote_types(trace.query.dtype, torch.float32)
+        u = g[0].to(wide)
+        passed = (u * out[0].to(wide)).sum(-1, keepdim=True)
+        lse = trace.kept.lse[0].to(wide).unsqueeze(-1)
+        others = (None if t is None else t[0].to(wide) for t in (trace.key, value, key_part, value_part))
+        return _Given(trace.query[0].to(wide) * trace.reach.scale, u, lse, passed, *others)
+
+
+def _passed_on(trace, raw, d_p, lse, passed, through, direct, hidden) -> Tensor:
+    """Edges of one head in units of the values' share, of the products q k^T, u v^T and, where the parts are others,
+    q k~^T and u v~^T. All of them may be overwritten."""
+    treatment, reach = trace.rules.treatment, trace.reach
+    scores, factor = capped(raw, reach, treatment.ratio if treatment.score else None)
+    p = hidden(scores - lse).exp_()
+    edges = d_p if direct is None else direct
+    if treatment.score:
+        d_s = d_p - passed
+        if factor is not None:
+            d_s.mul_(factor)
+        edges.addcmul_(d_s, raw if through is None else through, value=treatment.score / treatment.value)
+    return edges.mul_(p)
