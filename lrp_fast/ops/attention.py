@@ -244,6 +244,8 @@ def _fused_backward(g, query, key, value, out, lse, size, bounds, reach, rules, 
 def _fused_tiles(saved, shared: dict, tolerance: float, rules: Rules) -> tuple[Tensor | None, list[float] | None]:
     """The tiles that the kernels visit, and the share of the mass on the others; None where all of them are."""
     most = bounded.worth(rules.treatment.score != 0)
+    g, query, key, _, *rest = saved
+    saved = (g, query, key, *rest)
     look = kernels("attention").tile_masses(*saved, **shared, first=bounded.SAMPLED // 2, step=bounded.SAMPLED)
     rows = [bounded.kept_share(one, tolerance) <= most for one in look]
     if not any(rows):
