@@ -11,7 +11,7 @@ values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -66,7 +66,8 @@ def attention_edges(
             return listed(*kernels("edges").strongest(given, rows, topk, table(trace.query)))
         computed, room = partial(_fused_tiles, trace, given), 0
     else:
-        tiles = edge_tiles if trace.tiles is None else bounded_tiles
+        ours = trace.tiles is not None and trace.tiles.ndim == 3  # chosen by `attention_bounded`
+        tiles = bounded_tiles if ours else edge_tiles
         computed, room = partial(tiles, trace, key_part=key_part, value_part=value_part), HELD
     return by_row(computed(rows), topk) if mass is None else by_mass(computed, rows, mass, own, room, impl)
 
@@ -119,6 +120,7 @@ def edge_tiles(
     """Yield positions of some queries (R,), the keys that they reach, and edges (R, S) between: float32 or wider."""
     query, reach = trace.query, trace.reach
     given = _Given.of(trace, key_part, value_part)
+    kept = None if trace.tiles is None else _of_kernels(trace)
     for tile, keys, position in tiles(query, trace.key, reach, rows):
         edges, hidden = None, partial(_hide, position=position, keys=keys, reach=reach)
         # The queries of one head of keys at a time: what is at work stays in the cache.
@@ -130,6 +132,8 @@ def edge_tiles(
             through = None if k_part is None else q @ k_part.T
             direct = None if v_part is None else u @ v_part.T
             part = _passed_on(trace, raw, d_p, lse, passed, through, direct, hidden).view(-1, len(position), len(k))
+            if kept is not None:
+                part.mul_(kept(own, position - (trace.key.shape[2] - query.shape[2]), keys))
             edges = part.sum(0) if edges is None else edges.add_(part.sum(0))
         yield position, keys, edges.mul_(trace.rules.treatment.value)
 
@@ -159,6 +163,19 @@ def bounded_tiles(
         read = reached(int(position[0]), int(position[-1]), keys, reach)
         edges = edges.transpose(0, 1).flatten(1)[of_these - row * TILE, read]
         yield position, read, edges.mul_(trace.rules.treatment.value)
+
+
+def _of_kernels(trace: Trace) -> Callable[[slice, Tensor, slice], Tensor]:
+    """Which of some heads' queries and keys lie in tiles that the kernels kept."""
+    capped, gamma = trace.reach.softcap is not None, trace.rules.attention_gamma > 0
+    rows, columns = kernels("attention").unit(trace.query, gamma, capped, table(trace.query))
+    tiles = trace.tiles[0]
+
+    def kept(heads: slice, queries: Tensor, keys: slice) -> Tensor:
+        of_keys = torch.arange(keys.start, keys.stop, device=tiles.device) // columns
+        return tiles[heads][:, queries // rows][:, :, of_keys]
+
+    return kept
 
 
 def _hide(scores: Tensor, position: Tensor, keys: slice, reach) -> Tensor:
