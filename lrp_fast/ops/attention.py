@@ -202,17 +202,17 @@ class _Attention(torch.autograd.Function):
             kept = _forward(query, key, value, sinks, bounds, reach, rules, paths.forward)
         ctx.reach, ctx.rules, ctx.paths = reach, rules, paths
         ctx.traces, ctx.tolerance, ctx.dropped = traces, tolerance, dropped
-        ctx.save_for_backward(query, key, value, *kept, bounds)
+        ctx.save_for_backward(query, key, value, *kept, bounds, sinks)
         return kept.out.view_as(kept.out)
 
     @staticmethod
     @once
     def backward(ctx, g):
-        *saved, bounds = ctx.saved_tensors
+        *saved, bounds, sinks = ctx.saved_tensors
         path = ctx.paths.backward
         if path == "vendor" and (ctx.tolerance or not (ctx.paths.settled or attention_vendor.is_better(g))):
             path = "triton"
-        back = _BACKWARDS[path](g, *saved, bounds, ctx.reach, ctx.rules, ctx.tolerance)
+        back = _BACKWARDS[path](g, *saved, bounds, sinks, ctx.reach, ctx.rules, ctx.tolerance)
         if ctx.dropped is not None:
             ctx.dropped.append(torch.tensor(back.dropped or [0.0] * len(g), dtype=torch.float64, device="cpu"))
         if ctx.traces is not None:
@@ -231,7 +231,7 @@ def _forward(query, key, value, sinks, bounds, reach, rules, path) -> Kept:
     return Kept(*kernels("attention").forward(query, key, value, **reach._asdict(), **given, table=table(query)))
 
 
-def _fused_backward(g, query, key, value, out, lse, size, bounds, reach, rules, tolerance) -> _Back:
+def _fused_backward(g, query, key, value, out, lse, size, bounds, sinks, reach, rules, tolerance) -> _Back:
     shared = reach._asdict() | {"bounds": bounds, "table": table(query)}
     shared |= {"epsilon": rules.attention_epsilon, "gamma": rules.attention_gamma}
     saved = (g, query, key, value, out, lse, size)
@@ -256,7 +256,7 @@ def _fused_tiles(saved, shared: dict, tolerance: float, rules: Rules) -> tuple[T
     return tiles, [0.0 if one is None else one.dropped for one in chosen]
 
 
-def _vendor_backward(g, query, key, value, out, lse, size, bounds, reach, rules, tolerance) -> _Back:
+def _vendor_backward(g, query, key, value, out, lse, size, bounds, sinks, reach, rules, tolerance) -> _Back:
     return _Back(attention_vendor.backward(g, query, key, value, out, lse, reach, rules))
 
 
@@ -280,18 +280,18 @@ def _torch_forward(query, key, value, sinks, bounds, reach, rules) -> Kept:
     return Kept(out, lse, size)
 
 
-def _torch_backward(g, query, key, value, out, lse, size, bounds, reach, rules, tolerance) -> _Back:
+def _torch_backward(g, query, key, value, out, lse, size, bounds, sinks, reach, rules, tolerance) -> _Back:
     spans = _spans(bounds, key.shape[2])
     if tolerance and bounds is None and len(g) > 1:  # each prompt chooses its own tiles
         spans = [(slice(b, b + 1), slice(None)) for b in range(len(g))]
     elif bounds is None:
-        return _span_backward(g, query, key, value, out, lse, size, reach, rules, tolerance)
+        return _span_backward(g, query, key, value, out, lse, size, sinks, reach, rules, tolerance)
     explained = (query, key, value) if rules.treatment.score else (None, None, value)
     grads = tuple(torch.zeros_like(t) if t is not None else None for t in explained)
     dropped = [0.0] * len(g)
     for rows, real in spans:
         part = [None if t is None else t[rows, :, real] for t in (g, query, key, value, out, lse, size)]
-        back = _span_backward(*part, reach, rules, tolerance)
+        back = _span_backward(*part, sinks, reach, rules, tolerance)
         if back.dropped:
             dropped[rows] = back.dropped
         for whole, piece in zip(grads, back.grads, strict=True):
@@ -320,14 +320,14 @@ def _span_forward(query, key, value, sinks, reach):
     return (out * torch.exp(lse - with_sinks).unsqueeze(-1)).to(out.dtype), with_sinks
 
 
-def _span_backward(g, query, key, value, out, lse, size, reach, rules, tolerance) -> _Back:
+def _span_backward(g, query, key, value, out, lse, size, sinks, reach, rules, tolerance) -> _Back:
     treatment, gamma = rules.treatment, rules.attention_gamma
     rows = active_rows(g[0].transpose(0, 1)) if g.shape[0] == 1 else None
     g, out, wide = at_values(g, out, value, size, rules)
     given, how = (g, query, key, wide, out, lse, reach), {"scores": treatment.score != 0, "ratio": treatment.ratio}
     less = None
     if tolerance and rows is None:
-        less = attention_bounded.backward(*given, tolerance=tolerance, **how)
+        less = attention_bounded.backward(*given, sinks=sinks, tolerance=tolerance, **how)
     if less is not None:
         dq, dk, dv, tiles, dropped = less
     elif not gamma and rows is None and treatment.score and attention_flash.serves(query, reach):

@@ -43,11 +43,9 @@ def read_tolerance(tolerance) -> float:
 
 
 def worth(scores: bool) -> float:
-    """Of the tiles, so many at most may stay: with more, to find them costs more than it saves.
-
-    Measured on a CPU: a tile's mass takes a quarter of what its five products take, and six tenths of what two take
-    where the weights are constants (``scores`` False). By the count of products it would be less, on CUDA too.
-    """
+    """Of the tiles, so many at most may stay where their masses take a product of their own, beside the five, or the
+    two where the weights are constants (``scores`` False), that a tile then costs: with more, to find them costs more
+    than it saves. By the count of products, with room for what is not counted."""
     return 0.7 if scores else 0.4
 
 
