@@ -61,11 +61,12 @@ def backward(
         sums.add(chosen.kept & ~kept)
         kept = chosen.kept
         dropped = max(0.0, 1 - sums.mass / total) if total else 0.0
-        if dropped <= tolerance or bool((kept == (guessed > 0)).all()):
-            break
+        if dropped <= tolerance:
+            return Grads(*sums.grads(), kept, dropped)
+        if bool((kept == (guessed > 0)).all()):  # rounding alone is above so small a tolerance
+            return None
         goal *= min(0.7, 0.9 * tolerance / dropped)
         chosen = choose(guessed, goal)
-    return Grads(*sums.grads(), kept, min(dropped, tolerance))
 
 
 def _guessed(norm: Tensor, query: Tensor, key: Tensor, lse: Tensor, reach) -> Tensor:

@@ -63,8 +63,7 @@ def choose(masses: Tensor, tolerance: float) -> Chosen | None:
         return Chosen(torch.zeros_like(masses, dtype=torch.bool), 0.0)
     there = masses[masses > 0]
     ascending = there.sort().values
-    # Rounded up, so that what is lost is never more than what is counted.
-    sums = (ascending.double() / total * _UNITS).ceil_().long().cumsum_(0)
+    sums = (ascending.double() / total * _UNITS).long().cumsum_(0)
     goes = int((sums <= int(tolerance * _UNITS)).sum())
     if goes == len(ascending):  # a sum of roundings may be one
         goes -= 1
