@@ -12,6 +12,7 @@ import transformers
 
 import lrp_fast
 from lrp_fast.reference import rounding
+from tests import selection
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -73,8 +74,10 @@ def pytest_addoption(parser):
     parser.addoption("--families", metavar="FILE", help="write as JSON what the tests marked `shows` showed")
 
 
-@pytest.hookimpl(trylast=True)  # after -m and -k have chosen
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    selection.mark(items)
+    yield  # -m and -k choose
     if config.option.shard:
         first, _, step = config.option.shard.partition("/")
         others = [item for i, item in enumerate(items) if i % int(step) != int(first)]
