@@ -76,7 +76,7 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    selection.mark(items)
+    selection.mark(config, items)
     yield  # -m and -k choose
     if config.option.shard:
         first, _, step = config.option.shard.partition("/")
@@ -129,6 +129,14 @@ def pytest_sessionfinish(session, exitstatus):
             home = getattr(transformers, FAMILIES[family][0]).__module__.split(".")[-2]
             found.setdefault(names[home], {}).setdefault(column, Counter()).update(outcomes)
         Path(session.config.option.families).write_text(json.dumps(found, indent=1))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """What the processes of pytest-xdist wrote would come last of all: it comes before the summary."""
+    capture = config.pluginmanager.getplugin("capturemanager")
+    if capture.is_globally_capturing():
+        for text in capture.read_global_capture():
+            terminalreporter.write(text)
 
 
 @pytest.fixture(autouse=True)

@@ -2,12 +2,13 @@
 
 `make test` is ``-m "not slow and not again"``, `make test-all` has no such words. Left out are tests that are marked
 
-- ``slow``, by hand: more than ten seconds on two cores, most of it in processes of their own;
-- ``again``, by the rule below: a case of a test whose parameters have no value that is not in another case of that
-  test, one which runs. Of 22 families under 5 rules these are all but 22: each family once, each rule several times.
+- ``slow``, by hand: more than ten seconds on two cores;
+- ``again``, by the rule below: cases whose parameters have no value that a case which does run has not. Of 22 families
+  under 5 rules these are all but 22: each family once, each rule several times.
 
-So no test that is not slow is without a case, and none of its parameters without a value. What a mark writes out as a
-table counts as one parameter, whose values are the rows.
+So no test that is not slow is without a case, and no value of its parameters either: every family is there, and every
+kernel. What a mark writes out as a table counts as one parameter, whose values are the rows; of a table that is a
+product itself, its test marks as ``again`` what may be left out. tests/test_selection.py holds what is promised here.
 """
 
 from __future__ import annotations
@@ -17,12 +18,20 @@ from collections.abc import Hashable, Iterable, Sequence
 
 import pytest
 
+COLLECTED = pytest.StashKey[list[pytest.Item]]()
 
-def mark(items: Sequence[pytest.Item]) -> None:
+
+def mark(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     """Adds the mark ``again``; ``items`` are all that were collected, of which -m and -k have not yet chosen any."""
+    config.stash[COLLECTED] = list(items)
     for cases in by_test(items).values():
+        cases = [case for case in cases if not is_left_out(case)]
         for case in again([values(case) for case in cases]):
             cases[case].add_marker("again")
+
+
+def is_left_out(item: pytest.Item) -> bool:
+    return any(name in item.keywords for name in ("slow", "again"))
 
 
 def by_test(items: Iterable[pytest.Item]) -> dict[str, list[pytest.Item]]:
@@ -48,7 +57,7 @@ def values(item: pytest.Item) -> set[Hashable]:
 
 
 def again(cases: Sequence[set[Hashable]]) -> list[int]:
-    """The numbers of the cases that bring nothing new once those that bring most, the first of them, have been taken."""
+    """The numbers of those that bring nothing new when, each time, the first that brings most has been taken."""
     left, seen, first = dict(enumerate(cases)), set(), True
     while left:
         number = max(left, key=lambda number: len(left[number] - seen))
