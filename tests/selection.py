@@ -31,7 +31,7 @@ def mark(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
 
 
 def is_left_out(item: pytest.Item) -> bool:
-    return any(name in item.keywords for name in ("slow", "again"))
+    return any(item.get_closest_marker(name) for name in ("slow", "again"))
 
 
 def by_test(items: Iterable[pytest.Item]) -> dict[str, list[pytest.Item]]:
