@@ -56,7 +56,7 @@ help:
 	@echo '  TORCH_INDEX=URL           the package index for PyTorch alone. On Linux, the default index gives the'
 	@echo '                            CUDA build, several GB: without a GPU, name the CPU wheel index of pytorch.org'
 	@echo '  PYTEST_ARGS="-k topk -x"  more arguments for pytest, with make test and those whose names begin so'
-	@echo '  WORKERS=2                 how many processes share out the tests, with one thread and up to 3 GB each; 0: this one'
+	@echo '  WORKERS=2                 how many processes share out the tests, with one thread each; 0: one, pytest itself'
 	@echo '  V=1                       show what pip does'
 	@echo
 	@echo 'make gpu installs nothing and needs no network: PYTHON (default: python3) has to have torch, triton, transformers,'
