@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-triton test-triton-oldest test-triton-newest test-ptx test-ptx-some test-ptx-all \
+.PHONY: help demo test test-all test-pinned test-triton test-triton-oldest test-triton-newest test-ptx test-ptx-some test-ptx-all \
   test-transformers test-transformers-oldest test-transformers-newest lint families gpu clean
 
 # A Python >= 3.11, by name or path; empty: the first that will do.
@@ -12,6 +12,8 @@ PYTHON ?=
 TORCH_INDEX ?=
 # More arguments for pytest.
 PYTEST_ARGS ?=
+# How many processes share out the tests.
+WORKERS ?= 2
 # With make gpu: which of its parts, all where empty.
 PARTS ?=
 # With make gpu: where the figures go, and the commit that they belong to; empty: benchmarks/results, and what git says.
@@ -34,7 +36,9 @@ DONE := .venv/.done
 
 help:
 	@echo 'make demo         explain one decision of a small language model, on this machine'
-	@echo 'make test         run the test suite'
+	@echo 'make test         run the test suite, 10 minutes at most on two cores: every test that is not slow, with every value'
+	@echo '                  of its parameters but not with all their combinations (tests/selection.py)'
+	@echo 'make test-all     run all of it: the whole suite, then test-triton, test-ptx-some and test-transformers; an hour at most'
 	@echo 'make test-triton  run the tests of the kernels with the oldest and the newest Triton that is supported'
 	@echo 'make test-ptx     run the tests of the kernels on what they compile to for sm_80 and sm_90, in bfloat16 and float16,'
 	@echo '                  executed on the CPU: no GPU takes part. test-ptx-some: in bfloat16, every form with its shipped'
@@ -51,7 +55,8 @@ help:
 	@echo '  PYTHON=/path/to/python3   the Python to use, 3.11 to 3.14 (default: the first that will do)'
 	@echo '  TORCH_INDEX=URL           the package index for PyTorch alone. On Linux, the default index gives the'
 	@echo '                            CUDA build, several GB: without a GPU, name the CPU wheel index of pytorch.org'
-	@echo '  PYTEST_ARGS="-k topk -x"  more arguments for pytest, with make test, test-triton, test-ptx and test-transformers'
+	@echo '  PYTEST_ARGS="-k topk -x"  more arguments for pytest, with make test and those whose names begin so'
+	@echo '  WORKERS=2                 how many processes share out the tests, with one thread each; 0: one, pytest itself'
 	@echo '  V=1                       show what pip does'
 	@echo
 	@echo 'make gpu installs nothing and needs no network: PYTHON (default: python3) has to have torch, triton, transformers,'
@@ -64,13 +69,20 @@ demo: $(DONE)/demo
 	@$(BIN)/python demo/run.py
 
 # Triton interprets or compiles, one of the two in a process. What PYTEST_ARGS selects need not be in all three (5: none).
-pytest = $(BIN)/pytest $(PYTEST_ARGS) $1 $(if $(PYTEST_ARGS),|| [ $$? -eq 5 ])
-INTERPRETED := tests/kernels --ignore=tests/kernels/test_compile.py
+# The compile gate has two processes of its own.
+pytest = OMP_NUM_THREADS=1 $(BIN)/pytest $1 $(PYTEST_ARGS) $(if $(PYTEST_ARGS),|| [ $$? -eq 5 ])
+SHARED := -n $(WORKERS) --dist worksteal
+ORDINARY := --ignore=tests/kernels $(SHARED)
+INTERPRETED := tests/kernels --ignore=tests/kernels/test_compile.py $(SHARED)
 COMPILED := tests/kernels/test_compile.py
-test: $(DONE)/test
-	@$(call pytest,--ignore=tests/kernels)
-	@TRITON_INTERPRET=1 $(call pytest,$(INTERPRETED))
-	@$(call pytest,$(COMPILED))
+# tests/selection.py says what is left to test-all.
+test: LEFT_OUT := -m "not slow and not again"
+test test-pinned: $(DONE)/test
+	@$(call pytest,$(ORDINARY) $(LEFT_OUT))
+	@TRITON_INTERPRET=1 $(call pytest,$(INTERPRETED) $(LEFT_OUT))
+	@$(call pytest,$(COMPILED) $(LEFT_OUT))
+
+test-all: test-pinned test-triton test-ptx-some test-transformers
 
 # Both ends of the supported range of Triton.
 ENDS := oldest newest
@@ -104,7 +116,7 @@ test-ptx-all: $(DONE)/test $(ENDS:%=$(DONE)/triton-%)
 # is asked anew each time.
 ADMITTED := $(BIN)/python -c 'import tomllib; print(*(one for one in \
   tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"] if one.startswith("transformers")))'
-MODELS := tests/hf tests/compat/test_attention_implementation.py -m "not slow" \
+MODELS := $(SHARED) tests/hf tests/compat/test_attention_implementation.py -m "not slow" \
   $(patsubst %,tests/test_%.py,attribution doctor edges stream)
 test-transformers: test-transformers-newest test-transformers-oldest
 test-transformers-oldest: $(DONE)/transformers-oldest

@@ -12,6 +12,7 @@ import transformers
 
 import lrp_fast
 from lrp_fast.reference import rounding
+from tests import selection
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -73,8 +74,10 @@ def pytest_addoption(parser):
     parser.addoption("--families", metavar="FILE", help="write as JSON what the tests marked `shows` showed")
 
 
-@pytest.hookimpl(trylast=True)  # after -m and -k have chosen
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    selection.mark(config, items)
+    yield  # -m and -k choose
     if config.option.shard:
         first, _, step = config.option.shard.partition("/")
         others = [item for i, item in enumerate(items) if i % int(step) != int(first)]
@@ -126,6 +129,14 @@ def pytest_sessionfinish(session, exitstatus):
             home = getattr(transformers, FAMILIES[family][0]).__module__.split(".")[-2]
             found.setdefault(names[home], {}).setdefault(column, Counter()).update(outcomes)
         Path(session.config.option.families).write_text(json.dumps(found, indent=1))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """What the processes of pytest-xdist wrote would come last of all: it comes before the summary."""
+    capture = config.pluginmanager.getplugin("capturemanager")
+    if capture.is_globally_capturing():
+        for text in capture.read_global_capture():
+            terminalreporter.write(text)
 
 
 @pytest.fixture(autouse=True)

@@ -51,8 +51,11 @@ def test_of_the_interpreter():
 
 def test_a_family_has_what_all_of_its_tests_show(families, root, tmp_path):
     """A count of a run is added to another's, and where anything failed or was skipped the table does not say yes."""
-    (tmp_path / "test_showing.py").write_text(SHOWING)
-    shutil.copy(root / "tests" / "conftest.py", tmp_path)
+    folder = tmp_path / "tests"
+    folder.mkdir()
+    (folder / "test_showing.py").write_text(SHOWING)
+    for name in ("conftest.py", "selection.py"):
+        shutil.copy(root / "tests" / name, folder)
     pytest_here = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "-c", root / "pyproject.toml"]
     counts = []
     for shard in ("0/2", "1/2"):

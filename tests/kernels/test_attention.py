@@ -200,8 +200,12 @@ def without_overflow_checks(monkeypatch):
         monkeypatch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
 
 
+COVERING = covering(PRODUCT)
+EACH = [case if case in COVERING else pytest.param(case, marks=pytest.mark.again) for case in PRODUCT]
+
+
 # Interpreted: the others have to be compiled, each for itself.
-@pytest.mark.parametrize("case", PRODUCT if INTERPRETED else covering(PRODUCT), ids=str)
+@pytest.mark.parametrize("case", EACH if INTERPRETED else COVERING, ids=str)
 def test_every_combination_of_flags(case, within_rounding, monkeypatch, without_overflow_checks):
     of_no_rule = replace(case, rules=Rules(attention_gamma=case.rules.attention_gamma))
     compare(case, within_rounding, monkeypatch, forward=lambda *_: forward_once(of_no_rule))

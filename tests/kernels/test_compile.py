@@ -87,21 +87,28 @@ def fits(name, patterns):
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def jobs():
-    """Every case of every architecture, shuffled: each process gets as much of the slow ones."""
-    listed = [(m, a, i) for m in MODULES for a in (*ARCHITECTURES, *SELECTED) for i in range(len(cases(m, a)))]
+def jobs(asked):
+    """Every case of each (module, architecture), shuffled: each process gets as much of the slow ones."""
+    listed = [(m, a, i) for m, a in asked for i in range(len(cases(m, a)))]
     random.Random(0).shuffle(listed)
     return listed
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """(module, architecture) -> its cases' resources, or what went wrong, made by two processes that run this file."""
+def compiled(request, tmp_path_factory):
+    """(module, architecture) -> its cases' resources, or what went wrong, made by two processes that run this file: of
+    all that the tests ask for which were selected."""
+    asked = [
+        (one.callspec.params["module"], one.callspec.params["architecture"])
+        for one in request.session.items
+        if "compiled" in getattr(one, "fixturenames", ())
+    ]
     environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
     workers = [
-        subprocess.Popen([sys.executable, __file__, str(part)], stdout=subprocess.PIPE, text=True, env=environment)
+        subprocess.Popen([sys.executable, __file__, str(part), json.dumps(asked)],
+                         stdout=subprocess.PIPE, text=True, env=environment)
         for part in range(WORKERS)
-    ]
+    ]  # fmt: skip
     with ThreadPoolExecutor(WORKERS) as readers:  # each pipe has to be emptied while both fill
         outputs = readers.map(lambda worker: worker.communicate()[0].splitlines(), workers)
     found = defaultdict(list)
@@ -111,8 +118,8 @@ def compiled(tmp_path_factory):
     return found
 
 
-def work(part):
-    for module, architecture, index in jobs()[part::WORKERS]:
+def work(part, asked):
+    for module, architecture, index in jobs(asked)[part::WORKERS]:
         case = cases(module, architecture)[index]
         try:
             result = case[0], *resources(case, architecture)
@@ -121,7 +128,6 @@ def work(part):
         print(json.dumps([module, architecture, result]), flush=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *SELECTED])
 @pytest.mark.parametrize("module", MODULES)
 def test_compiles_within_the_device_s_limits(module, architecture, compiled):
@@ -178,7 +184,7 @@ def test_every_kernel_is_listed():
 
 
 if __name__ == "__main__":
-    work(int(sys.argv[1]))
+    work(int(sys.argv[1]), json.loads(sys.argv[2]))
 
 
 class _Device:
