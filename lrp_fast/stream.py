@@ -18,6 +18,7 @@ from .hf import (
     check_hooks,
     contributions,
     decoder_layers,
+    head_reads,
     here,
     is_watched,
     keeping_rotations,
@@ -39,10 +40,11 @@ _WORTH_TIDYING = 16 << 20  # bytes of a layer at work; for less it is not worth 
 
 
 class Passed(NamedTuple):
-    """One target's backward pass through one decoder layer, as its edges need it."""
+    """One target's backward pass through one decoder layer, of one prompt, as its edges need it."""
 
     layer: int
     target: int  # which of the targets
+    prompt: int  # which of the prompts
     relevance_in: Tensor  # (N,) of the layer's input, on its device
     relevance_out: Tensor
     trace: ops.Trace
@@ -68,7 +70,7 @@ class _Pass:
     output: Tensor | None = None  # of a layer whose graph lives on
     recorded: Recorded | None = None  # once the layer has run, `Stored` in place of tensors
     traces: list[ops.Trace] | None = None  # one a target, where edges are asked for
-    raised: list[Tensor] = field(default_factory=list)  # one a target in a float16 model
+    raised: list[Tensor] = field(default_factory=list)  # (B, 1, 1) a target in a float16 model
 
 
 def propagate(
@@ -80,6 +82,7 @@ def propagate(
     plan: Plan,
     progress: Progress | None = None,
     observe: Callable[[Passed], None] | None = None,
+    lengths: list[int] | None = None,
 ) -> list[Tensor]:
     """Relevance of every node for scalars of the logits.
 
@@ -88,24 +91,28 @@ def propagate(
 
     Args:
         model: a causal language model of a supported family, in eval mode.
-        input_ids: (1, N) on the model's device.
-        positions: whose logits ``objective`` is given, each 0 ... N - 1.
-        observe: called for every layer and target, from the last layer down.
+        input_ids: (B, N) on the model's device, a prompt a row.
+        positions: whose logits ``objective`` is given, each 0 ... B N - 1.
+        observe: called for every layer, target and prompt, from the last layer down.
+        lengths: of the prompts where any is shorter than N, with anything behind it: no token reads a later one, and
+            what nothing reads has a relevance gradient of zero.
 
     Returns:
-        For each scalar, (L + 1, N) node relevance sum_d x_d g_d; float32, float64 for a float64 model.
+        For each scalar, and within it each prompt, (L + 1, N) node relevance sum_d x_d g_d, N the prompt's own; float32,
+        float64 for a float64 model.
     """
     tell = progress or _silent
+    lengths = [input_ids.shape[1]] * len(input_ids) if lengths is None else lengths
     with _descent(model, input_ids, positions, objective, rules, plan, tell, observe is not None) as down:
         x, gs = down.start()
-        nodes = [ops.node_relevance(x, g)[0] for g in gs]
+        nodes = [ops.node_relevance(x, g) for g in gs]
         relevance = [[one.cpu() for one in nodes]]
         del x
         count = len(down.layers)
         tell("backward", 0, count)
         for done in range(1, count + 1):
             layer, x, gs = down.step(gs)
-            above, nodes = nodes, [ops.node_relevance(x, g)[0] for g in gs]
+            above, nodes = nodes, [ops.node_relevance(x, g) for g in gs]
             relevance.append([one.cpu() for one in nodes])
             if observe is not None:
                 with torch.no_grad():
@@ -113,13 +120,23 @@ def propagate(
                     for target in range(len(nodes)):
                         raised = layer.raised[target] if layer.raised else 1.0
                         given = (nodes[target], above[target].to(x.device), layer.traces.pop(0), raised, *parts)
-                        observe(Passed(count - done, target, *given))
+                        for prompt, length in enumerate(lengths):
+                            observe(Passed(count - done, target, prompt, *_of_prompt(prompt, length, *given)))
                         del given
                 del parts
             del x, layer
             _tidy(plan)
             tell("backward", done, count)
-    return [torch.stack(one) for one in zip(*relevance[::-1], strict=True)]
+    batches = [torch.stack(one) for one in zip(*relevance[::-1], strict=True)]
+    return [batch[:, prompt, :length].contiguous() for batch in batches for prompt, length in enumerate(lengths)]
+
+
+def _of_prompt(prompt, length, relevance_in, relevance_out, trace, raised, *parts) -> tuple:
+    """One prompt's share of what was passed."""
+    nodes = (one[prompt, :length] for one in (relevance_in, relevance_out))
+    raised = raised[prompt, 0, 0] if isinstance(raised, Tensor) else raised
+    parts = (None if one is None else one[prompt : prompt + 1, :, :length] for one in parts)
+    return *nodes, trace.of(prompt, 0, length), raised, *parts
 
 
 def propagate_between(
@@ -224,7 +241,7 @@ def _descent(model, input_ids, positions, objective, rules, plan, tell, trace) -
                 layer.traces = []
         input_ids = input_ids.clone()  # a caller's inference_mode made it what autograd cannot save
         with _watched(layers, store, plan, lambda done: tell("forward", done, len(layers))) as top:
-            logits = _logits(model, input_ids, positions)[0]
+            logits = _logits(model, input_ids, positions)
             if not top:
                 raise RuntimeError("the model did not run all of its decoder layers: it runs others at other lengths")
             scalars = objective(logits)
@@ -233,9 +250,12 @@ def _descent(model, input_ids, positions, objective, rules, plan, tell, trace) -
 
 
 def _logits(model: nn.Module, input_ids: Tensor, positions: list[int]) -> Tensor:
-    """(1, P, V) logits at the positions alone: those of a long context would not fit."""
-    # A list: a tensor would have to lie where the last layer does.
-    return model(input_ids=input_ids, use_cache=False, logits_to_keep=positions).logits
+    """(P, V) logits at the positions alone: those of a long context would not fit."""
+    if len(input_ids) == 1:
+        # A list: a tensor would have to lie where the last layer does.
+        return model(input_ids=input_ids, use_cache=False, logits_to_keep=positions).logits[0]
+    with head_reads(model, positions):  # transformers' logits_to_keep means the same positions of every row
+        return model(input_ids=input_ids, use_cache=False).logits[0]
 
 
 def _fetch(layer: _Pass, store: Store) -> None:
@@ -280,8 +300,9 @@ def _is_again(output: Tensor, first: Tensor) -> bool:
 
 
 def _raise(g: Tensor) -> Tensor:
-    """Multiply by the power of two that brings the largest entry to `_LARGEST` or, at least, half of it; return it."""
-    largest = g.abs().max().clamp(min=2.0**-100)
+    """Multiply each prompt's (N, D) by the power of two that brings its largest entry to `_LARGEST` or, at least, half
+    of it; return these, (B, 1, 1)."""
+    largest = g.abs().amax((1, 2), keepdim=True).clamp(min=2.0**-100)
     factor = _LARGEST * largest.frexp().mantissa / largest
     g.mul_(factor)
     return factor

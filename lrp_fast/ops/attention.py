@@ -37,7 +37,7 @@ class Kept(NamedTuple):
 class Trace(NamedTuple):
     """One backward pass through an attention, as `attention_edges` needs it."""
 
-    g: Tensor  # (1, H, T, D), the relevance gradient at the output
+    g: Tensor  # (B, H, T, D), the relevance gradient at the output
     query: Tensor
     key: Tensor
     value: Tensor
@@ -46,6 +46,13 @@ class Trace(NamedTuple):
     g_value: Tensor
     reach: Reach
     rules: Rules
+
+    def of(self, prompt: int, start: int, end: int) -> Trace:
+        """That of one prompt of a batch, whose tokens are ``start`` ... ``end`` - 1 of as many queries as keys."""
+        kept, *rest = (self.kept, self.g, self.query, self.key, self.value, self.g_key, self.g_value)
+        kept = Kept(*(None if t is None else t[prompt : prompt + 1, :, start:end] for t in kept))
+        g, query, key, value, *back = (None if t is None else t[prompt : prompt + 1, :, start:end] for t in rest)
+        return Trace(g, query, key, value, kept, *back, self.reach, self.rules)
 
 
 def attention(
@@ -86,7 +93,7 @@ def attention(
             them, compute less. With "vendor" the query's gradient may differ in its last bits from call to call: under
             ``torch.use_deterministic_algorithms(True)``, "auto" goes back by the kernels, whose bits repeat.
         kept: what `attention_forward` returned for the same arguments; then the forward pass is not computed again.
-        traces: every backward pass appends what it used and handed back, for `attention_edges`. One unpadded prompt.
+        traces: every backward pass appends what it used and handed back, for `attention_edges`.
 
     Returns:
         (B, H, T, D) in the dtype of the three.
@@ -96,8 +103,6 @@ def attention(
             what ``impl`` does not take.
     """
     reach = _read(query, key, value, scale, causal, window, bounds, softcap, sinks)
-    if traces is not None and (query.shape[0] != 1 or bounds is not None):
-        raise ValueError("edges are those of one prompt without padding: run each prompt by itself")
     given = (query, key, value, sinks, bounds, reach, as_rules(rule))
     return _Attention.apply(*given, _paths(*given, impl), kept, traces)
 
@@ -290,7 +295,7 @@ def _span_forward(query, key, value, sinks, reach):
 def _span_backward(g, query, key, value, out, lse, size, reach, rules):
     """Relevance gradients of query, key (None where they are constants) and value."""
     treatment, gamma = rules.treatment, rules.attention_gamma
-    rows = active_rows(g[0].transpose(0, 1)) if g.shape[0] == 1 else None
+    rows = active_rows(g.transpose(0, 2))  # of any prompt
     g, out, wide = at_values(g, out, value, size, rules)
     plain = not gamma and rows is None and treatment.score and attention_flash.serves(query, reach)
     if plain:

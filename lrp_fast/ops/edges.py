@@ -44,7 +44,7 @@ def attention_edges(
     """The strongest edges of one attention, chosen exactly; nothing of size T x S is ever held.
 
     Args:
-        trace: what `attention` appended to its ``traces``.
+        trace: what `attention` appended to its ``traces``, of one prompt without padding (`Trace.of`).
         rows: (R,) int64, ascending, the queries to compute.
         key_part, value_part: (1, H_kv, S, D), what the layer's input contributes to keys and values under the rule;
             None where that is key and value themselves (no biases, no stabilised linear maps).
@@ -54,8 +54,9 @@ def attention_edges(
         impl: as in `activation`. The kernels take head_dim up to 256, in float32 up to 128.
 
     Raises:
-        ValueError: unless just one of ``topk`` and ``mass`` is given.
+        ValueError: unless just one of ``topk`` and ``mass`` is given; for the trace of several prompts.
     """
+    _check_one(trace)
     if (topk is None) == (mass is None):
         raise ValueError("give one of topk= and mass=")
     if fused(trace.query, impl, served=trace.query.shape[-1] * trace.query.element_size() <= 512):
@@ -70,11 +71,17 @@ def attention_edges(
 
 def crossing(trace: Trace, key_part: Tensor | None = None, value_part: Tensor | None = None) -> Tensor:
     """(S,) relevance that arrives at every position through its key and value: the column sums of all edges."""
+    _check_one(trace)
     dtype = torch.promote_types(trace.value.dtype, torch.float32)
     pairs = [(trace.g_value, trace.value if value_part is None else value_part)]
     if trace.g_key is not None:
         pairs.append((trace.g_key, trace.key if key_part is None else key_part))
     return sum(torch.linalg.vecdot(g.to(dtype), part.to(dtype)).sum((0, 1)) for g, part in pairs)
+
+
+def _check_one(trace: Trace) -> None:
+    if len(trace.g) != 1:
+        raise ValueError(f"edges are those of one prompt, and this trace is of {len(trace.g)}: cut one out with .of")
 
 
 def _prepared(trace: Trace, key_part: Tensor | None, value_part: Tensor | None):
