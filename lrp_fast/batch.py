@@ -83,7 +83,7 @@ def attribute_batch(
         try:
             read = prompt.read(one, tokenizer)
             read = read._replace(notes=(*notes, *read.notes))
-            asked.append(question.read(model, read, **mine, rule=rules, tokenizer=tokenizer))
+            asked.append(question.read_on(model, read, **mine, rules=rules, tokenizer=tokenizer))
         except (ValueError, TypeError) as error:
             raise type(error)(f"row {row}: {error}") from error
         if asked[-1].several:
