@@ -30,14 +30,14 @@ def attribute_batch(
 ) -> list[Attribution | ValueError]:
     """`attribute` for every row of a batch, without the row's padding.
 
-    Rows share passes through the model: those of like length, as many as fit without a layer's tensors having to wait
-    further away than for the longest of them alone, up to a few thousand tokens, beyond which nothing is gained. A row's
-    numbers are those of the prompt alone but for rounding, and the very same where it has a pass to itself.
+    Rows of like length share a pass through the model, as many as fit without a layer's tensors having to wait further
+    away than for the longest of them alone, up to where more tokens make none of them cheaper. A row's numbers are
+    those of the prompt alone but for rounding, and the very same where it has a pass to itself.
 
-    Rows that would not be as if alone get one each: in a model with somebody's forward hooks, which may look at the
+    Rows that would not be as if alone have one each: in a model with somebody's forward hooks, which may look at the
     whole batch; with linear maps that round all tokens together (LLM.int8's outliers, torchao's PerTensor); and in a
-    mixture of experts in 16 bits, where rounding decides which experts a token goes to. Where rotations are made for the
-    prompt's length (dynamic NTK, LongRoPE), rows of one length share a pass.
+    mixture of experts in 16 bits, where rounding decides which experts a token goes to. Where rotations are made for
+    the prompt's length (dynamic NTK, LongRoPE), rows of one length share a pass.
 
         lrp_fast.attribute_batch(model, **tokenizer(prompts, padding=True, return_tensors="pt"), target=[5, 7])
 
@@ -50,9 +50,9 @@ def attribute_batch(
             -1 is its last.
         model, rule, graph, memory, tokenizer: as in `attribute`.
         progress: as in `attribute`, of one pass after another.
-        return_exceptions: whether a row that cannot be explained, as one whose logits hold NaN, has its ValueError in its
-            place of the list. Otherwise the first of these is raised when all the others are done; its attribute
-            ``results`` is that list, so that nothing that was computed is lost.
+        return_exceptions: whether a row that turns out to have no explanation, as one whose logits hold NaN, has its
+            ValueError in its place of the list. Otherwise the first of these is raised when all the others are done;
+            its attribute ``results`` is that list, so that nothing that was computed is lost.
         others: what else a tokenizer returns (offset_mapping, ...), which is not needed; token_type_ids are refused if
             the model would make something of them. That it has cut a prompt short is noted where it says so: in what it
             returned as one argument, not among the keywords, unless it was called with return_overflowing_tokens=True.

@@ -1,13 +1,14 @@
 """Which prompts go through the model in one pass, and that pass.
 
 They are padded on the right, without a mask: positions count from each prompt's own beginning, no token reads a later
-one, and what nothing reads carries no relevance back. Products of other shapes round otherwise; that is all that tells a
-prompt in company from the prompt alone.
+one, and what nothing reads carries no relevance back. Products of other shapes round otherwise; that is all that tells
+a prompt in company from the prompt alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -19,10 +20,11 @@ from .memory import Memory, Plan, plan
 from .question import Question
 from .stream import Passed, Progress, propagate
 
-# Measured on a CPU: a pass costs, besides its tokens, what so many of them cost, and from so many on no token is cheaper.
-_PASS = 64
-_ENOUGH = 4096
-_MOST = 256  # prompts in a pass
+# What a pass costs besides its tokens, in tokens, and how many of them fill the machine: with more, none is cheaper. On
+# CPUs as measured; on CUDA, where launches and Python take longer than a thousand tokens do, reckoned.
+_PASS = {"cpu": 32, "cuda": 2048}
+_ENOUGH = {"cpu": 1024, "cuda": 8192}
+_MOST = 256  # prompts in a pass: so many are looked at together
 
 
 class Pack(NamedTuple):
@@ -67,18 +69,26 @@ def packs(model, asked: list[Question], graph: GraphSpec | None, memory: Memory 
     order = sorted(range(len(asked)), key=lambda row: len(asked[row].ids))
     cuts = [*range(len(asked) + 1)]
     if not prompts_meet(model):
-        cuts = cheapest([len(asked[row].ids) for row in order], may_pad=not padding_shows(model))
-    found = [pack for start, end in zip(cuts, cuts[1:]) for pack in fitting(order[start:end])]
+        kind = device_of(model.get_input_embeddings()).type
+        lengths = [len(asked[row].ids) for row in order]
+        cuts = cheapest(lengths, not padding_shows(model), _PASS[kind], _ENOUGH[kind])
+    found = [pack for start, end in pairwise(cuts) for pack in fitting(order[start:end])]
     return sorted(found, key=lambda pack: min(pack.rows))
 
 
-def cheapest(lengths: list[int], may_pad: bool) -> list[int]:
-    """Where to cut prompts of these ``lengths``, ascending, for the least tokens in all, padding and passes counted."""
+def cheapest(lengths: list[int], may_pad: bool, each: int, enough: int) -> list[int]:
+    """Where to cut prompts of these ``lengths``, ascending, for the least cost in all, padding and passes counted.
+
+    Args:
+        may_pad: or else only prompts of one length share a pass.
+        each: what a pass costs, in tokens.
+        enough: tokens in a pass of more than one prompt.
+    """
     least, begin = [0], []
     for end, longest in enumerate(lengths, 1):
-        first = end - max(1, min(_MOST, _ENOUGH // longest))
+        first = end - max(1, min(_MOST, enough // longest))
         starts = [one for one in range(max(0, first), end) if may_pad or lengths[one] == longest]
-        costs = [least[start] + _PASS + (end - start) * longest for start in starts]
+        costs = [least[start] + each + (end - start) * longest for start in starts]
         least.append(min(costs))
         begin.append(starts[costs.index(least[-1])])
     cuts = [len(lengths)]

@@ -98,7 +98,7 @@ def propagate(
             what nothing reads has a relevance gradient of zero.
 
     Returns:
-        For each scalar, and within it each prompt, (L + 1, N) node relevance sum_d x_d g_d, N the prompt's own; float32,
+        For each scalar, and for it each prompt, (L + 1, N) node relevance sum_d x_d g_d, N the prompt's own; float32,
         float64 for a float64 model.
     """
     tell = progress or _silent
@@ -254,7 +254,7 @@ def _logits(model: nn.Module, input_ids: Tensor, positions: list[int]) -> Tensor
     if len(input_ids) == 1:
         # A list: a tensor would have to lie where the last layer does.
         return model(input_ids=input_ids, use_cache=False, logits_to_keep=positions).logits[0]
-    with head_reads(model, positions):  # transformers' logits_to_keep means the same positions of every row
+    with head_reads(model, positions):
         return model(input_ids=input_ids, use_cache=False).logits[0]
 
 

@@ -43,8 +43,9 @@ LENGTHS = (23, 11, 1, 30)  # windows of 7 and table lookups are within
 RULES, FEW_RULES = ["attnlrp", Rules("cp", 0.01, 0.1, 0.01, 0.1)], ["attnlrp"]
 
 
-def test_a_row_of_a_batch_is_what_it_is_alone(family, rule, tiny, within_rounding):
-    """In float64 to a few thousand of its roundings; in float32 as near to that as the row alone is, but for rounding."""
+def test_a_row_of_a_batch_is_what_it_is_alone(family, rule, tiny, within_rounding, monkeypatch):
+    """In float64 to a few thousand roundings; in float32 as near to that as the row alone is, but for rounding."""
+    monkeypatch.setitem(packing._PASS, "cpu", 1000)  # all of them in one
     generator = torch.Generator().manual_seed(3)
     prompts = [torch.randint(0, 97, (length,), generator=generator) for length in LENGTHS]
     asked = [(3, 11, -1), (None, "mean", (1, 3, 5)), (5, None, 0), (7, ("top", 3), 2)]
@@ -52,7 +53,9 @@ def test_a_row_of_a_batch_is_what_it_is_alone(family, rule, tiny, within_roundin
     given = {"target": target, "contrast": contrast, "position": position, "rule": rule}
     passes = []
     precise, model = tiny(family, torch.float64), tiny(family)
-    exact = attribute_batch(precise, prompts, **given, graph=GraphSpec(topk=3), progress=lambda *now: passes.append(now))
+    exact = attribute_batch(
+        precise, prompts, **given, graph=GraphSpec(topk=3), progress=lambda *now: passes.append(now)
+    )
     assert passes.count(("backward", 3, 3)) == 1
     for row, (one, ids) in enumerate(zip(exact, prompts, strict=True)):
         truth = attribute(precise, ids, *asked[row], rule, graph=GraphSpec(topk=3))
@@ -65,13 +68,13 @@ def test_a_row_of_a_batch_is_what_it_is_alone(family, rule, tiny, within_roundin
                 assert gap(one.graph.dense(layer), truth.graph.dense(layer)) <= 1e-12
     found = attribute_batch(model, prompts, **given)
     plain = [attribute(model, ids, *what, rule) for ids, what in zip(prompts, asked, strict=True)]
-    scales = [one.layers.abs().max() for one in exact]
+    scales = [one.layers.abs().max().float() for one in exact]
     found, plain, truth = (
-        torch.cat([(one.layers / scale.to(one.layers.dtype)).flatten() for one, scale in zip(several, scales, strict=True)])
+        torch.cat([(one.layers / scale).flatten() for one, scale in zip(several, scales, strict=True)])
         for several in (found, plain, exact)
     )
-    # Both ways through 3 layers, whose longest sums are of 96 and 64 numbers; a model that enlarges their errors further
-    # does so to these as to those of the rows alone, which are other draws of the same.
+    # Both ways through 3 layers, whose longest sums are of 96 and 64 numbers. A model that enlarges their errors does
+    # so to these as to those of the rows alone, which are other draws of the same.
     enlarged = ((plain - truth).abs().max() / (torch.finfo(plain.dtype).eps / 2)).item()
     within_rounding(found, plain, truth, terms=max(3 * 2 * (96 + 64), enlarged**2))
 
@@ -150,22 +153,19 @@ def test_rows_share_a_pass_while_the_budget_lasts(tiny):
         attribute_batch(model, [[1], prompts[0]], memory=Memory(host_budget=lrp_fast.plan(model, 1).least["cpu"]))
 
 
-def test_prompts_are_cut_into_passes_where_it_costs_least(monkeypatch):
-    monkeypatch.setattr(packing, "_PASS", 10)
-    monkeypatch.setattr(packing, "_ENOUGH", 60)
+def test_prompts_are_cut_into_passes_where_it_costs_least():
     for seed in range(20):
         lengths = sorted(torch.randint(1, 41, (9,), generator=torch.Generator().manual_seed(seed)).tolist())
         for may_pad in (True, False):
-            allowed = []
+            allowed = {}
             for inner in itertools.product((False, True), repeat=8):
                 cuts = [0, *(place for place, cut in enumerate(inner, 1) if cut), 9]
                 parts = [lengths[start:end] for start, end in itertools.pairwise(cuts)]
-                if all(len(part) == 1 or len(part) * part[-1] <= 60 for part in parts):
-                    if may_pad or all(part[0] == part[-1] for part in parts):
-                        allowed.append((sum(10 + len(part) * part[-1] for part in parts), cuts))
-            cuts = packing.cheapest(lengths, may_pad)
-            assert dict((tuple(cuts), cost) for cost, cuts in allowed)[tuple(cuts)] == min(allowed)[0]
-    assert packing.cheapest([100], True) == [0, 1]
+                fits = all(len(part) == 1 or len(part) * part[-1] <= 60 for part in parts)
+                if fits and (may_pad or all(part[0] == part[-1] for part in parts)):
+                    allowed[tuple(cuts)] = sum(10 + len(part) * part[-1] for part in parts)
+            assert allowed[tuple(packing.cheapest(lengths, may_pad, 10, 60))] == min(allowed.values())
+    assert packing.cheapest([100], True, 10, 60) == [0, 1]
 
 
 def test_a_batch_leaves_other_threads_the_whole_model(tiny, ids):

@@ -21,8 +21,8 @@ def vocabulary_size(model: nn.Module) -> int:
 
 @contextmanager
 def head_reads(model: nn.Module, places: list[int]) -> Iterator[None]:
-    """Within the block, this thread's run of ``model`` has logits (1, P, V) at these ``places`` of its B N hidden states
-    alone: other ones in every row, for which transformers has no argument."""
+    """Within the block, this thread's run of ``model`` has logits (1, P, V), at these ``places`` of its B N hidden
+    states alone: transformers' logits_to_keep means the same ones in every row."""
     thread = here()
 
     def choose(head, given: tuple[Tensor]):
