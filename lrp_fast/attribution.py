@@ -13,6 +13,7 @@ from .graph import Graph, GraphSpec, transition
 from .hf import device_of, share_a_row
 from .memory import Memory, plan
 from .ops import read_tolerance
+from .question import Question
 from .rules import Rules
 from .stream import Passed, Progress, propagate
 from .targets import Explained
@@ -142,34 +143,64 @@ def attribute(
         raise TypeError(f"graph must be a lrp_fast.GraphSpec, not {type(graph).__name__}")
     tolerance = read_tolerance(tolerance)
     asked = question.read(model, input_ids, target, contrast, position, rule, tokenizer)
-    ids, rules = asked.ids, asked.rules
+    results = explain(model, asked, graph, memory, progress, tolerance)
+    return results if asked.several else results[0]
+
+
+def explain(
+    model,
+    asked: Question,
+    graph: GraphSpec | None,
+    memory: Memory | None,
+    progress: Progress | None,
+    tolerance: float,
+) -> list[Attribution]:
+    """`attribute` for a question that has been read: one result a target."""
     counts = {"positions": len(asked.positions), "targets": len(asked.requests)}
-    planned = plan(model, len(ids), rule=rules, memory=memory, graph=graph, tolerance=tolerance, **counts)
+    given = {"rule": asked.rules, "memory": memory, "graph": graph, "tolerance": tolerance}
+    planned = plan(model, len(asked.ids), **given, **counts)
     found: list[tuple[float, Explained]] = []
     transitions: list[list] = [[] for _ in asked.requests]
 
     def observe(passed: Passed) -> None:
         for layer, nodes in ((passed.layer + 1, passed.relevance_out), (passed.layer, passed.relevance_in)):
             if not nodes.isfinite().all():
-                raise _not_finite(layer, model)
+                raise not_finite(layer, model)
         transitions[passed.target].append(transition(graph, passed, found[passed.target][0]))
 
     device = device_of(model.get_input_embeddings())
-    given = (model, ids[None].to(device), asked.positions, asked.objective(found), rules, planned, progress)
-    relevance = propagate(*given, observe if graph else None, tolerance)
+    given = (model, asked.ids[None].to(device), asked.positions, asked.objective(found), asked.rules, planned, progress)
+    relevance = propagate(*given, observe if graph else None, tolerance=tolerance)
+    parts = zip(found, relevance, transitions, strict=True)
+    return [finished(model, asked, *what, *passed, tolerance, graph, edges) for what, passed, edges in parts]
+
+
+def finished(
+    model,
+    asked: Question,
+    value: float,
+    explained: Explained,
+    layers: torch.Tensor,
+    dropped: torch.Tensor,
+    tolerance: float,
+    graph: GraphSpec | None,
+    transitions: list,
+) -> Attribution:
+    """The result of one target, from its relevance (L + 1, N) and its transitions from the last layer down.
+
+    Raises:
+        ValueError: for relevance that is not finite.
+    """
+    bad = (~torch.isfinite(layers)).any(-1).nonzero().flatten().tolist()
+    if bad:
+        raise not_finite(bad[-1], model)
     name = getattr(model.config, "name_or_path", "")
     name = os.path.basename(name) if os.path.isabs(name) else name  # results get shared: no paths of this machine
-    results = []
-    for (value, explained), (layers, dropped), parts in zip(found, relevance, transitions, strict=True):
-        bad = (~torch.isfinite(layers)).any(-1).nonzero().flatten().tolist()
-        if bad:
-            raise _not_finite(bad[-1], model)
-        nothing = _nothing(value, layers[0], explained, model)
-        explained = replace(explained, note=" ".join(filter(None, [explained.note, nothing])))
-        about = (rules, name, asked.tokens, asked.special)
-        result = Attribution(value, layers, ids, explained, *about, None, tolerance, dropped)
-        results.append(result if graph is None else replace(result, graph=_graph(graph, result, parts[::-1])))
-    return results if asked.several else results[0]
+    nothing = _nothing(value, layers[0], explained, model)
+    explained = replace(explained, note=" ".join(filter(None, [explained.note, nothing])))
+    about = (asked.rules, name, asked.tokens, asked.special)
+    result = Attribution(value, layers, asked.ids, explained, *about, None, tolerance, dropped)
+    return result if graph is None else replace(result, graph=_graph(graph, result, transitions[::-1]))
 
 
 def _nothing(value: float, relevance: torch.Tensor, explained: Explained, model) -> str:
@@ -188,7 +219,7 @@ def _nothing(value: float, relevance: torch.Tensor, explained: Explained, model)
     )
 
 
-def _not_finite(layer: int, model) -> ValueError:
+def not_finite(layer: int, model) -> ValueError:
     mend = "; load the model in float32 or bfloat16" if model.dtype == torch.float16 else ""
     return ValueError(f"relevance is not finite from layer {layer} down: {model.dtype} cannot hold it{mend}")
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from . import prompt, question, targets
-from .attribution import Attribution, attribute
+from .attribution import Attribution, explain
 from .graph import GraphSpec
+from .hf import check_edges, check_hooks, decoder_layers
 from .memory import Memory
-from .rules import Rules
+from .ops import read_tolerance
+from .packing import explain_together, packs
+from .rules import Rules, as_rules
 from .stream import Progress
 from .tokenizer import read as read_tokenizer
 
@@ -23,12 +26,20 @@ def attribute_batch(
     memory: Memory | None = None,
     tokenizer=None,
     progress: Progress | None = None,
+    return_exceptions: bool = False,
+    tolerance: float = 0.0,
     **others,
-) -> list[Attribution]:
+) -> list[Attribution | ValueError]:
     """`attribute` for every row of a batch, without the row's padding.
 
-    The rows run one after another, so that a row's numbers, and the memory it takes, are those of the prompt alone; all
-    of them are checked before the first one runs.
+    Rows of like length share a pass through the model, as many as fit without a layer's tensors having to wait further
+    away than for the longest of them alone, up to where more tokens make none of them cheaper. A row's numbers are
+    those of the prompt alone but for rounding, and the very same where it has a pass to itself.
+
+    Rows that would not be as if alone have one each: in a model with somebody's forward hooks, which may look at the
+    whole batch; with linear maps that round all tokens together (LLM.int8's outliers, torchao's PerTensor); and in a
+    mixture of experts in 16 bits, where rounding decides which experts a token goes to. Where rotations are made for
+    the prompt's length (dynamic NTK, LongRoPE), rows of one length share a pass.
 
         lrp_fast.attribute_batch(model, **tokenizer(prompts, padding=True, return_tensors="pt"), target=[5, 7])
 
@@ -39,7 +50,11 @@ def attribute_batch(
         target, contrast, position: as in `attribute`, for one decision. A list, or an array of targets or contrasts,
             has an entry for each row; anything else holds for all of them. Positions count a row's own tokens, so that
             -1 is its last.
-        model, rule, graph, memory, tokenizer, progress: as in `attribute`.
+        model, rule, graph, memory, tokenizer, tolerance: as in `attribute`.
+        progress: as in `attribute`, of one pass after another.
+        return_exceptions: whether a row that turns out to have no explanation, as one whose logits hold NaN, has its
+            ValueError in its place of the list. Otherwise the first of these is raised when all the others are done;
+            its attribute ``results`` is that list, so that nothing that was computed is lost.
         others: what else a tokenizer returns (offset_mapping, ...), which is not needed; token_type_ids are refused if
             the model would make something of them. That it has cut a prompt short is noted where it says so: in what it
             returned as one argument, not among the keywords, unless it was called with return_overflowing_tokens=True.
@@ -48,8 +63,12 @@ def attribute_batch(
         One result a row, in their order.
 
     Raises:
-        ValueError, TypeError, UnsupportedModuleError: as `attribute`, with the row's number.
+        ValueError, TypeError, UnsupportedModuleError: as `attribute`, with the row's number; before any layer runs, and
+            whatever ``return_exceptions`` says, for all that can be known by then.
     """
+    rules, tolerance = as_rules(rule), read_tolerance(tolerance)
+    if graph is not None and not isinstance(graph, GraphSpec):
+        raise TypeError(f"graph must be a lrp_fast.GraphSpec, not {type(graph).__name__}")
     question.check_model(model)
     prompt.refuse_others(others)
     for given in (others, input_ids):
@@ -60,20 +79,42 @@ def attribute_batch(
     for name, value in given.items():
         if isinstance(value, list) and len(value) != len(prompts):
             raise ValueError(f"{name} is a list of {len(value)} for {len(prompts)} prompts: give one entry for each")
-    rows = []
+    asked = []
     for row, (one, notes) in enumerate(prompts):
-        asked = {name: value[row] if isinstance(value, list) else value for name, value in given.items()}
+        mine = {name: value[row] if isinstance(value, list) else value for name, value in given.items()}
         try:
             read = prompt.read(one, tokenizer)
             read = read._replace(notes=(*notes, *read.notes))
-            several = question.read(model, read, **asked, rule=rule, tokenizer=tokenizer).several
+            asked.append(question.read_on(model, read, **mine, rules=rules, tokenizer=tokenizer))
         except (ValueError, TypeError) as error:
             raise type(error)(f"row {row}: {error}") from error
-        if several:
+        if asked[-1].several:
             raise TypeError(f"row {row} has several targets: attribute_batch explains one decision a row")
-        rows.append((read, asked))
-    options = {"rule": rule, "graph": graph, "memory": memory, "tokenizer": tokenizer, "progress": progress}
-    return [attribute(model, one, **asked, **options) for one, asked in rows]
+    check_hooks(model)
+    if graph is not None:
+        check_edges(decoder_layers(model))
+    found: list[Attribution | ValueError | None] = [None] * len(asked)
+    for pack in packs(model, asked, graph, memory, tolerance):
+        together = [None]
+        if len(pack.rows) > 1:
+            these = [asked[row] for row in pack.rows]
+            together = explain_together(model, these, graph, pack.plan, progress, tolerance)
+        for row, result in zip(pack.rows, together, strict=True):
+            # What went wrong in company may not alone; if it does, this says what it is.
+            how = (graph, memory, progress, tolerance)
+            found[row] = _alone(row, model, asked[row], *how) if result is None else result
+    failed = [one for one in found if isinstance(one, ValueError)]
+    if failed and not return_exceptions:
+        failed[0].results = found
+        raise failed[0]
+    return found
+
+
+def _alone(row: int, model, asked: question.Question, *how) -> Attribution | ValueError:
+    try:
+        return explain(model, asked, *how)[0]
+    except ValueError as error:
+        return type(error)(f"row {row}: {error}")  # a new one: this one holds on to the pass
 
 
 def _by_row(name: str, given):

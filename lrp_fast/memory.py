@@ -127,6 +127,7 @@ def plan(
     targets: int = 1,
     graph: GraphSpec | None = None,
     device: str = "cuda",
+    prompts: int = 1,
     tolerance: float = 0.0,
 ) -> Plan:
     """What `lrp_fast.attribute` would do with ``n_tokens`` tokens, reckoned from the sizes of the model's modules.
@@ -142,6 +143,8 @@ def plan(
             exact pass.
         device: for a model on the "meta" device, "cuda" or "cpu", where it would be. On "cuda", budgets that are not
             given are boundless: it may be another machine's.
+        prompts: of so many tokens each, padding included, in one pass, as `lrp_fast.attribute_batch` may take them.
+            ``positions`` are those of all of them.
 
     Raises:
         ValueError: if a budget cannot hold one layer, with how much is needed; if the model's table of learned
@@ -150,7 +153,8 @@ def plan(
     """
     if memory is not None and not isinstance(memory, Memory):
         raise TypeError(f"memory must be a lrp_fast.Memory, not {type(memory).__name__}")
-    for name, count in (("n_tokens", n_tokens), ("positions", positions), ("targets", targets)):
+    counts = {"n_tokens": n_tokens, "positions": positions, "targets": targets, "prompts": prompts}
+    for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, Integral):
             raise TypeError(f"{name} must be a whole number, not {count!r}")
         if count < 1:
@@ -173,8 +177,8 @@ def plan(
     if graph is not None:
         graph.check(len(sizes))
     dtype = model.get_input_embeddings().weight.dtype  # a vision tower beside it may have another
-    context = _Context(n_tokens, positions, targets, vocabulary_size(model), dtype, as_rules(rule), graph)
-    context = context._replace(bounded=read_tolerance(tolerance) > 0)
+    given = (positions, targets, vocabulary_size(model), dtype, as_rules(rule), graph, read_tolerance(tolerance) > 0)
+    context = _Context(prompts * n_tokens, n_tokens, *given)
     devices = dict.fromkeys([*(size.device for size in sizes), _HOST])
     budgets = {device: _budget(device, memory, elsewhere) for device in devices}
     edges = _edges(len(sizes), context)
@@ -223,7 +227,8 @@ def plan(
 
 
 class _Context(NamedTuple):
-    tokens: int
+    tokens: int  # of all prompts
+    length: int  # of each
     positions: int
     targets: int
     vocabulary: int
@@ -364,7 +369,7 @@ def _work_replayed(size: LayerSize, context: _Context, rows: int) -> int:
     attention = context.tokens * (attention + targets * w + _flash_attention(size, context))
     if on_host and not (scored and rules.attention_gamma == 0):  # a few tiles of scores
         attention += 7 * min(1 << 21, 64 * size.heads * context.tokens)
-    if on_host and size.window is not None and size.window < context.tokens:  # masks of blocks of queries
+    if on_host and size.window is not None and size.window < context.length:  # masks of blocks of queries
         attention += 12 * 1024 * (size.window + 1536)
     mlp = context.tokens * (w * (4 * h + targets) + b * 2 * (q + k))
     mlp += (context.tokens if size.whole else min(rows, context.tokens)) * b * inside * size.mlp
@@ -389,7 +394,7 @@ def _choosing(size: LayerSize, context: _Context) -> int:
     are sorted; on the host, too, all that meets in its products, in blocks of its own."""
     if not context.bounded:
         return 0
-    tiles = size.heads * math.ceil(context.tokens / 64) ** 2
+    tiles = size.heads * math.ceil(context.length / 64) ** 2  # of one prompt at a time
     blocks = context.tokens * context.wide * (3 * size.query + 4 * size.key) if size.device == _HOST else 0
     return tiles * (2 * context.wide + 28) + blocks
 
@@ -413,9 +418,10 @@ def _work_on_edges(size: LayerSize, context: _Context) -> tuple[int, float]:
     held = w * h * (1 + context.targets) + b * (2 * q + 3 * k) + w * 2 * k + traces
     if context.rules.attention_gamma and size.device != _HOST:
         held += b * 2 * k  # |V|, and what the input contributes to it
-    chosen = (25 if context.rules.treatment.score else 15) * min(1 << 21, 64 * size.heads * context.tokens)
+    length = context.length  # prompts' edges are chosen one after another
+    chosen = (25 if context.rules.treatment.score else 15) * min(1 << 21, 64 * size.heads * length)
     if context.graph.mass is not None:
-        chosen += w * min(HELD, context.tokens * min(context.tokens // 2 + 32, (size.window or context.tokens) + 64))
+        chosen += w * min(HELD, length * min(length // 2 + 32, (size.window or length) + 64))
     rules = context.rules
     if not size.plain or rules.epsilon or rules.gamma or not rules.treatment.frozen_norm:
         # What the input contributes to keys and values takes a pass of its own, up to the attention, beforehand.
@@ -430,7 +436,7 @@ def _edges(layers: int, context: _Context) -> int:
     if spec is None or spec.topk is None or spec.node_threshold:
         return 0
     layers = layers if spec.layers is None else len(set(spec.layers))
-    row = min(spec.topk, context.tokens) * (4 + context.wide) + 12 + 2 * context.wide
+    row = min(spec.topk, context.length) * (4 + context.wide) + 12 + 2 * context.wide
     return context.targets * layers * context.tokens * row
 
 
@@ -455,13 +461,13 @@ def _rows(size: LayerSize, context: _Context) -> int:
 
 
 def _flops(sizes: list[LayerSize], tiers: list[str], context: _Context, rows: int) -> dict[str, int]:
-    n, rules = context.tokens, context.rules
+    n, length, rules = context.tokens, context.length, context.rules
     gamma = 2 if rules.gamma else 1
     products = {"attnlrp": 5, "gradient": 5, "cp": 2}[rules.name]
     forward = replay = backward = 0
     for index, (size, tier) in enumerate(zip(sizes, tiers, strict=True)):
-        hidden = max(0, n - (size.window or n))
-        pairs = (n * (n + 1) - hidden * (hidden + 1)) // 2
+        hidden = max(0, length - (size.window or length))
+        pairs = n // length * ((length * (length + 1) - hidden * (hidden + 1)) // 2)
         linear = 2 * gamma * n * (size.attention_weights + size.mlp_weights)
         forward += linear + 4 * pairs * size.query
         if tier != "graph":
@@ -470,7 +476,7 @@ def _flops(sizes: list[LayerSize], tiers: list[str], context: _Context, rows: in
             again = context.targets - 1 if rows < n and not size.whole else 0
             replay += linear - skipped + again * (2 * gamma * n * size.mlp_weights - skipped)
         if index == len(sizes) - 1:  # only the explained positions carry relevance there, but for keys and values
-            pairs = n * context.positions
+            pairs = length * context.positions
             linear = 4 * gamma * n * size.hidden * size.key
         backward += context.targets * (linear + 2 * products * pairs * size.query)
     logits = 2 * context.positions * context.vocabulary * sizes[0].hidden

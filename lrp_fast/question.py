@@ -66,7 +66,11 @@ def read(model, input_ids, target, contrast, position, rule, tokenizer) -> Quest
     """
     rules = as_rules(rule)
     check_model(model)
-    tokenizer = read_tokenizer(tokenizer)
+    return read_on(model, input_ids, target, contrast, position, rules, read_tokenizer(tokenizer))
+
+
+def read_on(model, input_ids, target, contrast, position, rules: Rules, tokenizer: Tokenizer | None) -> Question:
+    """`read` for a model that has been checked."""
     given = prompt.read(input_ids, tokenizer)
     check_token_types(model, given.token_types)
     ids = given.ids

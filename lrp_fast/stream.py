@@ -19,6 +19,7 @@ from .hf import (
     check_hooks,
     contributions,
     decoder_layers,
+    head_reads,
     here,
     is_watched,
     keeping_rotations,
@@ -39,10 +40,11 @@ _WORTH_TIDYING = 16 << 20  # bytes of a layer at work; for less it is not worth 
 
 
 class Passed(NamedTuple):
-    """One target's backward pass through one decoder layer, as its edges need it."""
+    """One target's backward pass through one decoder layer, of one prompt, as its edges need it."""
 
     layer: int
     target: int  # which of the targets
+    prompt: int  # which of the prompts
     relevance_in: Tensor  # (N,) of the layer's input, on its device
     relevance_out: Tensor
     trace: ops.Trace
@@ -69,14 +71,14 @@ class _Pass:
     recorded: Recorded | None = None  # once the layer has run, `Stored` in place of tensors
     traces: list[ops.Trace] | None = None  # one a target, where edges are asked for
     dropped: list[Tensor] = field(default_factory=list)  # one a target and attention, as `ops.attention` gives them
-    raised: list[Tensor] = field(default_factory=list)  # one a target in a float16 model
+    raised: list[Tensor] = field(default_factory=list)  # (B, 1, 1) a target in a float16 model
 
-    def most_dropped(self, targets: int) -> list[Tensor]:
-        """For each target, the largest share that an attention of the layer left out."""
+    def most_dropped(self, targets: int, prompts: int) -> list[Tensor]:
+        """For each target (B,), the largest share that an attention of the layer left out."""
         each = len(self.dropped) // targets
         if each == 0:
-            return [torch.zeros((), dtype=torch.float64)] * targets
-        return [torch.stack(self.dropped[i * each : (i + 1) * each]).max() for i in range(targets)]
+            return [torch.zeros(prompts, dtype=torch.float64)] * targets
+        return [torch.stack(self.dropped[i * each : (i + 1) * each]).amax(0) for i in range(targets)]
 
 
 def propagate(
@@ -88,6 +90,7 @@ def propagate(
     plan: Plan,
     progress: Progress | None = None,
     observe: Callable[[Passed], None] | None = None,
+    lengths: list[int] | None = None,
     tolerance: float = 0.0,
 ) -> list[tuple[Tensor, Tensor]]:
     """Relevance of every node for scalars of the logits.
@@ -97,20 +100,23 @@ def propagate(
 
     Args:
         model: a causal language model of a supported family, in eval mode.
-        input_ids: (1, N) on the model's device.
-        positions: whose logits ``objective`` is given, each 0 ... N - 1.
-        observe: called for every layer and target, from the last layer down.
+        input_ids: (B, N) on the model's device, a prompt a row.
+        positions: whose logits ``objective`` is given, each 0 ... B N - 1.
+        observe: called for every layer, target and prompt, from the last layer down.
+        lengths: of the prompts where any is shorter than N, with anything behind it: no token reads a later one, and
+            what nothing reads has a relevance gradient of zero.
         tolerance: of `ops.attention`.
 
     Returns:
-        For each scalar, (L + 1, N) node relevance sum_d x_d g_d; float32, float64 for a float64 model. And (L,)
-        float64, the share of the attention's mass that each layer left out.
+        For each scalar, and for it each prompt, (L + 1, N) node relevance sum_d x_d g_d, N the prompt's own; float32,
+        float64 for a float64 model. And (L,) float64, the share of the attention's mass that each layer left out.
     """
     tell = progress or _silent
+    lengths = [input_ids.shape[1]] * len(input_ids) if lengths is None else lengths
     given = (model, input_ids, positions, objective, rules, plan, tell, observe is not None, tolerance)
     with _descent(*given) as down:
         x, gs = down.start()
-        nodes = [ops.node_relevance(x, g)[0] for g in gs]
+        nodes = [ops.node_relevance(x, g) for g in gs]
         relevance = [[one.cpu() for one in nodes]]
         dropped = []
         del x
@@ -118,23 +124,36 @@ def propagate(
         tell("backward", 0, count)
         for done in range(1, count + 1):
             layer, x, gs = down.step(gs)
-            above, nodes = nodes, [ops.node_relevance(x, g)[0] for g in gs]
+            above, nodes = nodes, [ops.node_relevance(x, g) for g in gs]
             relevance.append([one.cpu() for one in nodes])
-            dropped.append(layer.most_dropped(len(nodes)))
+            dropped.append(layer.most_dropped(len(nodes), len(x)))
             if observe is not None:
                 with torch.no_grad():
                     parts = contributions(layer.module, rules, x, layer.rest, layer.named)
                     for target in range(len(nodes)):
                         raised = layer.raised[target] if layer.raised else 1.0
                         given = (nodes[target], above[target].to(x.device), layer.traces.pop(0), raised, *parts)
-                        observe(Passed(count - done, target, *given))
+                        for prompt, length in enumerate(lengths):
+                            observe(Passed(count - done, target, prompt, *_of_prompt(prompt, length, *given)))
                         del given
                 del parts
             del x, layer
             _tidy(plan)
             tell("backward", done, count)
-    lists = (zip(*found[::-1], strict=True) for found in (relevance, dropped))
-    return [(torch.stack(nodes), torch.stack(shares)) for nodes, shares in zip(*lists, strict=True)]
+    nodes, shares = ([torch.stack(one) for one in zip(*found[::-1], strict=True)] for found in (relevance, dropped))
+    return [
+        (layers[:, prompt, :length].contiguous(), share[:, prompt])
+        for layers, share in zip(nodes, shares, strict=True)
+        for prompt, length in enumerate(lengths)
+    ]
+
+
+def _of_prompt(prompt, length, relevance_in, relevance_out, trace, raised, *parts) -> tuple:
+    """One prompt's share of what was passed."""
+    nodes = (one[prompt, :length] for one in (relevance_in, relevance_out))
+    raised = raised[prompt, 0, 0] if isinstance(raised, Tensor) else raised
+    parts = (None if one is None else one[prompt : prompt + 1, :, :length] for one in parts)
+    return *nodes, trace.of(prompt, 0, length), raised, *parts
 
 
 def propagate_between(
@@ -240,7 +259,7 @@ def _descent(model, input_ids, positions, objective, rules, plan, tell, trace, t
                 layer.traces = []
         input_ids = input_ids.clone()  # a caller's inference_mode made it what autograd cannot save
         with _watched(layers, store, plan, tolerance, lambda done: tell("forward", done, len(layers))) as top:
-            logits = _logits(model, input_ids, positions)[0]
+            logits = _logits(model, input_ids, positions)
             if not top:
                 raise RuntimeError("the model did not run all of its decoder layers: it runs others at other lengths")
             scalars = objective(logits)
@@ -249,9 +268,12 @@ def _descent(model, input_ids, positions, objective, rules, plan, tell, trace, t
 
 
 def _logits(model: nn.Module, input_ids: Tensor, positions: list[int]) -> Tensor:
-    """(1, P, V) logits at the positions alone: those of a long context would not fit."""
-    # A list: a tensor would have to lie where the last layer does.
-    return model(input_ids=input_ids, use_cache=False, logits_to_keep=positions).logits
+    """(P, V) logits at the positions alone: those of a long context would not fit."""
+    if len(input_ids) == 1:
+        # A list: a tensor would have to lie where the last layer does.
+        return model(input_ids=input_ids, use_cache=False, logits_to_keep=positions).logits[0]
+    with head_reads(model, positions):
+        return model(input_ids=input_ids, use_cache=False).logits[0]
 
 
 def _fetch(layer: _Pass, store: Store) -> None:
@@ -297,8 +319,9 @@ def _is_again(output: Tensor, first: Tensor) -> bool:
 
 
 def _raise(g: Tensor) -> Tensor:
-    """Multiply by the power of two that brings the largest entry to `_LARGEST` or, at least, half of it; return it."""
-    largest = g.abs().max().clamp(min=2.0**-100)
+    """Multiply each prompt's (N, D) by the power of two that brings its largest entry to `_LARGEST` or, at least, half
+    of it; return these, (B, 1, 1)."""
+    largest = g.abs().amax((1, 2), keepdim=True).clamp(min=2.0**-100)
     factor = _LARGEST * largest.frexp().mantissa / largest
     g.mul_(factor)
     return factor

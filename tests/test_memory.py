@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 import lrp_fast
 import lrp_fast.store
-from lrp_fast import GraphSpec, Memory, Rules, attribute, plan
+from lrp_fast import GraphSpec, Memory, Rules, attribute, plan, question
+from lrp_fast.packing import explain_together
 
 
 class Allocated(TorchDispatchMode):
@@ -68,6 +69,31 @@ def test_what_is_allocated_is_what_was_planned(shape, rule, tier, monkeypatch):
         attribute(subject, ids, target=3, contrast=5, rule=rule, memory=memory)
     # cp's score tiles weigh more beside so few features than in any real model.
     assert allocated.peak == pytest.approx(planned.peak["cpu"], rel=0.15 if rule == "attnlrp" else 0.2)
+
+
+@pytest.mark.parametrize("spec", [None, GraphSpec(topk=40)], ids=["alone", "with a graph"])
+@pytest.mark.parametrize("tier", ["graph", "host", "file"])
+def test_prompts_in_one_pass_take_what_was_planned(tier, spec, monkeypatch):
+    monkeypatch.setattr(lrp_fast.store, "_BLOCK", 0)
+    monkeypatch.setattr(lrp_fast.memory, "_heap_loss", lambda size, context: 1.0)
+    subject, prompts, tokens = model(), 4, 256
+    ids = torch.randint(0, 97, (prompts, tokens), generator=torch.Generator().manual_seed(0))
+    given = {"positions": prompts, "prompts": prompts, "graph": spec}
+    least = plan(subject, tokens, **given).least["cpu"]
+    stored = prompts * tokens * 4 * (256 + 8 * (32 + 1))
+    memory = Memory(host_budget={"graph": None, "host": least + 6 * stored, "file": least}[tier])
+    planned = plan(subject, tokens, memory=memory, **given)
+    assert set(planned.tiers) == {tier}
+    questions = [question.read(subject, one, 3, 5, -1, "attnlrp", None) for one in ids]
+    with Allocated(subject) as allocated:
+        explain_together(subject, questions, spec, planned, None)
+    assert allocated.peak == pytest.approx(planned.peak["cpu"], rel=0.2)
+
+
+def test_the_operations_of_prompts_in_one_pass_are_theirs():
+    alone, together = (plan(model(), 300, prompts=count, positions=count) for count in (1, 5))
+    for name in ("forward_flops", "replay_flops", "backward_flops"):
+        assert getattr(together, name) == 5 * getattr(alone, name)
 
 
 def falcon():
@@ -259,6 +285,8 @@ def test_bad_plans_are_refused():
         plan(model(), 0)
     with pytest.raises(ValueError, match="device must be"):
         plan(model(), 10, device="tpu")
+    with pytest.raises(ValueError, match="prompts must be at least 1, not 0"):
+        plan(model(), 10, prompts=0)
     with pytest.raises(TypeError, match="targets must be a whole number, not 1.5"):
         plan(model(), 10, targets=1.5)
     with pytest.raises(ValueError, match="LlamaModel has no next-token logits"):

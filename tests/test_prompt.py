@@ -451,7 +451,7 @@ def test_batches_take_all_that_a_tokenizer_returns(tiny):
     model, tokenizer, texts = tiny("llama"), make(template=STRINGS), [TEXT, "The capital"]
     more = {f"return_{name}": True for name in ("token_type_ids", "special_tokens_mask", "length", "offsets_mapping")}
     padded = tokenizer(texts, padding=True, return_tensors="pt", **more)
-    truth = [attribute(model, text, target=5 + row, tokenizer=tokenizer) for row, text in enumerate(texts)]
+    truth = attribute_batch(model, [read(text, tokenizer).ids for text in texts], target=[5, 6])
     target = torch.tensor([5, 6])
     for found in (
         attribute_batch(model, padded, target=target),
@@ -463,8 +463,9 @@ def test_batches_take_all_that_a_tokenizer_returns(tiny):
     ):
         assert all(torch.equal(one.layers, alone.layers) for one, alone in zip(found, truth, strict=True))
     chats = [[USER], [USER, ANSWER]]
-    for one, chat in zip(attribute_batch(model, chats, tokenizer=tokenizer), chats, strict=True):
-        assert torch.equal(one.layers, attribute(model, chat, tokenizer=tokenizer).layers)
+    truth = attribute_batch(model, [read(chat, tokenizer).ids for chat in chats])
+    for one, alone, chat in zip(attribute_batch(model, chats, tokenizer=tokenizer), truth, chats, strict=True):
+        assert torch.equal(one.layers, alone.layers)
         assert one.explained.note == notes(chat, tokenizer)
     edges = between(model, [USER], 0, 1, [3], target=5, tokenizer=tokenizer)
     assert torch.equal(edges, between(model, read([USER], tokenizer).ids, 0, 1, [3], target=5))

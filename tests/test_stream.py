@@ -38,6 +38,24 @@ def test_every_tier_gives_the_numbers_of_a_graph_that_stays(family, rule, tiny, 
             assert (found - expected).abs().max() <= 1e-12 * expected.abs().max(), (tiers, rows)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2_moe", "gpt_oss"])
+def test_several_prompts_are_the_single_ones(family, tiny, ids):
+    """In every tier; an MLP's parts of 5 tokens lie across the prompts, and behind the shorter one is anything."""
+    model = tiny(family, torch.float64)
+    batch = torch.cat([ids, ids.flip(1)])
+    alone = [run(model, ids, ["graph"] * 3, 23)[1], propagated(model, ids.flip(1)[:, :17], [16], ["graph"] * 3, 17)[0]]
+    for tiers, rows in ((["graph"] * 3, 46), (["file", "host", "graph"], 5), (["host"] * 3, 46)):
+        found = propagated(model, batch, [22, 23 + 16], tiers, rows, lengths=[23, 17])
+        for one, truth in zip(found, alone, strict=True):
+            assert one.shape == truth.shape and (one - truth).abs().max() <= 1e-12 * truth.abs().max(), (tiers, rows)
+
+
+def propagated(model, ids, positions, tiers, rows, **given):
+    """Node relevance of the logits of token 7 at these positions of one or several prompts."""
+    plan = Plan(ids.shape[1], tuple(tiers), rows, {}, {"cpu": 1}, {}, {}, 0, 0, 0, 0)
+    return propagate(model, ids, positions, lambda z: [z[:, 7].sum()], Rules(), plan, **given)
+
+
 @pytest.mark.shows("streaming")
 def test_a_small_budget_changes_nothing_but_rounding(family, tiny, ids):
     model = tiny(family)
@@ -93,6 +111,30 @@ def test_float16_loses_nothing_of_small_gradients(tier, tiny, ids):
         subnormal = 2**-25 / (2**8 * size) * relative * truth.norm()
         assert (found - truth).norm() <= own + subnormal
         assert (through - crossed).norm() <= own + subnormal
+
+
+def test_float16_loses_nothing_of_a_small_gradient_beside_a_large_one(tiny, ids):
+    """Each prompt's gradients are raised by what they need: the neighbour's size, a power of two, costs not a bit."""
+    model = tiny("llama", torch.float16)
+    truth_of = copy.deepcopy(model).double()
+    plan = Plan(23, ("host",) * 3, 46, {}, {"cpu": 1}, {}, {}, 0, 0, 0, 0)
+    pairs = range(0, 96, 4)
+
+    def objective(logits):
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        quiet, loud = logits
+        return [2.0**-10 * (quiet[i] - quiet[i + 1]) + loud_by * (loud[i] - loud[i + 1]) for i in pairs]
+
+    def quiet(model):
+        found = propagate(model, torch.cat([ids, ids]), [22, 45], objective, Rules(), plan)
+        return torch.stack(found[::2]) * 2.0**10
+
+    loud_by = 2.0**-10
+    truth, beside_its_like = quiet(truth_of), quiet(model)
+    loud_by = 2.0**4
+    beside_a_loud_one = quiet(model)
+    assert torch.equal(beside_a_loud_one, beside_its_like)
+    assert (beside_its_like - truth).norm() <= 0.02 * truth.norm()
 
 
 def test_sixteen_bits_keep_a_float32_residual_stream(tiny):

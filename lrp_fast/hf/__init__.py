@@ -14,7 +14,8 @@ from .replay import Recorded, attending, recording, replaying
 from .sizes import LayerSize, head_dims, layer_sizes, weight_bytes
 from .taken import check_language_model, check_weights, language_model_class, reads_token_types
 from .threads import here
-from .vocabulary import share_a_row, vocabulary_size
+from .together import padding_shows, prompts_meet
+from .vocabulary import head_reads, share_a_row, vocabulary_size
 from .weights import device_of, unreadable_format
 from .wrappers import give_language_model
 
@@ -40,15 +41,18 @@ __all__ = [
     "give_language_model",
     "handlers",
     "head_dims",
+    "head_reads",
     "here",
     "is_watched",
     "keeping_rotations",
     "language_model_class",
     "layer_sizes",
     "made_for",
+    "padding_shows",
     "passing",
     "patched",
     "position_limit",
+    "prompts_meet",
     "reads_token_types",
     "real_tokens",
     "recording",

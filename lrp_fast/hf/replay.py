@@ -157,15 +157,16 @@ def _transposed(linear: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _in_parts(mlp: nn.Module, rows: int) -> Callable[[Tensor], Tensor]:
-    """The forward pass that computes ``rows`` tokens of (1, N, D) at a time: no other token matters to one."""
+    """The forward pass that computes ``rows`` tokens of (B, N, D) at a time: no other token matters to one."""
     whole, again = _alone(mlp)
 
     def forward(x):
         with torch.no_grad():
-            out = torch.empty_like(x)
-            for part, out_part in zip(x.split(rows, 1), out.split(rows, 1), strict=True):
+            tokens = x.reshape(1, -1, x.shape[-1])
+            out = torch.empty_like(tokens)
+            for part, out_part in zip(tokens.split(rows, 1), out.split(rows, 1), strict=True):
                 out_part.copy_(whole(part))
-        return again(_cut(out))
+        return again(_cut(out.view(x.shape)))
 
     return forward
 
@@ -179,7 +180,12 @@ def _checkpointed(mlp: nn.Module, rows: int, unread: bool) -> Callable[[Tensor],
         with laid([(router, "lrp_fast_chosen", router.lrp_fast_chosen[of_these]) for router in routers]):
             return whole(x)
 
-    return lambda x: again(_Checkpointed.apply(x, part, rows, unread) if x.shape[1] > rows else whole(x))
+    def forward(x):
+        if x.shape[:-1].numel() <= rows:
+            return again(whole(x))
+        return again(_Checkpointed.apply(x.reshape(1, -1, x.shape[-1]), part, rows, unread).view(x.shape))
+
+    return forward
 
 
 def _alone(mlp: nn.Module) -> tuple[Callable, Callable]:

@@ -1,10 +1,14 @@
-"""The rows of the language model's head, one a token."""
+"""The language model's head: its rows, one a token, and which hidden states it reads."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import torch
+from torch import Tensor, nn
+
+from .threads import here
 from .weights import bias, is_offloaded, rows, shape
 
 _TOGETHER = 32  # quantised rows may be kept in groups of so many
@@ -13,6 +17,22 @@ _TOGETHER = 32  # quantised rows may be kept in groups of so many
 def vocabulary_size(model: nn.Module) -> int:
     """How many logits a position has."""
     return shape(model.get_output_embeddings())[0]
+
+
+@contextmanager
+def head_reads(model: nn.Module, places: list[int]) -> Iterator[None]:
+    """Within the block, this thread's run of ``model`` has logits (1, P, V), at these ``places`` of its B N hidden
+    states alone: transformers' logits_to_keep means the same ones in every row."""
+    thread = here()
+
+    def choose(head, given: tuple[Tensor]):
+        return (given[0].flatten(0, 1)[places][None],) if here() is thread else None
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def share_a_row(model: nn.Module, one: int, other: int) -> bool:

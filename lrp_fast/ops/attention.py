@@ -37,7 +37,7 @@ class Kept(NamedTuple):
 class Trace(NamedTuple):
     """One backward pass through an attention, as `attention_edges` needs it."""
 
-    g: Tensor  # (1, H, T, D), the relevance gradient at the output
+    g: Tensor  # (B, H, T, D), the relevance gradient at the output
     query: Tensor
     key: Tensor
     value: Tensor
@@ -46,15 +46,30 @@ class Trace(NamedTuple):
     g_value: Tensor
     reach: Reach
     rules: Rules
-    tiles: Tensor | None  # bool, those that were not left out, as who computed the pass divides heads, queries and keys
+    # Of a bounded pass: what was not left out of each prompt, (H, tiles of queries, tiles of keys) bool; None: all.
+    tiles: list[Tensor | None] | None
+    unit: tuple[int, int] | None  # queries and keys of a tile
+
+    def of(self, prompt: int, start: int, end: int) -> Trace:
+        """That of one prompt of a batch, whose tokens are ``start`` ... ``end`` - 1 of as many queries as keys."""
+        kept, *rest = (self.kept, self.g, self.query, self.key, self.value, self.g_key, self.g_value)
+        kept = Kept(*(None if t is None else t[prompt : prompt + 1, :, start:end] for t in kept))
+        g, query, key, value, *back = (None if t is None else t[prompt : prompt + 1, :, start:end] for t in rest)
+        tiles = None if self.tiles is None else self.tiles[prompt]
+        if tiles is not None:  # they are divided from the first token on
+            rows, columns = (-(-(end - start) // size) for size in self.unit)
+            tiles = tiles[:, :rows, :columns]
+        whole = (query, key, value, kept, *back, self.reach, self.rules)
+        return Trace(g, *whole, None if tiles is None else [tiles], self.unit)
 
 
 class _Back(NamedTuple):
     """What comes of a backward pass."""
 
     grads: tuple[Tensor | None, Tensor | None, Tensor]  # of query, key (None where they are constants) and value
-    tiles: Tensor | None = None  # as in `Trace`; None: all
-    dropped: list[float] | None = None  # one a row of the batch; None: nothing
+    tiles: list[Tensor | None] | None = None  # as in `Trace`, with
+    unit: tuple[int, int] | None = None
+    dropped: list[float] | None = None  # one a prompt; None: nothing
 
 
 def attention(
@@ -97,7 +112,7 @@ def attention(
             them, compute less. With "vendor" the query's gradient may differ in its last bits from call to call: under
             ``torch.use_deterministic_algorithms(True)``, "auto" goes back by the kernels, whose bits repeat.
         kept: what `attention_forward` returned for the same arguments; then the forward pass is not computed again.
-        traces: every backward pass appends what it used and handed back, for `attention_edges`. One unpadded prompt.
+        traces: every backward pass appends what it used and handed back, for `attention_edges`.
         tolerance: above 0, the backward pass is bounded: of each prompt, it leaves out the tiles of queries and keys of
             least mass, as many as hold no more than this share of all mass (`ops.bounded` says what that is). Where
             that would cost more than it saves, nothing is left out. 0 is the exact pass.
@@ -111,8 +126,6 @@ def attention(
             what ``impl`` does not take.
     """
     reach = _read(query, key, value, scale, causal, window, bounds, softcap, sinks)
-    if traces is not None and (query.shape[0] != 1 or bounds is not None):
-        raise ValueError("edges are those of one prompt without padding: run each prompt by itself")
     tolerance = bounded.read_tolerance(tolerance)
     if tolerance and impl == "vendor":
         raise ValueError("PyTorch's FlashAttention leaves nothing out: with a tolerance, use impl='auto'")
@@ -217,7 +230,7 @@ class _Attention(torch.autograd.Function):
             ctx.dropped.append(torch.tensor(back.dropped or [0.0] * len(g), dtype=torch.float64, device="cpu"))
         if ctx.traces is not None:
             query, key, value, *kept = [None if t is None else t.detach() for t in saved]
-            trace = (g, query, key, value, Kept(*kept), *back.grads[1:], ctx.reach, ctx.rules, back.tiles)
+            trace = (g, query, key, value, Kept(*kept), *back.grads[1:], ctx.reach, ctx.rules, back.tiles, back.unit)
             ctx.traces.append(Trace(*trace))
         return *back.grads, *[None] * 9
 
@@ -234,26 +247,31 @@ def _forward(query, key, value, sinks, bounds, reach, rules, path) -> Kept:
 def _fused_backward(g, query, key, value, out, lse, size, bounds, sinks, reach, rules, tolerance) -> _Back:
     shared = reach._asdict() | {"bounds": bounds, "table": table(query)}
     shared |= {"epsilon": rules.attention_epsilon, "gamma": rules.attention_gamma}
-    saved = (g, query, key, value, out, lse, size)
-    tiles, dropped = _fused_tiles(saved, shared, tolerance, rules) if tolerance else (None, None)
     treatment = rules.treatment
     shares = {"value_share": treatment.value, "score_share": treatment.score, "ratio": treatment.ratio}
-    return _Back(kernels("attention").backward(*saved, **shared, **shares, kept=tiles), tiles, dropped)
+    chosen, tiles = [], None
+    if tolerance:
+        chosen = _fused_choices((g, query, key, out, lse, size), shared, tolerance, bounded.worth(treatment.score != 0))
+    if any(chosen):
+        there = next(filter(None, chosen)).kept
+        tiles = torch.stack([torch.ones_like(there) if one is None else one.kept for one in chosen])
+    grads = kernels("attention").backward(g, query, key, value, out, lse, size, **shared, **shares, kept=tiles)
+    if tiles is None:
+        return _Back(grads)
+    unit = kernels("attention").unit(query, rules.attention_gamma > 0, reach.softcap is not None, table(query))
+    dropped = [0.0 if one is None else one.dropped for one in chosen]
+    return _Back(grads, [None if one is None else one.kept for one in chosen], unit, dropped)
 
 
-def _fused_tiles(saved, shared: dict, tolerance: float, rules: Rules) -> tuple[Tensor | None, list[float] | None]:
-    """The tiles that the kernels visit, and the share of the mass on the others; None where all of them are."""
-    most = bounded.worth(rules.treatment.score != 0)
-    g, query, key, _, *rest = saved
-    saved = (g, query, key, *rest)
-    look = kernels("attention").tile_masses(*saved, **shared, first=bounded.SAMPLED // 2, step=bounded.SAMPLED)
-    rows = [bounded.kept_share(one, tolerance) <= most for one in look]
-    if not any(rows):
-        return None, None
-    masses = kernels("attention").tile_masses(*saved, **shared)
-    chosen = [bounded.choose(one, tolerance) if worth else None for one, worth in zip(masses, rows, strict=True)]
-    tiles = torch.stack([(m >= 0) if one is None else one.kept for m, one in zip(masses, chosen, strict=True)])
-    return tiles, [0.0 if one is None else one.dropped for one in chosen]
+def _fused_choices(given: tuple, shared: dict, tolerance: float, most: float) -> list[bounded.Chosen | None]:
+    """For each prompt the tiles that the kernels are to visit; None where a look at some shows that too many stay."""
+    masses = kernels("attention").tile_masses
+    look = masses(*given, **shared, first=bounded.SAMPLED // 2, step=bounded.SAMPLED)
+    worth = [bounded.kept_share(one, tolerance) <= most for one in look]
+    if not any(worth):
+        return [None] * len(worth)
+    whole = masses(*given, **shared)
+    return [bounded.choose(one, tolerance) if wanted else None for one, wanted in zip(whole, worth, strict=True)]
 
 
 def _vendor_backward(g, query, key, value, out, lse, size, bounds, sinks, reach, rules, tolerance) -> _Back:
@@ -282,22 +300,23 @@ def _torch_forward(query, key, value, sinks, bounds, reach, rules) -> Kept:
 
 def _torch_backward(g, query, key, value, out, lse, size, bounds, sinks, reach, rules, tolerance) -> _Back:
     spans = _spans(bounds, key.shape[2])
-    if tolerance and bounds is None and len(g) > 1:  # each prompt chooses its own tiles
+    if tolerance and bounds is None:  # each prompt chooses its own tiles
         spans = [(slice(b, b + 1), slice(None)) for b in range(len(g))]
-    elif bounds is None:
-        return _span_backward(g, query, key, value, out, lse, size, sinks, reach, rules, tolerance)
+    given = (g, query, key, value, out, lse, size)
+    if bounds is None and len(spans) == 1:
+        return _span_backward(*given, sinks, reach, rules, tolerance)
     explained = (query, key, value) if rules.treatment.score else (None, None, value)
     grads = tuple(torch.zeros_like(t) if t is not None else None for t in explained)
-    dropped = [0.0] * len(g)
+    tiles, unit, dropped = [None] * len(g), None, [0.0] * len(g)
     for rows, real in spans:
-        part = [None if t is None else t[rows, :, real] for t in (g, query, key, value, out, lse, size)]
+        part = [None if t is None else t[rows, :, real] for t in given]
         back = _span_backward(*part, sinks, reach, rules, tolerance)
-        if back.dropped:
-            dropped[rows] = back.dropped
+        if back.tiles is not None:
+            tiles[rows], unit, dropped[rows] = back.tiles, back.unit, back.dropped
         for whole, piece in zip(grads, back.grads, strict=True):
             if piece is not None:
                 whole[rows, :, real] = piece
-    return _Back(grads, None, dropped)
+    return _Back(grads, None if unit is None else tiles, unit, dropped)
 
 
 _BACKWARDS = {"vendor": _vendor_backward, "triton": _fused_backward, "torch": _torch_backward}
@@ -322,7 +341,7 @@ def _span_forward(query, key, value, sinks, reach):
 
 def _span_backward(g, query, key, value, out, lse, size, sinks, reach, rules, tolerance) -> _Back:
     treatment, gamma = rules.treatment, rules.attention_gamma
-    rows = active_rows(g[0].transpose(0, 1)) if g.shape[0] == 1 else None
+    rows = active_rows(g.transpose(0, 2))  # of any prompt
     g, out, wide = at_values(g, out, value, size, rules)
     given, how = (g, query, key, wide, out, lse, reach), {"scores": treatment.score != 0, "ratio": treatment.ratio}
     less = None
@@ -339,7 +358,7 @@ def _span_backward(g, query, key, value, out, lse, size, sinks, reach, rules, to
         dv = plus + value.sign() * same
     dv.mul_(treatment.value)
     grads = (dq.mul_(treatment.score), dk.mul_(treatment.score), dv) if treatment.score else (None, None, dv)
-    return _Back(grads) if less is None else _Back(grads, tiles, [dropped])
+    return _Back(grads) if less is None else _Back(grads, [tiles], (attention_bounded.TILE,) * 2, [dropped])
 
 
 def at_values(g, out, value, size, rules):

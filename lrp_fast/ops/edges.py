@@ -11,7 +11,7 @@ values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -46,7 +46,8 @@ def attention_edges(
     """The strongest edges of one attention, chosen exactly; nothing of size T x S is ever held.
 
     Args:
-        trace: what `attention` appended to its ``traces``. Of a bounded backward pass, what it left out has no edges.
+        trace: what `attention` appended to its ``traces``, of one prompt without padding (`Trace.of`). What a bounded
+            backward pass left out has no edges.
         rows: (R,) int64, ascending, the queries to compute.
         key_part, value_part: (1, H_kv, S, D), what the layer's input contributes to keys and values under the rule;
             None where that is key and value themselves (no biases, no stabilised linear maps).
@@ -56,8 +57,9 @@ def attention_edges(
         impl: as in `activation`. The kernels take head_dim up to 256, in float32 up to 128.
 
     Raises:
-        ValueError: unless just one of ``topk`` and ``mass`` is given.
+        ValueError: unless just one of ``topk`` and ``mass`` is given; for the trace of several prompts.
     """
+    _check_one(trace)
     if (topk is None) == (mass is None):
         raise ValueError("give one of topk= and mass=")
     if fused(trace.query, impl, served=trace.query.shape[-1] * trace.query.element_size() <= 512):
@@ -66,19 +68,24 @@ def attention_edges(
             return listed(*kernels("edges").strongest(given, rows, topk, table(trace.query)))
         computed, room = partial(_fused_tiles, trace, given), 0
     else:
-        ours = trace.tiles is not None and trace.tiles.ndim == 3  # chosen by `attention_bounded`
-        tiles = bounded_tiles if ours else edge_tiles
+        tiles = bounded_tiles if trace.unit == (TILE, TILE) else edge_tiles
         computed, room = partial(tiles, trace, key_part=key_part, value_part=value_part), HELD
     return by_row(computed(rows), topk) if mass is None else by_mass(computed, rows, mass, own, room, impl)
 
 
 def crossing(trace: Trace, key_part: Tensor | None = None, value_part: Tensor | None = None) -> Tensor:
     """(S,) relevance that arrives at every position through its key and value: the column sums of all edges."""
+    _check_one(trace)
     dtype = torch.promote_types(trace.value.dtype, torch.float32)
     pairs = [(trace.g_value, trace.value if value_part is None else value_part)]
     if trace.g_key is not None:
         pairs.append((trace.g_key, trace.key if key_part is None else key_part))
     return sum(torch.linalg.vecdot(g.to(dtype), part.to(dtype)).sum((0, 1)) for g, part in pairs)
+
+
+def _check_one(trace: Trace) -> None:
+    if len(trace.g) != 1:
+        raise ValueError(f"edges are those of one prompt, and this trace is of {len(trace.g)}: cut one out with .of")
 
 
 def _prepared(trace: Trace, key_part: Tensor | None, value_part: Tensor | None):
@@ -96,7 +103,7 @@ def _prepared(trace: Trace, key_part: Tensor | None, value_part: Tensor | None):
         ratio=trace.rules.treatment.ratio,
         epsilon=trace.rules.attention_epsilon,
         gamma=trace.rules.attention_gamma,
-        kept=trace.tiles,
+        kept=None if trace.tiles is None else trace.tiles[0][None],
     )
 
 
@@ -120,7 +127,7 @@ def edge_tiles(
     """Yield positions of some queries (R,), the keys that they reach, and edges (R, S) between: float32 or wider."""
     query, reach = trace.query, trace.reach
     given = _Given.of(trace, key_part, value_part)
-    kept = None if trace.tiles is None else _of_kernels(trace)
+    kept = None if trace.tiles is None else partial(_kept, trace.tiles[0], trace.unit)
     for tile, keys, position in tiles(query, trace.key, reach, rows):
         edges, hidden = None, partial(_hide, position=position, keys=keys, reach=reach)
         # The queries of one head of keys at a time: what is at work stays in the cache.
@@ -144,12 +151,13 @@ def bounded_tiles(
     """As `edge_tiles`, of a bounded backward pass: from the tiles of queries and keys that it did not leave out."""
     query, reach = trace.query, trace.reach
     given = _Given(*(None if t is None else blocked(t[None], t.dtype) for t in _Given.of(trace, key_part, value_part)))
-    keys, columns = trace.key.shape[2], trace.tiles.shape[2]
-    for row, wanted in enumerate(torch.bincount(rows // TILE, minlength=trace.tiles.shape[1]).tolist()):
+    keys, kept = trace.key.shape[2], trace.tiles[0]
+    columns = kept.shape[2]
+    for row, wanted in enumerate(torch.bincount(rows // TILE, minlength=kept.shape[1]).tolist()):
         if not wanted:
             continue
         edges = torch.zeros(columns, TILE, TILE, dtype=given.q.dtype)  # by tile of keys
-        for a, b, hides in visits(trace.tiles[:, row : row + 1], query, trace.key, reach, row):
+        for a, b, hides in visits(kept[:, row : row + 1], query, trace.key, reach, row):
             q, u, lse, passed = (t.index_select(0, a) for t in given[:4])
             k, v, k_part, v_part = (None if t is None else t.index_select(0, b) for t in given[4:])
             raw, d_p = torch.bmm(q, k.mT), torch.bmm(u, v.mT)
@@ -165,17 +173,10 @@ def bounded_tiles(
         yield position, read, edges.mul_(trace.rules.treatment.value)
 
 
-def _of_kernels(trace: Trace) -> Callable[[slice, Tensor, slice], Tensor]:
-    """Which of some heads' queries and keys lie in tiles that the kernels kept."""
-    capped, gamma = trace.reach.softcap is not None, trace.rules.attention_gamma > 0
-    rows, columns = kernels("attention").unit(trace.query, gamma, capped, table(trace.query))
-    tiles = trace.tiles[0]
-
-    def kept(heads: slice, queries: Tensor, keys: slice) -> Tensor:
-        of_keys = torch.arange(keys.start, keys.stop, device=tiles.device) // columns
-        return tiles[heads][:, queries // rows][:, :, of_keys]
-
-    return kept
+def _kept(tiles: Tensor, unit: tuple[int, int], heads: slice, queries: Tensor, keys: slice) -> Tensor:
+    """Which of some heads' queries and keys lie in tiles that stayed."""
+    of_keys = torch.arange(keys.start, keys.stop, device=tiles.device) // unit[1]
+    return tiles[heads][:, queries // unit[0]][:, :, of_keys]
 
 
 def _hide(scores: Tensor, position: Tensor, keys: slice, reach) -> Tensor:

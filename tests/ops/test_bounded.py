@@ -78,10 +78,10 @@ def test_is_the_definition_less_what_it_says_it_left_out(flags, rules, whatever_
         mask, given = define(query, key, **flags)
         given |= {"epsilon": rules.attention_epsilon, "gamma": rules.attention_gamma}
         entries = reference.attention_mass(g, query, key, value, mask, **given)
-        lost = 1 - (entries * by_entry(trace.tiles, query, key)).sum() / entries.sum()
+        lost = 1 - (entries * by_entry(trace.tiles[0], query, key)).sum() / entries.sum()
         assert dropped.item() == pytest.approx(lost.item(), abs=1e-12)
 
-        kept = by_entry(trace.tiles, query, key)
+        kept = by_entry(trace.tiles[0], query, key)
         expected = reference.attention_backward(g, query, key, value, mask, rule=rules.name, kept=kept, **given)
         for one, other in zip(grads, expected, strict=True):
             assert one is None or (one - other).abs().max() <= 1e-10 * other.abs().max()
@@ -96,7 +96,7 @@ def test_edges_are_those_of_the_tiles_that_stayed(rules, parts, whatever_it_save
     mask, given = define(query, key, **flags)
     given |= {"epsilon": rules.attention_epsilon, "gamma": rules.attention_gamma, "rule": rules.name}
     key_part, value_part = (0.5 * key + 1, 0.7 * value - 1) if parts else (key, value)
-    kept = by_entry(trace.tiles, query, key)
+    kept = by_entry(trace.tiles[0], query, key)
     rows = torch.tensor([0, 5, 63, 64, 130, 131, 260])
     for row in rows.tolist():
         only = torch.zeros_like(g)
@@ -165,7 +165,7 @@ def test_rounds_no_worse_than_the_dense_form(dtype, within_rounding, whatever_it
     query, key, value, g = (t.to(dtype) for t in make(320, 320, dim=64, spread=0.3125))  # scores as of the usual scale
     grads, _, trace = run(query, key, value, g, 0.4)
     mask, given = define(query, key)
-    kept = by_entry(trace.tiles, query, key)
+    kept = by_entry(trace.tiles[0], query, key)
     plain = reference.attention_backward(g, query, key, value, mask, kept=kept, **given)
     exact = reference.attention_backward(*(t.double() for t in (g, query, key, value)), mask, kept=kept, **given)
     for one, own, truth in zip(grads, plain, exact, strict=True):

@@ -58,10 +58,32 @@ def test_edges_equal_the_definition_in_float64(rule, epsilon, gamma):
             assert (dense(trace, some, *given) - truth[some]).abs().max() <= 1e-12 * truth.abs().max()
 
 
-def test_padded_or_batched_prompts_have_no_edges():
-    x = torch.randn(2, 1, 4, 8)
-    with pytest.raises(ValueError, match="one prompt without padding"):
-        ops.attention(x, x, x, traces=[])
+@pytest.mark.parametrize("rule", [Rules(), Rules("cp", attention_gamma=0.1)], ids=["attnlrp", "cp-gamma"])
+def test_a_prompt_of_a_batch_has_the_edges_that_it_has_alone(rule):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value, g = (torch.randn(3, 2, 9, 8, dtype=torch.float64, generator=generator) for _ in range(4))
+    bounds = torch.tensor([[0, 9], [2, 9], [0, 5]])
+    for start, end, row in ((*span, row) for row, span in enumerate(bounds.tolist())):
+        g[row, :, :start], g[row, :, end:] = 0, 0
+
+    def trace(of, **given):
+        traces, leaves = [], [of(x).requires_grad_() for x in (query, key, value)]
+        torch.autograd.grad(ops.attention(*leaves, rule=rule, window=4, traces=traces, **given), leaves[2], of(g))
+        return traces[0]
+
+    # Behind a prompt there may be anything, even without bounds: it is not read.
+    for whole, rows in ((trace(torch.clone, bounds=bounds), range(3)), (trace(torch.clone), (0, 2))):
+        for row in rows:
+            start, end = bounds[row].tolist()
+            alone = trace(lambda x, row=row, start=start, end=end: x[row : row + 1, :, start:end].clone())
+            own = whole.of(row, start, end)
+            every = torch.arange(end - start)
+            truth = dense(alone, every)
+            assert (dense(own, every) - truth).abs().max() <= 1e-12 * truth.abs().max()
+            assert (ops.crossing(own) - ops.crossing(alone)).abs().max() <= 1e-12 * truth.abs().max()
+    for call in (lambda: ops.crossing(whole), lambda: ops.attention_edges(whole, torch.arange(2), topk=1)):
+        with pytest.raises(ValueError, match=r"edges are those of one prompt, and this trace is of 3: cut one out"):
+            call()
 
 
 def tiles_of(matrix, rows_each):

@@ -1,0 +1,31 @@
+"""Whether several prompts may go through a model in one pass, each as if it were alone."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from . import experts, handlers
+from .families import handled, handler_of
+from .hooks import is_watched
+from .weights import mixes_tokens
+
+
+def prompts_meet(model: nn.Module) -> bool:
+    """Whether what comes of one prompt may hang on which others are in the pass, by more than rounding.
+
+    Some quantised linear maps round all tokens together. In 16 bits rounding decides which experts a token goes to, and
+    products of other sizes round otherwise. A hook of somebody else's may look at anything.
+    """
+    parts = [module for _, module in handled(model)]
+    sixteen = model.get_input_embeddings().weight.dtype.itemsize < 4
+    return (
+        is_watched(model)
+        or any(mixes_tokens(one) for one in parts if handler_of(one) in handlers.LINEARS)
+        or (sixteen and any(handler_of(one) in experts.ROUTERS for one in parts))
+    )
+
+
+def padding_shows(model: nn.Module) -> bool:
+    """Whether a token is turned otherwise where more of them follow: by rotations that are made for the length."""
+    kinds = [str(getattr(module, "rope_type", "")) for module in model.modules()]
+    return any("dynamic" in kind or "longrope" in kind for kind in kinds)
