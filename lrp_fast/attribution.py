@@ -11,7 +11,7 @@ import torch
 from . import question, saved
 from .graph import Graph, GraphSpec, transition
 from .hf import device_of, share_a_row
-from .memory import Memory, plan
+from .memory import Memory, planned
 from .rules import Rules
 from .stream import Passed, Progress, propagate
 from .targets import Explained
@@ -129,7 +129,7 @@ def attribute(
     asked = question.read(model, input_ids, target, contrast, position, rule, tokenizer)
     ids, rules = asked.ids, asked.rules
     counts = {"positions": len(asked.positions), "targets": len(asked.requests)}
-    planned = plan(model, len(ids), rule=rules, memory=memory, graph=graph, **counts)
+    plan = planned(model, len(ids), rules, memory, graph=graph, **counts)
     found: list[tuple[float, Explained]] = []
     transitions: list[list] = [[] for _ in asked.requests]
 
@@ -140,7 +140,7 @@ def attribute(
         transitions[passed.target].append(transition(graph, passed, found[passed.target][0]))
 
     device = device_of(model.get_input_embeddings())
-    given = (model, ids[None].to(device), asked.positions, asked.objective(found), rules, planned, progress)
+    given = (model, ids[None].to(device), asked.positions, asked.objective(found), rules, plan, progress)
     relevance = propagate(*given, observe if graph else None)
     name = getattr(model.config, "name_or_path", "")
     name = os.path.basename(name) if os.path.isabs(name) else name  # results get shared: no paths of this machine

@@ -144,8 +144,6 @@ def plan(
             positions is shorter than the prompt.
         UnsupportedModuleError: if the model holds a module that no rule covers.
     """
-    if memory is not None and not isinstance(memory, Memory):
-        raise TypeError(f"memory must be a lrp_fast.Memory, not {type(memory).__name__}")
     for name, count in (("n_tokens", n_tokens), ("positions", positions), ("targets", targets)):
         if isinstance(count, bool) or not isinstance(count, Integral):
             raise TypeError(f"{name} must be a whole number, not {count!r}")
@@ -156,20 +154,39 @@ def plan(
     limit = position_limit(model)
     if limit is not None and n_tokens > limit:
         raise ValueError(f"{n_tokens} tokens are more than the model's table of {limit} positions: shorten the prompt")
+    return planned(
+        model, n_tokens, as_rules(rule), memory, positions=positions, targets=targets, graph=graph, device=device
+    )
+
+
+def planned(
+    model: nn.Module,
+    n_tokens: int,
+    rules: Rules,
+    memory: Memory | None,
+    *,
+    positions: int = 1,
+    targets: int = 1,
+    graph: GraphSpec | None = None,
+    device: str = "cuda",
+) -> Plan:
+    """`plan` for a model, and so many of its tokens, that `lrp_fast.question.read` has checked."""
+    if memory is not None and not isinstance(memory, Memory):
+        raise TypeError(f"memory must be a lrp_fast.Memory, not {type(memory).__name__}")
     if device not in ("cuda", "cpu"):
         raise ValueError(f"device must be 'cuda' or 'cpu', not {device!r}")
     memory = memory or Memory()
     sizes = layer_sizes(model)
-    planned = [size._replace(device=torch.device(device)) if size.device.type == "meta" else size for size in sizes]
-    for size in planned:
+    meant = [size._replace(device=torch.device(device)) if size.device.type == "meta" else size for size in sizes]
+    for size in meant:
         if size.device.type not in ("cuda", "cpu"):
             raise ValueError(f"a layer is on {size.device}: lrp_fast runs on CUDA devices and CPUs")
-    elsewhere = planned != sizes and device == "cuda"
-    sizes = planned
+    elsewhere = meant != sizes and device == "cuda"
+    sizes = meant
     if graph is not None:
         graph.check(len(sizes))
     dtype = model.get_input_embeddings().weight.dtype  # a vision tower beside it may have another
-    context = _Context(n_tokens, positions, targets, vocabulary_size(model), dtype, as_rules(rule), graph)
+    context = _Context(n_tokens, positions, targets, vocabulary_size(model), dtype, rules, graph)
     devices = dict.fromkeys([*(size.device for size in sizes), _HOST])
     budgets = {device: _budget(device, memory, elsewhere) for device in devices}
     edges = _edges(len(sizes), context)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .walk import modules_of
 from .weights import bias, is_offloaded, rows, shape
 
 _TOGETHER = 32  # quantised rows may be kept in groups of so many
@@ -18,7 +19,7 @@ def vocabulary_size(model: nn.Module) -> int:
 def share_a_row(model: nn.Module, one: int, other: int) -> bool:
     """Whether the head is known to make the same logit of two tokens, whatever it reads."""
     head = model.get_output_embeddings()
-    if any(map(is_offloaded, head.modules())):  # its weights are not there
+    if any(map(is_offloaded, modules_of(head))):  # its weights are not there
         return False
     added = bias(head)
     with torch.no_grad():
