@@ -82,6 +82,9 @@ class Plan:
         weights: bytes of the model.
         forward_flops, replay_flops, backward_flops: operations of the passes, an addition or a multiplication each.
         offload_dir: see `Memory`.
+        host_room: bytes of host memory that the pass may take: the budget, or most of what the machine has free; None
+            where that is not known. Up to there it keeps what it has taken, more than ``peak``, as the C library's
+            heap cannot use again all that comes free in it, and to give that back to the system takes time.
     """
 
     n_tokens: int
@@ -96,6 +99,7 @@ class Plan:
     replay_flops: int
     backward_flops: int
     offload_dir: str | os.PathLike | None = None
+    host_room: int | None = None
 
     def __str__(self) -> str:
         layers = Counter(self.tiers)
@@ -189,6 +193,7 @@ def planned(
     context = _Context(n_tokens, positions, targets, vocabulary_size(model), dtype, rules, graph)
     devices = dict.fromkeys([*(size.device for size in sizes), _HOST])
     budgets = {device: _budget(device, memory, elsewhere) for device in devices}
+    room = budgets[_HOST]
     edges = _edges(len(sizes), context)
     if budgets[_HOST] < edges:
         raise ValueError(
@@ -231,6 +236,7 @@ def planned(
         weights=weight_bytes(model),
         **_flops(sizes, tiers, context, rows),
         offload_dir=memory.offload_dir,
+        host_room=int(room) if math.isfinite(room) else None,
     )
 
 

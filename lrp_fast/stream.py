@@ -28,14 +28,13 @@ from .hf import (
 )
 from .memory import Plan
 from .rules import Rules
-from .store import Store, Stored, give_back_free_heap
+from .store import Heap, Store, Stored
 
 # float16 holds nothing below 6e-8, and few digits below 6e-5. What enters a float16 model's backward pass is raised by
 # powers of two, which cost no digit: the scalars (a mean logit's gradient is one part in the vocabulary), and at every
 # layer the relevance gradient, its largest entry to this. The layer's branches have room for 1000 times that.
 _RAISED = 2.0**8
 _LARGEST = 64.0
-_WORTH_TIDYING = 16 << 20  # bytes of a layer at work; for less it is not worth a look at the heap
 
 
 class Passed(NamedTuple):
@@ -117,7 +116,7 @@ def propagate(
                         del given
                 del parts
             del x, layer
-            _tidy(plan)
+            down.heap.tidy()
             tell("backward", done, count)
     return [torch.stack(one) for one in zip(*relevance[::-1], strict=True)]
 
@@ -156,7 +155,7 @@ def propagate_between(
                 gs = [_only(row, gs[0]) for row in rows]
             tell("backward", count - layer, count - source)
             _, x, gs = down.step(gs)
-            _tidy(plan)
+            down.heap.tidy()
         tell("backward", count - source, count - source)
         return torch.stack([ops.node_relevance(x, g)[0].cpu() for g in gs])
 
@@ -181,6 +180,7 @@ class _Descent:
     rules: Rules
     plan: Plan
     store: Store
+    heap: Heap
     output: Tensor | None = None  # of the next layer, where others' hooks may change it
 
     def start(self) -> tuple[Tensor, list[Tensor]]:
@@ -199,7 +199,7 @@ class _Descent:
         layer = self.layers.pop()
         if self.layers:
             _fetch(self.layers[-1], self.store)
-        x, gs = _back(layer, gs, self.rules, self.store, self.plan, self.output)
+        x, gs = _back(layer, gs, self.rules, self.store, self.heap, self.plan, self.output)
         self.output = x.detach() if self.layers and self.layers[-1].watched else None
         return layer, x, gs
 
@@ -207,7 +207,7 @@ class _Descent:
 @contextmanager
 def _descent(model, input_ids, positions, objective, rules, plan, tell, trace) -> Iterator[_Descent]:
     """Runs the forward pass; for the rest see `propagate`."""
-    store = Store(plan.offload_dir)
+    store, heap = Store(plan.offload_dir), Heap(plan.host_room, plan.working.get("cpu", 0))
     with ExitStack() as leaving, torch.inference_mode(False), torch.enable_grad():
         leaving.callback(store.close)
         if "file" in plan.tiers:
@@ -223,13 +223,13 @@ def _descent(model, input_ids, positions, objective, rules, plan, tell, trace) -
             for layer in layers:
                 layer.traces = []
         input_ids = input_ids.clone()  # a caller's inference_mode made it what autograd cannot save
-        with _watched(layers, store, plan, lambda done: tell("forward", done, len(layers))) as top:
+        with _watched(layers, store, heap, plan, lambda done: tell("forward", done, len(layers))) as top:
             logits = _logits(model, input_ids, positions)[0]
             if not top:
                 raise RuntimeError("the model did not run all of its decoder layers: it runs others at other lengths")
             scalars = objective(logits)
             del logits  # and the graph behind them
-        yield _Descent(layers, top, scalars, rules, plan, store)
+        yield _Descent(layers, top, scalars, rules, plan, store, heap)
 
 
 def _logits(model: nn.Module, input_ids: Tensor, positions: list[int]) -> Tensor:
@@ -245,7 +245,7 @@ def _fetch(layer: _Pass, store: Store) -> None:
 
 
 def _back(
-    layer: _Pass, gs: list[Tensor], rules: Rules, store: Store, plan: Plan, known: Tensor | None
+    layer: _Pass, gs: list[Tensor], rules: Rules, store: Store, heap: Heap, plan: Plan, known: Tensor | None
 ) -> tuple[Tensor, list[Tensor]]:
     """The layer's input, and the relevance gradients there from those at its output.
 
@@ -266,7 +266,7 @@ def _back(
                 "again: let it depend on what it is given alone, or remove it"
             )
         del output, known  # nobody else reads their values
-        _tidy(plan)
+        heap.tidy()
         if x.dtype != torch.float16:
             return x, _gradients(edge, leaf, gs)
         layer.raised = [_raise(g) for g in gs]
@@ -303,13 +303,10 @@ def _hidden(output: Tensor | tuple) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def _tidy(plan: Plan) -> None:
-    if plan.working.get("cpu", 0) > _WORTH_TIDYING:
-        give_back_free_heap()
-
-
 @contextmanager
-def _watched(layers: list[_Pass], store: Store, plan: Plan, tell: Callable[[int], None]) -> Iterator[list[Tensor]]:
+def _watched(
+    layers: list[_Pass], store: Store, heap: Heap, plan: Plan, tell: Callable[[int], None]
+) -> Iterator[list[Tensor]]:
     """While the model runs, take down every call of a layer. The last one's output goes to the list, as a leaf."""
     top: list[Tensor] = []
     running = ExitStack()
@@ -363,7 +360,7 @@ def _watched(layers: list[_Pass], store: Store, plan: Plan, tell: Callable[[int]
             hidden = hidden.detach()
             layer.x = store.put(layer.x, layer.tier)
             layer.recorded = layer.recorded.each(lambda tensor: store.put(tensor, layer.tier))
-        _tidy(plan)
+        heap.tidy()
         done = layers.index(layer) + 1
         tell(done)
         if done == len(layers):
