@@ -11,7 +11,7 @@ import torch
 from . import question, saved
 from .graph import Graph, GraphSpec, transition
 from .hf import device_of, share_a_row
-from .memory import Memory, plan
+from .memory import Memory, planned
 from .ops import read_tolerance
 from .question import Question
 from .rules import Rules
@@ -157,8 +157,8 @@ def explain(
 ) -> list[Attribution]:
     """`attribute` for a question that has been read: one result a target."""
     counts = {"positions": len(asked.positions), "targets": len(asked.requests)}
-    given = {"rule": asked.rules, "memory": memory, "graph": graph, "tolerance": tolerance}
-    planned = plan(model, len(asked.ids), **given, **counts)
+    given = (model, len(asked.ids), asked.rules, memory)
+    plan = planned(*given, graph=graph, tolerance=tolerance, **counts)
     found: list[tuple[float, Explained]] = []
     transitions: list[list] = [[] for _ in asked.requests]
 
@@ -169,8 +169,8 @@ def explain(
         transitions[passed.target].append(transition(graph, passed, found[passed.target][0]))
 
     device = device_of(model.get_input_embeddings())
-    given = (model, asked.ids[None].to(device), asked.positions, asked.objective(found), asked.rules, planned, progress)
-    relevance = propagate(*given, observe if graph else None, tolerance=tolerance)
+    given = (model, asked.ids[None].to(device), asked.positions, asked.objective(found), asked.rules, plan, progress)
+    relevance = propagate(*given, observe if graph else None)
     parts = zip(found, relevance, transitions, strict=True)
     return [finished(model, asked, *what, *passed, tolerance, graph, edges) for what, passed, edges in parts]
 

@@ -7,7 +7,7 @@ import torch
 from . import question
 from .graph.spec import whole
 from .hf import decoder_layers, device_of
-from .memory import Memory, plan
+from .memory import Memory, planned
 from .rules import Rules
 from .stream import Progress, propagate_between
 
@@ -66,14 +66,14 @@ def between(
     if not rows:
         raise ValueError("rows is empty: name at least one target position")
     counts = {"positions": len(asked.positions), "targets": len(rows)}
-    planned = plan(model, length, rule=asked.rules, memory=memory, **counts)
+    plan = planned(model, length, asked.rules, memory, **counts)
     found = propagate_between(
         model,
         asked.ids[None].to(device_of(model.get_input_embeddings())),
         asked.positions,
         asked.objective([]),
         asked.rules,
-        planned,
+        plan,
         *layers,
         [row % length for row in rows],
         progress,

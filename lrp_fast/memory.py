@@ -83,6 +83,10 @@ class Plan:
         weights: bytes of the model.
         forward_flops, replay_flops, backward_flops: operations of the passes, an addition or a multiplication each.
         offload_dir: see `Memory`.
+        tolerance: as in `lrp_fast.attribute`.
+        host_room: bytes of host memory that the pass may take: the budget, or most of what the machine has free; None
+            where that is not known. Up to there it keeps what it has taken, more than ``peak``, as the C library's
+            heap cannot use again all that comes free in it, and to give that back to the system takes time.
     """
 
     n_tokens: int
@@ -97,6 +101,8 @@ class Plan:
     replay_flops: int
     backward_flops: int
     offload_dir: str | os.PathLike | None = None
+    tolerance: float = 0.0
+    host_room: int | None = None
 
     def __str__(self) -> str:
         layers = Counter(self.tiers)
@@ -151,8 +157,6 @@ def plan(
             positions is shorter than the prompt.
         UnsupportedModuleError: if the model holds a module that no rule covers.
     """
-    if memory is not None and not isinstance(memory, Memory):
-        raise TypeError(f"memory must be a lrp_fast.Memory, not {type(memory).__name__}")
     counts = {"n_tokens": n_tokens, "positions": positions, "targets": targets, "prompts": prompts}
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, Integral):
@@ -164,23 +168,45 @@ def plan(
     limit = position_limit(model)
     if limit is not None and n_tokens > limit:
         raise ValueError(f"{n_tokens} tokens are more than the model's table of {limit} positions: shorten the prompt")
+    counts = {"positions": positions, "targets": targets, "prompts": prompts}
+    more = {"graph": graph, "device": device, "tolerance": read_tolerance(tolerance)}
+    return planned(model, n_tokens, as_rules(rule), memory, **counts, **more)
+
+
+def planned(
+    model: nn.Module,
+    n_tokens: int,
+    rules: Rules,
+    memory: Memory | None,
+    *,
+    positions: int = 1,
+    targets: int = 1,
+    graph: GraphSpec | None = None,
+    device: str = "cuda",
+    prompts: int = 1,
+    tolerance: float = 0.0,
+) -> Plan:
+    """`plan` for a model, and so many of its tokens, that `lrp_fast.question.read` has checked."""
+    if memory is not None and not isinstance(memory, Memory):
+        raise TypeError(f"memory must be a lrp_fast.Memory, not {type(memory).__name__}")
     if device not in ("cuda", "cpu"):
         raise ValueError(f"device must be 'cuda' or 'cpu', not {device!r}")
     memory = memory or Memory()
     sizes = layer_sizes(model)
-    planned = [size._replace(device=torch.device(device)) if size.device.type == "meta" else size for size in sizes]
-    for size in planned:
+    meant = [size._replace(device=torch.device(device)) if size.device.type == "meta" else size for size in sizes]
+    for size in meant:
         if size.device.type not in ("cuda", "cpu"):
             raise ValueError(f"a layer is on {size.device}: lrp_fast runs on CUDA devices and CPUs")
-    elsewhere = planned != sizes and device == "cuda"
-    sizes = planned
+    elsewhere = meant != sizes and device == "cuda"
+    sizes = meant
     if graph is not None:
         graph.check(len(sizes))
     dtype = model.get_input_embeddings().weight.dtype  # a vision tower beside it may have another
-    given = (positions, targets, vocabulary_size(model), dtype, as_rules(rule), graph, read_tolerance(tolerance) > 0)
+    given = (positions, targets, vocabulary_size(model), dtype, rules, graph, tolerance > 0)
     context = _Context(prompts * n_tokens, n_tokens, *given)
     devices = dict.fromkeys([*(size.device for size in sizes), _HOST])
     budgets = {device: _budget(device, memory, elsewhere) for device in devices}
+    room = budgets[_HOST]
     edges = _edges(len(sizes), context)
     if budgets[_HOST] < edges:
         raise ValueError(
@@ -223,6 +249,8 @@ def plan(
         weights=weight_bytes(model),
         **_flops(sizes, tiers, context, rows),
         offload_dir=memory.offload_dir,
+        tolerance=tolerance,
+        host_room=int(room) if math.isfinite(room) else None,
     )
 
 

@@ -16,14 +16,14 @@ import torch
 from .attribution import Attribution, finished
 from .graph import GraphSpec, transition
 from .hf import device_of, padding_shows, prompts_meet
-from .memory import Memory, Plan, plan
+from .memory import Memory, Plan, planned
 from .question import Question
 from .stream import Passed, Progress, propagate
 
 # What a pass costs besides its tokens, in tokens, and how many of them fill the machine: with more, none is cheaper. On
 # CPUs as measured; on CUDA, where launches and Python take longer than a thousand tokens do, reckoned.
 _PASS = {"cpu": 32, "cuda": 2048}
-_ENOUGH = {"cpu": 1024, "cuda": 8192}
+_ENOUGH = {"cpu": 4096, "cuda": 8192}
 _MOST = 256  # prompts in a pass: so many are looked at together
 
 
@@ -42,15 +42,15 @@ def packs(
     Raises:
         ValueError: if the budget cannot hold one of them alone, with its row.
     """
-    planned: dict[tuple, Plan] = {}
+    plans: dict[tuple, Plan] = {}
 
     def planned_for(rows: list[int]) -> Plan:
         sizes = (max(len(asked[row].ids) for row in rows), sum(len(asked[row].positions) for row in rows), len(rows))
-        if sizes not in planned:
+        if sizes not in plans:
             length, positions, prompts = sizes
-            given = {"rule": asked[0].rules, "memory": memory, "graph": graph, "tolerance": tolerance}
-            planned[sizes] = plan(model, length, positions=positions, prompts=prompts, **given)
-        return planned[sizes]
+            given = {"positions": positions, "prompts": prompts, "graph": graph, "tolerance": tolerance}
+            plans[sizes] = planned(model, length, asked[0].rules, memory, **given)
+        return plans[sizes]
 
     def fitting(rows: list[int]) -> list[Pack]:
         """``rows`` in one pack, or in parts that let no layer wait further away than the longest alone does."""
@@ -126,7 +126,7 @@ def explain_together(
 
     objective = _sum_of(asked, found)
     given = (model, ids.to(device_of(model.get_input_embeddings())), places, objective, asked[0].rules, planned)
-    relevance = propagate(*given, progress, observe if graph else None, lengths, tolerance)
+    relevance = propagate(*given, progress, observe if graph else None, lengths)
     results: list[Attribution | None] = []
     for one, told, (layers, dropped), edges in zip(asked, found, relevance, transitions, strict=True):
         right = bool(told) and bool(layers.isfinite().all())

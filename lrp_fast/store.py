@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 # Host memory is taken in blocks beyond the size from which every allocator maps memory by itself: what waits here does
 # not split the heap that the layers work in, and goes back to the system as soon as it has been used.
 _BLOCK = 64 << 20
+_WORTH_TIDYING = 16 << 20  # bytes of a layer at work; for less it is not worth a look at the heap
+_MALLINFO = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
 
 
 class Stored(NamedTuple):
@@ -122,14 +125,51 @@ class Store:
         return free[: x.nbytes].view(x.dtype).as_strided(x.shape, x.stride())
 
 
-def give_back_free_heap() -> None:
-    """Return to the system what the C library's heap holds free between living tensors (glibc; elsewhere nothing).
+class Heap:
+    """Sees to it that a pass stays within what it may take (glibc; elsewhere it does nothing).
 
-    Tensors below 32 MiB come from that heap. Without this, a pass over many layers takes twice the memory that it uses.
+    Tensors below 32 MiB come from the C library's heap, and most of the holes that they leave there are a few bytes
+    short of the next tensor of the same size: a pass over many layers grows to twice the memory that it uses. What lies
+    free can be given back to the system, but that takes time, and so does touching it again. It is done where there is
+    no room to grow.
+
+    Args:
+        room: bytes that the process may grow by, free heap of before included; None for no limit.
+        work: of these, what a layer takes while it is at work.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+
+    def __init__(self, room: int | None, work: int):
+        self._trim = None
+        if sys.platform == "linux" and room is not None and work > _WORTH_TIDYING:
+            library = ctypes.CDLL(None)
+            self._trim = getattr(library, "malloc_trim", None)
+            taken = _anonymous()
+            # An earlier pass may have left free more than this one may take: that is used first.
+            self._most = max(taken, taken - _free_heap(library) + room) - work
+
+    def tidy(self) -> None:
+        """Between layers, and between a layer's forward and backward pass."""
+        if self._trim is not None and _anonymous() > self._most:
+            self._trim(0)
+
+
+class _Mallinfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in _MALLINFO]
+
+
+def _free_heap(library: ctypes.CDLL) -> int:
+    """Bytes that the C library's heap holds free, given back already or not; 0 where it does not tell."""
+    ask = getattr(library, "mallinfo2", None)
+    if ask is None:
+        return 0
+    ask.restype = _Mallinfo
+    return ask().fordblks
+
+
+def _anonymous() -> int:
+    """Bytes of memory that the process has, without those of files."""
+    _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _dense(x: Tensor) -> Tensor:

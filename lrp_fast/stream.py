@@ -29,14 +29,13 @@ from .hf import (
 )
 from .memory import Plan
 from .rules import Rules
-from .store import Store, Stored, give_back_free_heap
+from .store import Heap, Store, Stored
 
 # float16 holds nothing below 6e-8, and few digits below 6e-5. What enters a float16 model's backward pass is raised by
 # powers of two, which cost no digit: the scalars (a mean logit's gradient is one part in the vocabulary), and at every
 # layer the relevance gradient, its largest entry to this. The layer's branches have room for 1000 times that.
 _RAISED = 2.0**8
 _LARGEST = 64.0
-_WORTH_TIDYING = 16 << 20  # bytes of a layer at work; for less it is not worth a look at the heap
 
 
 class Passed(NamedTuple):
@@ -91,7 +90,6 @@ def propagate(
     progress: Progress | None = None,
     observe: Callable[[Passed], None] | None = None,
     lengths: list[int] | None = None,
-    tolerance: float = 0.0,
 ) -> list[tuple[Tensor, Tensor]]:
     """Relevance of every node for scalars of the logits.
 
@@ -105,7 +103,6 @@ def propagate(
         observe: called for every layer, target and prompt, from the last layer down.
         lengths: of the prompts where any is shorter than N, with anything behind it: no token reads a later one, and
             what nothing reads has a relevance gradient of zero.
-        tolerance: of `ops.attention`.
 
     Returns:
         For each scalar, and for it each prompt, (L + 1, N) node relevance sum_d x_d g_d, N the prompt's own; float32,
@@ -113,8 +110,7 @@ def propagate(
     """
     tell = progress or _silent
     lengths = [input_ids.shape[1]] * len(input_ids) if lengths is None else lengths
-    given = (model, input_ids, positions, objective, rules, plan, tell, observe is not None, tolerance)
-    with _descent(*given) as down:
+    with _descent(model, input_ids, positions, objective, rules, plan, tell, observe is not None) as down:
         x, gs = down.start()
         nodes = [ops.node_relevance(x, g) for g in gs]
         relevance = [[one.cpu() for one in nodes]]
@@ -138,7 +134,7 @@ def propagate(
                         del given
                 del parts
             del x, layer
-            _tidy(plan)
+            down.heap.tidy()
             tell("backward", done, count)
     nodes, shares = ([torch.stack(one) for one in zip(*found[::-1], strict=True)] for found in (relevance, dropped))
     return [
@@ -190,7 +186,7 @@ def propagate_between(
                 gs = [_only(row, gs[0]) for row in rows]
             tell("backward", count - layer, count - source)
             _, x, gs = down.step(gs)
-            _tidy(plan)
+            down.heap.tidy()
         tell("backward", count - source, count - source)
         return torch.stack([ops.node_relevance(x, g)[0].cpu() for g in gs])
 
@@ -215,7 +211,7 @@ class _Descent:
     rules: Rules
     plan: Plan
     store: Store
-    tolerance: float = 0.0
+    heap: Heap
     output: Tensor | None = None  # of the next layer, where others' hooks may change it
 
     def start(self) -> tuple[Tensor, list[Tensor]]:
@@ -234,15 +230,15 @@ class _Descent:
         layer = self.layers.pop()
         if self.layers:
             _fetch(self.layers[-1], self.store)
-        x, gs = _back(layer, gs, self.rules, self.store, self.plan, self.tolerance, self.output)
+        x, gs = _back(layer, gs, self.rules, self.store, self.heap, self.plan, self.output)
         self.output = x.detach() if self.layers and self.layers[-1].watched else None
         return layer, x, gs
 
 
 @contextmanager
-def _descent(model, input_ids, positions, objective, rules, plan, tell, trace, tolerance=0.0) -> Iterator[_Descent]:
+def _descent(model, input_ids, positions, objective, rules, plan, tell, trace) -> Iterator[_Descent]:
     """Runs the forward pass; for the rest see `propagate`."""
-    store = Store(plan.offload_dir)
+    store, heap = Store(plan.offload_dir), Heap(plan.host_room, plan.working.get("cpu", 0))
     with ExitStack() as leaving, torch.inference_mode(False), torch.enable_grad():
         leaving.callback(store.close)
         if "file" in plan.tiers:
@@ -258,13 +254,13 @@ def _descent(model, input_ids, positions, objective, rules, plan, tell, trace, t
             for layer in layers:
                 layer.traces = []
         input_ids = input_ids.clone()  # a caller's inference_mode made it what autograd cannot save
-        with _watched(layers, store, plan, tolerance, lambda done: tell("forward", done, len(layers))) as top:
+        with _watched(layers, store, heap, plan, lambda done: tell("forward", done, len(layers))) as top:
             logits = _logits(model, input_ids, positions)
             if not top:
                 raise RuntimeError("the model did not run all of its decoder layers: it runs others at other lengths")
             scalars = objective(logits)
             del logits  # and the graph behind them
-        yield _Descent(layers, top, scalars, rules, plan, store, tolerance)
+        yield _Descent(layers, top, scalars, rules, plan, store, heap)
 
 
 def _logits(model: nn.Module, input_ids: Tensor, positions: list[int]) -> Tensor:
@@ -283,7 +279,7 @@ def _fetch(layer: _Pass, store: Store) -> None:
 
 
 def _back(
-    layer: _Pass, gs: list[Tensor], rules: Rules, store: Store, plan: Plan, tolerance: float, known: Tensor | None
+    layer: _Pass, gs: list[Tensor], rules: Rules, store: Store, heap: Heap, plan: Plan, known: Tensor | None
 ) -> tuple[Tensor, list[Tensor]]:
     """The layer's input, and the relevance gradients there from those at its output.
 
@@ -294,7 +290,7 @@ def _back(
     x = store.take(layer.x)
     recorded = layer.recorded.each(store.take)
     leaf = x.to(torch.promote_types(x.dtype, torch.float32)).requires_grad_()
-    bounded = (layer.traces, tolerance, layer.dropped)
+    bounded = (layer.traces, plan.tolerance, layer.dropped)
     with replaying(layer.module, rules, recorded, plan.chunk_tokens, *bounded):
         output = _hidden(layer.module(_for_others(leaf, layer), *layer.rest, **layer.named))
         gs = [gs.pop(0).to(output.device, output.dtype) for _ in range(len(gs))]
@@ -305,7 +301,7 @@ def _back(
                 "again: let it depend on what it is given alone, or remove it"
             )
         del output, known  # nobody else reads their values
-        _tidy(plan)
+        heap.tidy()
         if x.dtype != torch.float16:
             return x, _gradients(edge, leaf, gs)
         layer.raised = [_raise(g) for g in gs]
@@ -343,14 +339,9 @@ def _hidden(output: Tensor | tuple) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def _tidy(plan: Plan) -> None:
-    if plan.working.get("cpu", 0) > _WORTH_TIDYING:
-        give_back_free_heap()
-
-
 @contextmanager
 def _watched(
-    layers: list[_Pass], store: Store, plan: Plan, tolerance: float, tell: Callable[[int], None]
+    layers: list[_Pass], store: Store, heap: Heap, plan: Plan, tell: Callable[[int], None]
 ) -> Iterator[list[Tensor]]:
     """While the model runs, take down every call of a layer. The last one's output goes to the list, as a leaf."""
     top: list[Tensor] = []
@@ -385,8 +376,8 @@ def _watched(
         layer.x = hidden.detach()
         if layer.tier == "graph":
             hidden = layer.x.requires_grad_()
-            if layer.traces is not None or tolerance:
-                running.enter_context(attending(module, layer.traces, tolerance, layer.dropped))
+            if layer.traces is not None or plan.tolerance:
+                running.enter_context(attending(module, layer.traces, plan.tolerance, layer.dropped))
         else:
             hidden = layer.x.detach().requires_grad_(layer.watched)
             running.enter_context(torch.set_grad_enabled(layer.watched))
@@ -405,7 +396,7 @@ def _watched(
             hidden = hidden.detach()
             layer.x = store.put(layer.x, layer.tier)
             layer.recorded = layer.recorded.each(lambda tensor: store.put(tensor, layer.tier))
-        _tidy(plan)
+        heap.tidy()
         done = layers.index(layer) + 1
         tell(done)
         if done == len(layers):

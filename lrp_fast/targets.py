@@ -333,18 +333,14 @@ def explain(
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     tokenizer = read_tokenizer(tokenizer)
     known = logits.detach()
-    order = known.argsort(dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-    )
 
-    def token(row: int, one: int) -> Token:
+    def token(row: int, one: int, rank: int | None = None) -> Token:
         text = None if tokenizer is None else tokenizer.text([one])
-        return Token(one, text, float(known[row, one]), int(rank[row, one]))
+        return Token(one, text, float(known[row, one]), _rank(known[row], one) if rank is None else rank)
 
     terms, total = [], logits.new_zeros(())
     for row, position in enumerate(positions):
-        best = order[row, :2].tolist()
+        best = _best(known[row], 2).tolist()
         target = best[0] if request.target is None else request.target
         runner_up = best[1] if target == best[0] else best[0]
         contrast, against = None, None
@@ -354,7 +350,7 @@ def explain(
             case "mean":
                 against = logits[row].mean()
             case ("top", k):
-                others = order[row, : k + 1]
+                others = _best(known[row], k + 1)
                 against = logits[row, others[others != target][:k]].mean()
                 contrast = token(row, runner_up) if k == 1 else None
             case one:
@@ -375,8 +371,24 @@ def explain(
             )
         )
     kind = _kind(request)
-    best = [token(-1, one) for one in order[-1, :10].tolist()]
+    best = [token(-1, one, rank) for rank, one in enumerate(_best(known[-1], 10).tolist())]
     return total, Explained(kind, terms, best, request.note, request.contrast[1] if kind == "top" else None)
+
+
+# To sort all of a vocabulary takes longer than the rest of a short prompt's bookkeeping together.
+
+
+def _best(logits: torch.Tensor, count: int) -> torch.Tensor:
+    """The ``count`` best of (V,) logits, best first; of equal ones the lower id is the better."""
+    least = logits.topk(min(count, len(logits))).values[-1]
+    among = (logits >= least).nonzero().squeeze(-1)
+    return among[logits[among].argsort(descending=True, stable=True)][:count]
+
+
+def _rank(logits: torch.Tensor, one: int) -> int:
+    """How many are better than this one."""
+    own = logits[one]
+    return int((logits > own).sum() + (logits[:one] == own).sum())
 
 
 def _kind(request: Request) -> str:

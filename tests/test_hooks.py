@@ -70,7 +70,7 @@ def in_all_tiers(model, ids):
     for tier in ("graph", "host", "file"):
         for rows in (count, 5):
             given = replace(planned, tiers=(tier,) * len(planned.tiers), chunk_tokens=rows)
-            yield propagate(model, ids, [count - 1], difference, Rules("attnlrp"), given)[0][0]
+            yield propagate(model, ids, [count - 1], difference, Rules("attnlrp"), given)[0][0][0]
 
 
 def difference(logits):

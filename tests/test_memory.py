@@ -1,5 +1,6 @@
 """Plans and budgets: what they promise is what is then allocated."""
 
+import sys
 import weakref
 from collections import Counter
 
@@ -13,6 +14,7 @@ import lrp_fast
 import lrp_fast.store
 from lrp_fast import GraphSpec, Memory, Rules, attribute, plan, question
 from lrp_fast.packing import explain_together
+from lrp_fast.store import Heap
 
 
 class Allocated(TorchDispatchMode):
@@ -295,3 +297,26 @@ def test_bad_plans_are_refused():
         plan(model(), 10, memory=10**9)
     with pytest.raises(TypeError, match="memory must be a lrp_fast.Memory"):
         attribute(model(), torch.arange(5), memory=10**9)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at Linux's counters")
+def test_free_heap_is_given_back_where_room_ends_and_nowhere_else(monkeypatch):
+    trimmed, held = [], 10
+    monkeypatch.setattr(lrp_fast.store, "_anonymous", lambda: held << 20)
+    monkeypatch.setattr(lrp_fast.store, "_free_heap", lambda library: 4 << 20)
+    for room, ends in ((100, 10 - 4 + 100 - 32), (None, None), (1, 10 - 32)):
+        held = 10
+        heap = Heap(None if room is None else room << 20, 32 << 20)
+        heap._trim = heap._trim and trimmed.append
+        for held in (ends or 10**6, (ends or 10**6) + 1):
+            trimmed.clear()
+            heap.tidy()
+            assert bool(trimmed) == (ends is not None and held > ends)
+    assert Heap(1, 1 << 20)._trim is None  # a short prompt's layers are not worth a look
+
+
+def test_the_room_is_the_budget_or_what_is_free(monkeypatch):
+    monkeypatch.setattr(lrp_fast.memory, "_free_host_memory", lambda: 10**10)
+    assert plan(model(), 100).host_room == 8 * 10**9
+    assert plan(model(), 100, memory=Memory(host_budget=10**8)).host_room == 10**8
+    assert plan(on_meta(num_hidden_layers=2), 100).host_room is None

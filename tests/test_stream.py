@@ -24,7 +24,8 @@ def run(model, ids, tiers, rows, rule="attnlrp", progress=None):
     working = {"cpu": 1 << 30}  # enough to have the heap tidied
     plan = Plan(ids.shape[1], tuple(tiers), rows, {}, working, {}, {}, 0, 0, 0, 0)
     rule = Rules(rule) if isinstance(rule, str) else rule
-    return propagate(model, ids, [22, 5], lambda z: [z[0, 3] - z[1, 4], z[0, 7]], rule, plan, progress)
+    found = propagate(model, ids, [22, 5], lambda z: [z[0, 3] - z[1, 4], z[0, 7]], rule, plan, progress)
+    return [nodes for nodes, _ in found]
 
 
 @pytest.mark.shows("streaming")
@@ -53,7 +54,7 @@ def test_several_prompts_are_the_single_ones(family, tiny, ids):
 def propagated(model, ids, positions, tiers, rows, **given):
     """Node relevance of the logits of token 7 at these positions of one or several prompts."""
     plan = Plan(ids.shape[1], tuple(tiers), rows, {}, {"cpu": 1}, {}, {}, 0, 0, 0, 0)
-    return propagate(model, ids, positions, lambda z: [z[:, 7].sum()], Rules(), plan, **given)
+    return [nodes for nodes, _ in propagate(model, ids, positions, lambda z: [z[:, 7].sum()], Rules(), plan, **given)]
 
 
 @pytest.mark.shows("streaming")
@@ -92,8 +93,8 @@ def test_float16_loses_nothing_of_small_gradients(tier, tiny, ids):
         def objective(logits):
             return [size * difference for difference in differences(logits)]
 
-        nodes = propagate(model, ids, [22], objective, Rules(), plan, None, observe)
-        return torch.stack(nodes) / size, torch.stack(crossed)
+        found = propagate(model, ids, [22], objective, Rules(), plan, None, observe)
+        return torch.stack([nodes for nodes, _ in found]) / size, torch.stack(crossed)
 
     # Until the first layer raises them, gradients are rounded twice, as they leave the head and the norm. Times 2**8,
     # they are off there by up to 2**-25 where they are subnormal; its square in the mean is a third of that.
@@ -127,7 +128,7 @@ def test_float16_loses_nothing_of_a_small_gradient_beside_a_large_one(tiny, ids)
 
     def quiet(model):
         found = propagate(model, torch.cat([ids, ids]), [22, 45], objective, Rules(), plan)
-        return torch.stack(found[::2]) * 2.0**10
+        return torch.stack([nodes for nodes, _ in found[::2]]) * 2.0**10
 
     loud_by = 2.0**-10
     truth, beside_its_like = quiet(truth_of), quiet(model)

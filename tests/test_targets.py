@@ -1,10 +1,11 @@
 """How strings become token ids, with the real SmolLM2 tokenizer."""
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from lrp_fast.targets import read
+from lrp_fast.targets import explain, read
 from lrp_fast.tokenizer import read as read_tokenizer
 from lrp_fast.tokenizer import token_texts
 
@@ -97,3 +98,21 @@ def test_special_tokens_include_those_that_only_the_added_tokens_mark(smollm2):
     assert header not in tokenizer.all_special_ids and header in special
     assert tokenizer.convert_tokens_to_ids("<|im_start|>") in special
     assert tokenizer.encode("a")[0] not in special
+
+
+@pytest.mark.parametrize("equal", [False, True], ids=["distinct", "equal"])
+def test_ranks_are_those_of_a_stable_sort(equal):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 300, generator=generator)
+    logits = logits.round() if equal else logits
+    order = logits.argsort(dim=-1, descending=True, stable=True)
+    request = read(int(order[0, 200]), int(order[0, 100]), vocab_size=300)
+    _, explained = explain(request, logits, [3, 8])
+    first, last = explained.terms
+    assert (first.target.rank, first.contrast.rank, first.runner_up.id) == (200, 100, order[0, 0])
+    assert last.target.rank == order[1].tolist().index(request.target)
+    assert [token.id for token in explained.best] == order[1, :10].tolist()
+    assert [token.rank for token in explained.best] == list(range(10))
+    value, _ = explain(read(None, ("top", 20), vocab_size=300), logits, [3, 8])
+    ranked = logits.gather(1, order)
+    torch.testing.assert_close(value, (ranked[:, 0] - ranked[:, 1:21].mean(1)).sum())

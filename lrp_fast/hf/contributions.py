@@ -11,8 +11,9 @@ from torch.autograd import forward_ad
 from .. import ops
 from ..rules import Rules
 from . import experts, handlers, weights
-from .families import branch_dtype, handled, handler_of, mlps
+from .families import Part, branch_dtype, handled, handler_of, mlps, mlps_among
 from .overlay import forward_name, laid
+from .walk import modules_of
 
 _HOMOGENEOUS = (
     handlers.decoder_layer,
@@ -33,7 +34,7 @@ def contributions(
     bias, the stabilisers' factors in. A forward-mode derivative, for which a patched layer's own code is run up to its
     attention once more. Where nothing but the map is there, its result is the key and value themselves: None, None.
     """
-    if is_homogeneous(layer) and rules.treatment.frozen_norm and not (rules.epsilon or rules.gamma):
+    if is_homogeneous(handled(layer)) and rules.treatment.frozen_norm and not (rules.epsilon or rules.gamma):
         return None, None
     found: list[Tensor] = []
 
@@ -42,8 +43,7 @@ def contributions(
         return query.new_full((), torch.nan).expand(query.shape)  # nobody reads it
 
     overlays = []
-    for _, module in handled(layer):
-        handler = handler_of(module)
+    for _, module, handler in handled(layer):
         if handler in handlers.LINEARS:
             dtype = weights.own_dtype(module) or branch_dtype(layer)
             overlays.append((module, forward_name(module), _linear(module, rules, dtype)))
@@ -60,17 +60,20 @@ def contributions(
     return found[0], found[1]
 
 
-def is_homogeneous(layer: nn.Module) -> bool:
-    """Whether keys and values are the map of the input with nothing added: norms frozen, without stabilisers."""
-    inside = {part for mlp in mlps(layer) for part in mlp.modules()}
-    for _, module in handled(layer):
-        if module not in inside and (handler_of(module) not in _HOMOGENEOUS or _has_bias(module)):
+def is_homogeneous(held: list[Part]) -> bool:
+    """Whether keys and values are the map of the input with nothing added: norms frozen, without stabilisers.
+
+    ``held`` is what `handled` finds in their layer.
+    """
+    inside = {part for mlp in mlps_among(held) for part in modules_of(mlp)}
+    for _, module, handler in held:
+        if module not in inside and (handler not in _HOMOGENEOUS or _has_bias(module, handler)):
             return False
     return True
 
 
-def _has_bias(module: nn.Module) -> bool:
-    if handler_of(module) in handlers.LINEARS:
+def _has_bias(module: nn.Module, handler: handlers.Handler) -> bool:
+    if handler in handlers.LINEARS:
         return weights.bias(module) is not None
     return getattr(module, "bias", None) is not None
 

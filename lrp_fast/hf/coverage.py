@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from . import experts, handlers, weights, wrappers
 from .attention import both_ways
 from .families import FAMILIES, at_rest, handled, handler_of
+from .walk import modules_of, named_modules_of, own_weights
 
 LOAD = "transformers.AutoModelForCausalLM.from_pretrained"
 
@@ -24,29 +25,34 @@ def check(model: nn.Module) -> None:
     check_module(model)
     if handler_of(model) is None and (why := wraps(model)) is not None:
         raise UnsupportedModuleError(why)
-    for path, weight in model.named_parameters():
-        if type(weight).__name__ == "DTensor":
+    for module in modules_of(model):
+        if any(type(weight).__name__ == "DTensor" for weight in module._parameters.values()):
+            path = next(path for path, weight in model.named_parameters() if type(weight).__name__ == "DTensor")
             raise UnsupportedModuleError(
                 f"weight {path!r} is a DTensor, spread over processes: load the model whole, without FSDP or tp_plan"
             )
-    parts = list(handled(model))
+    flawed = [
+        (path, module, handler, why)
+        for path, module, handler in handled(model)
+        if (why := _refused(module, handler)) is not None or handler is None
+    ]
+    if not flawed:
+        return
     # Whatever else is not covered, to teach it would not help.
-    parts.sort(key=lambda part: handler_of(part[1]) not in handlers.ATTENTIONS or both_ways(part[1]) is None)
-    for path, module in parts:
-        name = type(module).__name__
-        where = f"module {path!r}, a {name}" if path else f"the model itself, a {name}"
-        why = _refused(module)
-        if why is not None:
-            raise UnsupportedModuleError(f"{where}, {why}")
-        if handler_of(module) is None:
-            made_by = type(module).__module__
-            quantised = weights.unreadable_format(getattr(model, "config", None))
-            if quantised is not None and not made_by.startswith("transformers.models."):
-                raise UnsupportedModuleError(f"no propagation rule covers {where}: {quantised}")
-            raise UnsupportedModuleError(
-                f"no propagation rule covers {where} (families covered: {', '.join(FAMILIES)}): register one with "
-                f"lrp_fast.hf.register({name}, handler), where lrp_fast.hf.handlers has ready ones"
-            )
+    flawed.sort(key=lambda part: part[2] not in handlers.ATTENTIONS or both_ways(part[1]) is None)
+    path, module, _, why = flawed[0]
+    name = type(module).__name__
+    where = f"module {path!r}, a {name}" if path else f"the model itself, a {name}"
+    if why is not None:
+        raise UnsupportedModuleError(f"{where}, {why}")
+    made_by = type(module).__module__
+    quantised = weights.unreadable_format(getattr(model, "config", None))
+    if quantised is not None and not made_by.startswith("transformers.models."):
+        raise UnsupportedModuleError(f"no propagation rule covers {where}: {quantised}")
+    raise UnsupportedModuleError(
+        f"no propagation rule covers {where} (families covered: {', '.join(FAMILIES)}): register one with "
+        f"lrp_fast.hf.register({name}, handler), where lrp_fast.hf.handlers has ready ones"
+    )
 
 
 def check_module(model) -> None:
@@ -64,7 +70,7 @@ def wraps(model: nn.Module) -> str | None:
     name = type(model).__name__
     if name == "FullyShardedDataParallel":
         return f"{name} keeps the weights in shards: load the model whole, without it"
-    for path, inner in model.named_modules():
+    for path, inner in named_modules_of(model):
         if isinstance(inner, PreTrainedModel):
             return f"{name} is no model of transformers, but holds one: pass its .{path}, a {type(inner).__name__}"
     return None
@@ -92,19 +98,18 @@ def coverage(model: nn.Module) -> list[Coverage]:
     """One entry a module class, in the order in which the model holds them. The model may be on the "meta" device."""
     found: dict[tuple, list[str]] = {}
     teach = "lrp_fast.hf.register teaches a class its rule"
-    for path, module in handled(model):
-        rule, kernel = _treatment(module)
-        mend = "" if rule is not None else _refused(module) or teach
+    for path, module, handler in handled(model):
+        rule, kernel = _treatment(module, handler)
+        mend = "" if rule is not None else _refused(module, handler) or teach
         found.setdefault((type(module), rule, kernel, mend), []).append(path)
     for path, module in at_rest(model):
         found.setdefault((type(module), _AT_REST, "", ""), []).append(path)
     return [Coverage(cls.__name__, len(paths), paths[0], *how) for (cls, *how), paths in found.items()]
 
 
-def _treatment(module: nn.Module) -> tuple[str | None, str]:
+def _treatment(module: nn.Module, handler: handlers.Handler | None) -> tuple[str | None, str]:
     """The rule in words, and the kernel."""
-    handler = handler_of(module)
-    if handler is None or _refused(module) is not None:
+    if handler is None or _refused(module, handler) is not None:
         return None, ""
     if hasattr(handler, "kind"):
         return f"identity: {handler.kind}(z)/z", "Triton"
@@ -113,9 +118,11 @@ def _treatment(module: nn.Module) -> tuple[str | None, str]:
     return _WORDS.get(handler, _REGISTERED)
 
 
-def _refused(module: nn.Module) -> str | None:
+_OF_FLOATS = (*experts.ROUTERS, *experts.EXPERTS, *handlers.NORMS)
+
+
+def _refused(module: nn.Module, handler: handlers.Handler | None) -> str | None:
     """Why a rule does not cover a module of a class that it covers, as the end of a sentence that names the module."""
-    handler = handler_of(module)
     if handler is None:
         return weights.unreadable_adapter(module)
     if handler is handlers.falcon_attention and module.config.alibi:
@@ -127,8 +134,8 @@ def _refused(module: nn.Module) -> str | None:
         return both_ways(module)
     if handler in handlers.LINEARS:
         return weights.unreadable(module)
-    if handler in (*experts.ROUTERS, *experts.EXPERTS, *handlers.NORMS):
-        return next(filter(None, map(weights.not_floats, module.parameters(recurse=False))), None)
+    if handler in _OF_FLOATS:
+        return next((why for _, weight in own_weights(module) if (why := weights.not_floats(weight))), None)
     return None
 
 

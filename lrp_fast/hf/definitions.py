@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import ops, reference
 from . import experts, handlers, weights
-from .families import handled, handler_of
+from .families import handled
 from .overlay import forward_name, forward_of, laid
 from .patching import patched
 
@@ -54,8 +54,7 @@ def gaps_to_definitions(model: nn.Module, ids: Tensor) -> dict[str, float]:
 
     with patched(model, "attnlrp"), torch.enable_grad():
         overlays = []
-        for _, module in handled(model):
-            handler = handler_of(module)
+        for _, module, handler in handled(model):
             if handler in handlers.ATTENTIONS:
                 overlays.append((module, "lrp_fast_attend", beside("attentions", ops.attention, _attention)))
             elif (known := _definition(handler)) is not None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from . import experts, handlers, wrappers
 from .handlers import Handler
+from .walk import modules_of, named_modules_of
 from .weights import ADAPTED, is_adapter, mixes_tokens, qualified_name
 
 # What transformers calls the parts of a model, and how most of them are built: pre-norm blocks with RMSNorm, rotary
@@ -144,6 +145,9 @@ for _home, _prefix in wrappers.WRAPPERS.items():
     _TABLE[f"transformers.models.{_home}.modeling_{_home}.{_prefix}ForConditionalGeneration"] = wrappers.headed_wrapper
 
 
+Part = tuple[str, nn.Module, Handler | None]  # its path and its handler
+
+
 def handler_of(module: nn.Module | type[nn.Module]) -> Handler | None:
     """The handler of exactly this class (a subclass may compute something else), or None."""
     return _TABLE.get(qualified_name(module if isinstance(module, type) else type(module)))
@@ -165,35 +169,42 @@ def register(cls: type[nn.Module], handler: Handler) -> None:
     _TABLE[qualified_name(cls)] = handler
 
 
-def handled(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def handled(model: nn.Module) -> list[Part]:
     """As ``named_modules``, without the parts of modules that are handled whole, and those that text alone does not run
     (`at_rest`)."""
+    found: list[Part] = []
     inside: set[nn.Module] = set()
-    for path, module in model.named_modules():
+    of_class: dict[type[nn.Module], Handler | None] = {}
+    for path, module in named_modules_of(model):
         if module in inside:
             continue
-        yield path, module
-        if handler_of(module) in handlers.WHOLE or (handler_of(module) is None and is_adapter(module)):
-            inside.update(module.modules())
-        for _, part in wrappers.beside(module) if is_wrapper(module) else ():
-            inside.update(part.modules())
+        if type(module) not in of_class:
+            of_class[type(module)] = handler_of(module)
+        handler = of_class[type(module)]
+        found.append((path, module, handler))
+        if handler in handlers.WHOLE or (handler is None and is_adapter(module)):
+            inside.update(modules_of(module))
+        elif handler in wrappers.HANDLERS:
+            for _, part in wrappers.beside(module):
+                inside.update(modules_of(part))
+    return found
 
 
-def is_wrapper(module: nn.Module) -> bool:
-    """Whether the module holds a language model, and parts beside it that text alone does not run."""
+def is_wrapper(module: nn.Module | type[nn.Module]) -> bool:
+    """Whether the module, or one of the class, holds a language model, and parts that text alone does not run."""
     return handler_of(module) in wrappers.HANDLERS
 
 
 def at_rest(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The parts of a model that text alone does not run, with their paths; their own parts are not told."""
-    for path, module in handled(model):
-        if is_wrapper(module):
+    for path, module, handler in handled(model):
+        if handler in wrappers.HANDLERS:
             yield from ((f"{path}.{name}".lstrip("."), part) for name, part in wrappers.beside(module))
 
 
 def branch_dtype(layer: nn.Module) -> torch.dtype:
     """What a decoder layer's norms hand to the linear maps that have no dtype of their own."""
-    return next(module.weight.dtype for module in layer.modules() if handler_of(module) in handlers.NORMS)
+    return next(module.weight.dtype for module in modules_of(layer) if handler_of(module) in handlers.NORMS)
 
 
 def last_linear(mlp: nn.Module) -> nn.Module | None:
@@ -205,12 +216,19 @@ def last_linear(mlp: nn.Module) -> nn.Module | None:
 
 def mlps(layer: nn.Module) -> list[nn.Module]:
     """The MLPs of a decoder layer, mixtures of experts whole."""
-    found = [module for module in layer.modules() if handler_of(module) in MLPS]
-    inside = {part for module in found for part in module.modules() if part is not module}
+    return mlps_among(handled(layer))
+
+
+def mlps_among(held: list[Part]) -> list[nn.Module]:
+    """As `mlps`, of what `handled` found in the layer."""
+    found = [module for _, module, handler in held if handler in MLPS]
+    if len(found) < 2:
+        return found
+    inside = {part for module in found for part in modules_of(module)[1:]}
     return [module for module in found if module not in inside]
 
 
 def splits(mlp: nn.Module) -> bool:
     """Whether an MLP may take some tokens at a time: it makes the same of them, whichever come together."""
-    linears = (module for _, module in handled(mlp) if handler_of(module) in handlers.LINEARS)
+    linears = (module for _, module, handler in handled(mlp) if handler in handlers.LINEARS)
     return not any(map(mixes_tokens, linears))

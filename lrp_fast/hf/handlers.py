@@ -21,6 +21,7 @@ from ..rules import Rules
 from .attention import attention_forward, mask_bounds
 from .hooks import check_unhooked
 from .overlay import forward_name, forward_of, laid
+from .walk import modules_of
 from .weights import bias, is_plain, matrix, rows
 
 Overlay = dict[str, Any]
@@ -121,9 +122,8 @@ def adapted_linear(module: nn.Module, rules: Rules) -> Overlay:
     for part in module.lora_dropout.values():
         if isinstance(part, nn.Dropout):
             dropout(part, rules)
-    for part in module.modules():
-        if part is not module:
-            check_unhooked(part, "a part of a linear map with adapters")
+    for part in modules_of(module)[1:]:
+        check_unhooked(part, "a part of a linear map with adapters")
     return linear(module, rules)
 
 

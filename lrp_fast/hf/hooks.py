@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from torch import nn
 from torch.nn.modules import module as everywhere
 
+from .walk import modules_of, named_modules_of
+
 _BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
 _FORWARD = ("_forward_hooks", "_forward_pre_hooks")
 
@@ -17,7 +19,7 @@ def check_hooks(model: nn.Module) -> None:
     Raises:
         ValueError: for the first module that has one, or where one holds for all modules of the process.
     """
-    if (where := _where(model.named_modules(), _BACKWARD)) is not None:
+    if (where := _where(named_modules_of(model), _BACKWARD)) is not None:
         raise ValueError(
             f"{where} has a backward hook, which a pass that goes layer by layer cannot run as autograd would: remove "
             "it, or call backward yourself within lrp_fast.patched, where it runs"
@@ -30,7 +32,7 @@ def check_edges(layers: list[nn.Module]) -> None:
     Raises:
         ValueError: for the first module that has one, or where one holds for all modules of the process.
     """
-    inner = ((i, path, one) for i, layer in enumerate(layers) for path, one in layer.named_modules())
+    inner = ((i, path, one) for i, layer in enumerate(layers) for path, one in named_modules_of(layer))
     parts = ((f"{path} of layer {i}".strip(), one) for i, path, one in inner)
     if (where := _where(parts, _FORWARD)) is not None:
         raise ValueError(
@@ -49,7 +51,7 @@ def _where(modules: Iterable[tuple[str, nn.Module]], kinds: tuple[str, ...]) -> 
 def is_watched(module: nn.Module) -> bool:
     """Whether anybody's hook sees what goes into a module, or into a part of it, or what comes out."""
     return any(getattr(everywhere, f"_global{kind}") for kind in _FORWARD) or any(
-        _has(part, _FORWARD) for part in module.modules()
+        _has(part, _FORWARD) for part in modules_of(module)
     )
 
 

@@ -13,6 +13,7 @@ from .families import handler_of
 from .overlay import laid, replaced, uncompiled
 from .owner import is_ours, owned
 from .positions import keeping_rotations
+from .walk import modules_of, named_modules_of
 from .weights import device_of
 
 _MARKS = (handlers.decoder_layer, handlers.pre_norm_decoder_layer)
@@ -56,16 +57,17 @@ def check_places(model: nn.Module) -> None:
 
 def _held(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module], list]:
     """The layers as the model holds them, what lies above them, and its configs."""
-    found = [(path, one) for path, one in model.named_modules(remove_duplicate=False) if handler_of(one) in _MARKS]
+    held = named_modules_of(model, once=False)
+    found = [(path, one) for path, one in held if handler_of(one) in _MARKS]
     paths = {path[:end] for path, _ in found for end in range(len(path)) if end == 0 or path[end] == "."}
-    above = [module for path, module in model.named_modules() if path in paths]
+    above = list(dict.fromkeys(module for path, module in held if path in paths))
     configs = [module.config.get_text_config() for module in above if hasattr(module, "config")]
     return [layer for _, layer in found], above, configs
 
 
 def _is_loaded(layers: list[nn.Module]) -> bool:
     """Whether accelerate brings the weights when they are needed."""
-    return any("_hf_hook" in module.__dict__ for layer in layers for module in layer.modules())
+    return any("_hf_hook" in module.__dict__ for layer in layers for module in modules_of(layer))
 
 
 def _run(model: nn.Module, layers: set[nn.Module]) -> list[nn.Module]:
@@ -79,7 +81,7 @@ def _run(model: nn.Module, layers: set[nn.Module]) -> list[nn.Module]:
 
         return call
 
-    overlays = [(module, "_call_impl", straight(module)) for module in model.modules()]
+    overlays = [(module, "_call_impl", straight(module)) for module in modules_of(model)]
     overlays += [
         (module, "_compiled_call_impl", call)
         for module, _, call in overlays
@@ -95,7 +97,7 @@ def _run(model: nn.Module, layers: set[nn.Module]) -> list[nn.Module]:
 def _check_places(layers: list[nn.Module], configs: list) -> None:
     kinds = getattr(configs[-1], "layer_types", None) if configs else None
     for place, (layer, kind) in enumerate(zip(layers, kinds or [], strict=False)):
-        for part in layer.modules():
+        for part in modules_of(layer):
             if handler_of(part) not in handlers.ATTENTIONS or getattr(part, "layer_idx", place) == place:
                 continue
             windowed = getattr(part, "sliding_window", None) is not None

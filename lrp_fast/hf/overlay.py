@@ -93,7 +93,6 @@ class _Laid:
     """A function for one thread, and what it covers, or a refusal, for all others."""
 
     def __init__(self, ours: Callable, theirs: Callable | None, owner: object, refusal: str | None) -> None:
-        functools.update_wrapper(self, ours)
         self.ours, self.theirs, self.owner, self.refusal = ours, theirs, owner, refusal
 
     def __call__(self, *args, **named):
@@ -104,6 +103,13 @@ class _Laid:
         if is_autograds():
             return self.ours(*args, **named)
         raise RuntimeError(self.refusal)
+
+    @property
+    def __wrapped__(self) -> Callable:  # for inspect.signature
+        return self.ours
+
+    def __getattr__(self, name):
+        return getattr(self.ours, name)
 
     def __reduce_ex__(self, protocol):
         raise RuntimeError("a model cannot be copied, or saved whole, while lrp_fast is at work with it: wait for that")

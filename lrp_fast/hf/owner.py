@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import nn
 
 from .threads import here, is_autograds
+from .walk import modules_of, named_modules_of
 
 MARK = "lrp_fast_owner"  # on every module of the model
 
@@ -28,13 +29,14 @@ def owned(model: nn.Module, passing: bool) -> Iterator[None]:
     Raises:
         RuntimeError: if a module is this thread's already, or in another thread's `patched` block, which may last.
     """
-    owner, modules = Owner(here(), passing), list(model.modules())
+    owner, modules = Owner(here(), passing), modules_of(model)
     try:
         with _turn:
             while any(map(_is_passed_elsewhere, modules)):
                 _turn.wait()
-            for path, module in model.named_modules():
+            for module in modules:
                 if (other := module.__dict__.get(MARK)) is not None:
+                    path = next(path for path, one in named_modules_of(model) if one is module)
                     raise RuntimeError(f"{path or type(module).__name__!r} {_why(other)}")
             for module in modules:
                 module.__dict__[MARK] = owner

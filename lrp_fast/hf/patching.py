@@ -13,11 +13,12 @@ from ..ops import read_tolerance
 from ..rules import Rules, as_rules
 from . import attention, handlers
 from .coverage import check
-from .families import MLPS, handled, handler_of
+from .families import MLPS, handled
 from .layers import check_places
 from .overlay import forward_name, is_compiled, laid, replaced, uncompiled
 from .owner import owned
 from .replay import attending
+from .walk import modules_of
 
 _REFUSAL = (
     "another thread has this model within lrp_fast.patched, where its gradients are not its own: call the model from "
@@ -85,9 +86,10 @@ def overlaid(model: nn.Module, rules: Rules, refusal: str | None = None) -> Iter
     if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
         raise RuntimeError("lrp_fast does not run under torch.autocast: load the model in the dtype that you want")
     configs: dict[int, object] = {}
-    overlays = [one for module in model.modules() for one in _as_written(module)]
-    for path, module in handled(model):
-        overlays += [(module, name, value) for name, value in _overlay(path, module, rules, configs).items()]
+    overlays = [one for module in modules_of(model) for one in _as_written(module)]
+    for path, module, handler in handled(model):
+        overlay = _overlay(path, module, handler, rules, configs)
+        overlays += [(module, name, value) for name, value in overlay.items()]
     with laid(overlays, refusal):
         yield list(configs.values())
 
@@ -99,8 +101,8 @@ def _as_written(module: nn.Module) -> Iterator[tuple[nn.Module, str, object]]:
     forward = module.__dict__.get("forward")
     if forward is not None and is_compiled(forward):
         yield module, "forward", uncompiled(forward)
-    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-        if "inv_freq" in name:
+    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is None or "inv_freq" in name:
             continue  # dynamic rotations replace theirs as they run; no gradient meets it
         if tensor.is_inference() and type(tensor) in (Tensor, nn.Parameter):  # autograd would not keep it
             yield module, name, _ordinary(tensor)
@@ -113,14 +115,15 @@ def _ordinary(tensor: Tensor) -> Tensor:
         return seen.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
-def _overlay(path: str, module: nn.Module, rules: Rules, configs: dict[int, object]) -> dict[str, object]:
+def _overlay(
+    path: str, module: nn.Module, handler: handlers.Handler, rules: Rules, configs: dict[int, object]
+) -> dict[str, object]:
     """The attributes to lay over ``module``: its handler's, and a config that names our attention.
 
     A config object may be shared with another model, so each gets one copy here, shared as the original is.
     """
-    handler = handler_of(module)
     overlay = dict(handler(module, rules))
-    if replaced(module) and ("forward" in overlay or handler in (*handlers.ATTENTIONS, *MLPS)):
+    if ("forward" in overlay or handler in handlers.ATTENTIONS or handler in MLPS) and replaced(module):
         where = path or type(module).__name__
         raise RuntimeError(f"something else overrides the forward of {where!r}: undo that first")
     if "forward" in overlay:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from .families import handled
+from .walk import modules_of
 
 _POSITIONS = re.compile(r"(^|\.)(wpe|\w*position\w*|pos_emb\w*)(\.|$)")
 
@@ -17,7 +18,7 @@ def position_limit(model: nn.Module) -> int | None:
     """Rows of the model's table of learned positions (GPT-2's ``wpe``); None where there is none, and so no end."""
     rows = [
         module.num_embeddings - getattr(module, "offset", 0)  # of which OPT leaves some out
-        for path, module in handled(model)
+        for path, module, _ in handled(model)
         if isinstance(module, nn.Embedding) and _POSITIONS.search(path)
     ]
     return min(rows, default=None)
@@ -49,13 +50,18 @@ def _reach(rotation: dict, most: int) -> int:
     return int(original * (rotation.get("factor") or 1))
 
 
+def _rope_type(module: nn.Module):
+    # Not getattr alone: what a module lacks, PyTorch looks for thrice, and most lack this.
+    return module.rope_type if hasattr(type(module), "rope_type") else module.__dict__.get("rope_type", "")
+
+
 @contextmanager
 def keeping_rotations(model: nn.Module) -> Iterator[None]:
     """What dynamic NTK keeps of the longest prompt so far is what it was, behind the block.
 
     transformers computes a shorter prompt with it, and so one that is not like the prompt alone.
     """
-    dynamic = [module for module in model.modules() if "dynamic" in str(getattr(module, "rope_type", ""))]
+    dynamic = [module for module in modules_of(model) if "dynamic" in str(_rope_type(module))]
     kept = [(module, dict(module.__dict__), dict(module._buffers)) for module in dynamic]
     try:
         yield

@@ -121,7 +121,7 @@ def _cut(x: Tensor) -> Tensor:
 
 
 def _handled(layer: nn.Module, *by: handlers.Handler) -> list[nn.Module]:
-    return [module for _, module in handled(layer) if handler_of(module) in by]
+    return [module for _, module, handler in handled(layer) if handler in by]
 
 
 def _unwatched_mlps(layer: nn.Module) -> list[nn.Module]:

@@ -10,8 +10,9 @@ from torch import nn
 
 from . import experts, handlers
 from .contributions import is_homogeneous
-from .families import MLPS, branch_dtype, handled, handler_of, mlps, splits
+from .families import MLPS, branch_dtype, handled, handler_of, mlps_among, splits
 from .layers import decoder_layers
+from .walk import modules_of
 from .weights import copies, device_of, is_offloaded, is_plain, nbytes, own_dtype, shape
 
 
@@ -41,24 +42,27 @@ def layer_sizes(model: nn.Module) -> list[LayerSize]:
 
 def head_dims(model: nn.Module) -> tuple[int, ...]:
     """Features of a head in the model's attentions, ascending, each once. The model may be on the "meta" device."""
-    attention = [module for module in model.modules() if handler_of(module) in handlers.ATTENTIONS]
+    attention = [module for module in modules_of(model) if handler_of(module) in handlers.ATTENTIONS]
     return tuple(sorted({_heads(module)[2] for module in attention}))
 
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of the model's parameters and buffers, shared ones once."""
-    tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    held = [(*module._parameters.values(), *module._buffers.values()) for module in modules_of(model)]
+    tensors = {id(tensor): tensor for some in held for tensor in some if tensor is not None}
     return sum(map(nbytes, tensors.values()))
 
 
 def _layer_size(layer: nn.Module) -> LayerSize:
-    attention = [module for module in layer.modules() if handler_of(module) in handlers.ATTENTIONS]
-    found = mlps(layer)
+    held = handled(layer)
+    found = mlps_among(held)
+    attention = [module for _, module, handler in held if handler in handlers.ATTENTIONS]
     lasts = [getattr(mlp, MLPS[handler_of(mlp)]) for mlp in found if MLPS[handler_of(mlp)]]
     mixtures = [_mixture(mlp) for mlp in found if not MLPS[handler_of(mlp)]]
-    projections = {id(linear) for module in attention for linear in module.modules()}
-    linears = [module for _, module in handled(layer) if handler_of(module) in handlers.LINEARS]
-    inside = [linear for linear in linears if id(linear) not in projections]
+    projections = {part for module in attention for part in modules_of(module)}
+    linears = [module for _, module, handler in held if handler in handlers.LINEARS]
+    outside = [linear for linear in linears if linear in projections]
+    inside = [linear for linear in linears if linear not in projections]
     skips = handler_of(layer) is handlers.pre_norm_decoder_layer
     heads = [_heads(module) for module in attention]
     return LayerSize(
@@ -69,13 +73,13 @@ def _layer_size(layer: nn.Module) -> LayerSize:
         key=sum(keys * features for _, keys, features in heads),
         mlp=max([_inner(mlp) for mlp in found if MLPS[handler_of(mlp)]] + [width for width, _ in mixtures], default=0),
         whole=not all(map(splits, found)),
-        attention_weights=_elements(linears) - _elements(inside),
+        attention_weights=_elements(outside),
         mlp_weights=_elements(inside) + sum(elements for _, elements in mixtures),
         skipped_weights=_elements(lasts) if skips else 0,
         window=_window(attention),
-        loaded=sum(_loaded_bytes(module) for module in layer.modules()),
+        loaded=sum(_loaded_bytes(module) for module in modules_of(layer)),
         unpacked=max((_unpacked_bytes(linear, layer) for linear in linears if not is_plain(linear)), default=0),
-        plain=is_homogeneous(layer),
+        plain=is_homogeneous(held),
     )
 
 
@@ -94,12 +98,12 @@ def _mixture(mlp: nn.Module) -> tuple[int, int]:
 
     What an expert reads and puts out exists once for each token that it serves too, and counts as an inner feature.
     """
-    (router,) = (part for part in mlp.modules() if handler_of(part) in experts.ROUTERS)
-    (mixed,) = (part for part in mlp.modules() if handler_of(part) in experts.EXPERTS)
+    (router,) = (part for part in modules_of(mlp) if handler_of(part) in experts.ROUTERS)
+    (mixed,) = (part for part in modules_of(mlp) if handler_of(part) in experts.EXPERTS)
     of_each = sum(mixed.get_parameter(name)[0].numel() for name in ("gate_up_proj", "down_proj"))
     hidden = router.weight.shape[1]
     inner = mixed.down_proj[0].numel() // hidden
-    shared = [shape(part.down_proj)[1] for part in mlp.modules() if handler_of(part) is handlers.gated_mlp]
+    shared = [shape(part.down_proj)[1] for part in modules_of(mlp) if handler_of(part) is handlers.gated_mlp]
     return router.top_k * (inner + hidden) + sum(shared), router.top_k * of_each + router.weight.numel()
 
 

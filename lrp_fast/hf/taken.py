@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from .coverage import LOAD, UnsupportedModuleError, check, check_module, wraps
 from .families import handled, handler_of, is_wrapper
+from .walk import modules_of, named_modules_of, own_weights
 from .weights import loaded_as_it_runs, unreadable_adapter
 from .wrappers import WRAPPERS
 
@@ -35,7 +36,7 @@ def check_language_model(model) -> None:
     if handler_of(core) is None and wraps(core) is None and unreadable_adapter(core) is None:
         raise UnsupportedModuleError(f"{name} is no model of transformers: load one with {LOAD}")
     check(core)
-    if not any(map(_is_language_model, core.modules())):
+    if not any(map(_is_language_model, modules_of(core))):
         raise ValueError(f"{name} has no next-token logits to explain: load a language model with {LOAD}")
 
 
@@ -43,8 +44,8 @@ def check_weights(model: nn.Module) -> None:
     """Raise ``ValueError`` where ``model`` has no weights."""
     name = type(_without_adapters(model)).__name__
     brought = loaded_as_it_runs(model)
-    for path, module in handled(model):
-        if module not in brought and any(weight.is_meta for weight in module.parameters(recurse=False)):
+    for path, module, _ in handled(model):
+        if module not in brought and any(weight.is_meta for _, weight in own_weights(module)):
             raise ValueError(
                 f"{path} of {name} has no weights, being on the 'meta' device: load the model with "
                 f"{name}.from_pretrained (lrp_fast.plan needs none)"
@@ -54,8 +55,9 @@ def check_weights(model: nn.Module) -> None:
 def reads_token_types(model: nn.Module, types=0) -> bool:
     """Whether a model makes something else of its tokens if it is given these token_type_ids (numbers, nested at will)
     with them: GPT-2 embeds any, and to a wrapper 0 says that a token is text."""
-    readers = [one for _, one in handled(model) if "token_type_ids" in inspect.signature(type(one).forward).parameters]
-    return any(not is_wrapper(one) for one in readers) or (bool(readers) and _any(types))
+    classes = {type(module) for _, module, _ in handled(model)}
+    readers = [cls for cls in classes if "token_type_ids" in inspect.signature(cls.forward).parameters]
+    return any(not is_wrapper(cls) for cls in readers) or (bool(readers) and _any(types))
 
 
 def _any(numbers) -> bool:
@@ -95,7 +97,7 @@ def _refuse(model: PreTrainedModel) -> None:
     """``model`` is no causal language model that transformers has, though it may have next-token logits."""
     name, base = type(model).__name__, model.base_model
     if model.can_generate() or (handler_of(model) is not None and model.get_output_embeddings() is not None):
-        inner = next((path for path, one in model.named_modules() if _is_language_model(one)), None)
+        inner = next((path for path, one in named_modules_of(model) if _is_language_model(one)), None)
         if inner is not None and not _is_refused(model.get_submodule(inner)):
             raise UnsupportedModuleError(
                 f"no propagation rule covers {name}, but its language model is covered: pass model.{inner}, and text "

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from . import experts, handlers
-from .families import handled, handler_of
+from .families import handled
 from .hooks import is_watched
+from .walk import modules_of
 from .weights import mixes_tokens
 
 
@@ -16,16 +17,16 @@ def prompts_meet(model: nn.Module) -> bool:
     Some quantised linear maps round all tokens together. In 16 bits rounding decides which experts a token goes to, and
     products of other sizes round otherwise. A hook of somebody else's may look at anything.
     """
-    parts = [module for _, module in handled(model)]
+    parts = handled(model)
     sixteen = model.get_input_embeddings().weight.dtype.itemsize < 4
     return (
         is_watched(model)
-        or any(mixes_tokens(one) for one in parts if handler_of(one) in handlers.LINEARS)
-        or (sixteen and any(handler_of(one) in experts.ROUTERS for one in parts))
+        or any(mixes_tokens(one) for _, one, handler in parts if handler in handlers.LINEARS)
+        or (sixteen and any(handler in experts.ROUTERS for _, _, handler in parts))
     )
 
 
 def padding_shows(model: nn.Module) -> bool:
     """Whether a token is turned otherwise where more of them follow: by rotations that are made for the length."""
-    kinds = [str(getattr(module, "rope_type", "")) for module in model.modules()]
+    kinds = [str(getattr(module, "rope_type", "")) for module in modules_of(model)]
     return any("dynamic" in kind or "longrope" in kind for kind in kinds)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .threads import here
+from .walk import modules_of
 from .weights import bias, is_offloaded, rows, shape
 
 _TOGETHER = 32  # quantised rows may be kept in groups of so many
@@ -38,7 +39,7 @@ def head_reads(model: nn.Module, places: list[int]) -> Iterator[None]:
 def share_a_row(model: nn.Module, one: int, other: int) -> bool:
     """Whether the head is known to make the same logit of two tokens, whatever it reads."""
     head = model.get_output_embeddings()
-    if any(map(is_offloaded, head.modules())):  # its weights are not there
+    if any(map(is_offloaded, modules_of(head))):  # its weights are not there
         return False
     added = bias(head)
     with torch.no_grad():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..ops import Rows
+from .walk import modules_of
 
 ADAPTED = (
     "peft.tuners.lora.layer.Linear",
@@ -115,7 +116,7 @@ def unreadable(module: nn.Module) -> str | None:
         if qualified_name(type(module.base_layer)) not in (*ADAPTED, *_ADAPTABLE):
             kind = type(module.base_layer).__name__
             return f"has adapters on a {kind}, which lrp_fast cannot read: {_without(kind, module)}"
-        if any(map(is_offloaded, module.modules())):
+        if any(map(is_offloaded, modules_of(module))):
             return (
                 "has adapters, and weights that accelerate loads only while each of its parts runs: merge the adapters "
                 "(merge_and_unload) before the weights are offloaded, or keep these layers on a device"
@@ -161,7 +162,7 @@ def unreadable_adapter(module: nn.Module) -> str | None:
 
 def _unreadable_part(model: nn.Module) -> str | None:
     """As `unreadable_adapter`, of the first part of a model with adapters that has a reason of its own."""
-    for part in model.modules():
+    for part in modules_of(model):
         if qualified_name(type(part)) not in _AROUND:
             why = unreadable(part) if _is_adapted(part) else unreadable_adapter(part)
             if why is not None:
@@ -178,7 +179,7 @@ def _without(kind: str, module: nn.Module) -> str:
     """What to do about adapters of a kind that has no rule."""
     if kind in _UNMERGEABLE:
         return "as peft cannot merge them into the weights, load the model without them"
-    if any(map(_adds_the_only_bias, module.modules())):
+    if any(map(_adds_the_only_bias, modules_of(module))):
         return "as peft cannot merge a bias into a layer that has none, load the model without them"
     return "merge them first (merge_and_unload of the peft.PeftModel)"
 
@@ -240,9 +241,9 @@ def is_offloaded(module: nn.Module) -> bool:
 def loaded_as_it_runs(model: nn.Module) -> set[nn.Module]:
     """The modules whose weights accelerate loads, be it with those of a module that holds them."""
     found: set[nn.Module] = set()
-    for module in filter(is_offloaded, model.modules()):
+    for module in filter(is_offloaded, modules_of(model)):
         whole = any(getattr(hook, "place_submodules", False) for hook in _offloading(module))
-        found.update(module.modules() if whole else [module])
+        found.update(modules_of(module) if whole else [module])
     return found
 
 
@@ -254,7 +255,7 @@ def _offloading(module: nn.Module) -> list:
 
 def device_of(module: nn.Module) -> torch.device:
     """Where the module computes: accelerate keeps offloaded weights elsewhere in between."""
-    for part in module.modules():
+    for part in modules_of(module):
         device = getattr(part.__dict__.get("_hf_hook"), "execution_device", None)
         if device is not None:
             return torch.device(device if not isinstance(device, int) else f"cuda:{device}")

@@ -189,7 +189,7 @@ def test_every_part_at_rest_is_guarded_and_comes_back(wrapped, ids):
     assert model.model.vision_tower is tower and model.model.multi_modal_projector is projector
     assert [(path, sorted(part.__dict__)) for path, part in model.named_modules()] == before
     inside = set(tower.modules()) | set(projector.modules())
-    assert inside.isdisjoint(part for _, part in handled(model))
+    assert inside.isdisjoint(part for _, part, _ in handled(model))
 
 
 @pytest.mark.skipif(not NEWER, reason="refused there as any mask")
