@@ -46,6 +46,15 @@ def needle(tokenizer, tokens: int) -> dict:
     return {"ids": ids, **answers(tokenizer)}
 
 
+def reread(tokenizer, ids: list[int]) -> list[int]:
+    """Nearly the same tokens, such that their text encodes to them again: where two texts meet, tokens may merge."""
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    again = tokenizer.encode(text, add_special_tokens=False)
+    if tokenizer.encode(tokenizer.decode(again), add_special_tokens=False) != again:
+        raise ValueError("this text does not encode to the same tokens twice")
+    return again
+
+
 def short(tokenizer, number: int, tokens: int) -> dict:
     """``prompts``: so many of so many tokens each."""
     texts = [tokenizer.encode(SHORT.format(n=n), add_special_tokens=False) for n in range(number)]

@@ -18,7 +18,6 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 WRITTEN = ("benchmarks/results", "README.md", "docs")  # by the benchmarks: no change to what they measure
 PACKAGES = ("lrp-fast", "torch", "transformers", "triton", "numpy", "scipy", "pytest-benchmark")
-STATS = ("min", "max", "mean", "stddev", "median", "q1", "q3", "iqr", "rounds", "data")
 
 
 def git(*arguments) -> subprocess.CompletedProcess | None:
@@ -83,7 +82,6 @@ def trimmed(output: dict, found) -> None:
     output["prompts"] = found.prompts
     output["not_counted"] = found.not_counted
     for one in output["benchmarks"]:
-        one["stats"] = {name: one["stats"][name] for name in STATS}
         one["fullname"] = f"{Path(one['fullname'].partition('::')[0]).name}::{one['name']}"
         del one["options"]
 

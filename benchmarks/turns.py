@@ -24,11 +24,11 @@ class Reference:
     """What a case's relevance has to agree with: another case of its group, or a result made for the purpose.
 
     ``bound``: of the greatest difference over the greatest relevance, or with ``summed`` of the sum of differences over the
-    sum of relevance.
+    sum of relevance; None: both are what is measured, and any will do.
     """
 
     name: str
-    bound: float
+    bound: float | None
     summed: bool = False
 
 
@@ -94,18 +94,22 @@ class Turns:
             self.failed[group, name] = str(error)
             self.not_counted.append({"group": group, "name": name, "why": str(error)})
             pytest.skip(str(error))
-        self.versions |= {package: version for package, version in worker.versions.items() if package == peer or ":" in peer}
+        self.versions |= worker.versions
         self.prompts[group] = digest(given.get("ids") or given.get("prompts"))
         benchmark.extra_info.update(info, case=name, peak_mb=report["peak_mb"])
+        if isinstance(report["result"], dict) and report["result"].get("dropped") is not None:
+            benchmark.extra_info["dropped"] = max(report["result"]["dropped"])  # of the layers
         if against is not None:
             self.references[group, name] = against
         self.results[group, name] = (numbers or flat)(report["result"])
         return report["result"]
 
-    def reference(self, group: str, name: str, peer: str, call: str, given: dict, **options) -> list[float]:
+    def reference(
+        self, group: str, name: str, peer: str, call: str, given: dict, model: str = "smollm2", **options
+    ) -> list[float]:
         """A result to compare with, untimed, made once, by a process of its own that is gone afterwards."""
         if (group, name) not in self.results:
-            worker = Worker(peer, self.directory("smollm2"), options)
+            worker = Worker(peer, self.directory(model), options)
             try:
                 worker.prepare(call, given)
                 worker.run()
@@ -165,10 +169,13 @@ class Turns:
         found = self.results[key]
         if len(found) != len(truth):
             return f"{len(found)} numbers, where {against.name} has {len(truth)}"
-        gap = error(found, truth)[not against.summed]
-        info.update(against=against.name, gap=gap, bound=against.bound, summed=against.summed)
+        summed, greatest = error(found, truth)
+        info.update(against=against.name, error_summed=summed, error_greatest=greatest, bound=against.bound)
+        gap = summed if against.summed else greatest
         how = "sum of |difference| over sum of |relevance|" if against.summed else "of the greatest relevance"
-        return None if gap <= against.bound else f"differs from {against.name} by {gap:.1e} {how}, bound {against.bound:g}"
+        if against.bound is None or gap <= against.bound:
+            return None
+        return f"differs from {against.name} by {gap:.1e} {how}, bound {against.bound:g}"
 
     @staticmethod
     def _small(given: dict) -> dict:

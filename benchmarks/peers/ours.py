@@ -12,13 +12,13 @@ def load(directory: str, dtype: str = "float32") -> dict:
     """Calls by name; each takes a prompt's token ids and the ids of target and contrast."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval().requires_grad_(False)
 
-    def forward(ids, target, contrast):
+    def forward(ids, target, contrast=None):
         """(V,) logits of the last position alone, without autograd."""
         with torch.no_grad():
             logits = model(torch.tensor([ids]), use_cache=False, logits_to_keep=1).logits[0, -1]
-        return {"value": (logits[target] - logits[contrast]).item()}
+        return {"value": explained(logits, target, contrast).item()}
 
-    def attribute(ids, target, contrast, rule="attnlrp", host_budget=None, graph=None, **others):
+    def attribute(ids, target, contrast=None, rule="attnlrp", host_budget=None, graph=None, **others):
         """``target``: an id, or several, which share the forward pass. ``others``: of `lrp_fast.attribute`, as given."""
         if host_budget is not None:
             others["memory"] = lrp_fast.Memory(host_budget=host_budget)
@@ -39,17 +39,21 @@ def load(directory: str, dtype: str = "float32") -> dict:
             model(torch.tensor(prompts), use_cache=False, logits_to_keep=1)
         return {}
 
-    def gradient(ids, target, contrast):
+    def gradient(ids, target, contrast=None):
         """Plain autograd through the model as it is."""
         embeddings = model.get_input_embeddings()(torch.tensor([ids])).requires_grad_()
         logits = model(inputs_embeds=embeddings, use_cache=False, logits_to_keep=1).logits[0, -1]
-        (logits[target] - logits[contrast]).backward()
+        explained(logits, target, contrast).backward()
         return {"relevance": (embeddings * embeddings.grad).sum(-1)[0].detach()}
 
     return {
         "forward": forward, "attribute": attribute, "batch": batch, "one_by_one": one_by_one, "forwards": forwards,
         "gradient": gradient,
     }  # fmt: skip
+
+
+def explained(logits, target: int, contrast: int | None):
+    return logits[target] - (0 if contrast is None else logits[contrast])
 
 
 def told(result: lrp_fast.Attribution) -> dict:
