@@ -1,8 +1,10 @@
-"""Attribution of one prompt over the context length: ours, LXT, and plain gradient x input, each beside its own forward.
+"""Attribution of one prompt over the context length: ours, LXT, and plain gradient x input, each beside its own
+forward.
 
-Two threads, 10 minutes; 8,192 tokens are bench_attribution_long.py's. Relevance is held against ours in float64 up to 1,024
-tokens; beyond, ours and LXT's are held against each other. float32 rounds to 2^-24, and thirty layers of sums over thousands of
-numbers make 1e-6 to 1e-5 of it: the bound, 1e-4 of the greatest relevance, is a hundredth of what bfloat16 does.
+Two threads, 10 minutes; 8,192 tokens are bench_attribution_long.py's. Relevance is held against ours in float64 up to
+1,024 tokens; beyond, ours and LXT's are held against each other. float32 rounds to 2^-24, and thirty layers of sums
+over thousands of numbers make 1e-6 to 1e-5 of it: the bound, 1e-4 of the greatest relevance, is a hundredth of what
+bfloat16 does.
 """
 
 import prompts
@@ -11,12 +13,14 @@ import turns
 from turns import Reference
 
 LENGTHS = {128: 15, 512: 7, 1024: 4, 2048: 3}  # tokens: turns
-TINY = {64: 2, 96: 2}
+TINY = {64: 2}
 EXACT = 1024  # tokens up to which there is a reference in float64
 TOLERANCE = 0.01
 BOUND = 1e-4
 CONSERVED = "the explained value"  # without biases cp hands on all that it gets: the relevance of the tokens sums to it
-HALF_OF_BFLOAT16 = 0.0115  # sum of |error| over sum of |relevance|; bfloat16 itself moves it by 0.023, see bench_error.py
+HALF_OF_BFLOAT16 = (
+    0.0115  # sum of |error| over sum of |relevance|; bfloat16 itself moves it by 0.023, see bench_error.py
+)
 CASES = {  # name: peer, call, what is given beside the prompt
     "forward": ("ours", "forward", {}),
     "ours": ("ours", "attribute", {}),

@@ -1,7 +1,7 @@
 """What a tolerance costs in relevance and saves in time, on two real models, beside what bfloat16 does to relevance.
 
-Two threads, 7 minutes; 8,192 and 16,384 tokens are bench_error_long.py's. Errors are those against the exact pass in float32,
-which at the shortest length is itself held against float64.
+Two threads, 7 minutes; 8,192 and 16,384 tokens are bench_error_long.py's. Errors are those against the exact pass in
+float32, which at the shortest length is itself held against float64.
 """
 
 import prompts

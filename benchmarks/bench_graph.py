@@ -1,5 +1,5 @@
-"""Attribution with a graph against attribution alone, and all edges of one transition against backward passes of 16 targets
-at a time. Two threads, 3 minutes."""
+"""Attribution with a graph against attribution alone, and all edges of one transition against backward passes of 16
+targets at a time. Two threads, 3 minutes."""
 
 import prompts
 import pytest
@@ -39,7 +39,9 @@ def test_graph(request, contender, tokenizer, turn, case):
 def layer(request, tokenizer):
     """The middle layer under attnlrp as called with the prompt, its input, and a relevance gradient at its output."""
     tokens = 64 if request.config.getoption("--tiny") else TRANSITION
-    model = AutoModelForCausalLM.from_pretrained(request.config.stash[KEY].directory("smollm2"), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        request.config.stash[KEY].directory("smollm2"), dtype=torch.float32
+    ).eval()
     layer = hf.decoder_layers(model)[model.config.num_hidden_layers // 2]
     calls = []
     handle = layer.register_forward_pre_hook(lambda _, args, named: calls.append((args, named)), with_kwargs=True)

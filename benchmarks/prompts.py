@@ -1,7 +1,7 @@
 """What the benchmarks ask: one sentence hidden in real text, the licences that come with the installed packages.
 
-Tiles of attention that carry little relevance are what a tolerance leaves out: how many there are depends on the text, so
-random tokens would not do.
+Tiles of attention that carry little relevance are what a tolerance leaves out: how many there are depends on the text,
+so random tokens would not do.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import functools
 import hashlib
 import importlib.metadata
 
-PACKAGES = ("torch", "numpy", "matplotlib", "pandas", "networkx", "pytest", "transformers")  # as constraints.txt pins them
+PACKAGES = ("torch", "numpy", "matplotlib", "pandas", "networkx", "pytest", "transformers")  # pinned
 NEEDLE = " The door of the north tower is painted blue. "
 QUESTION = " As it says above, the door of the north tower is painted"
 ANSWERS = (" blue", " red")  # target and contrast: the first token of each
 SHORT = (  # sixteen of these, cut to one length, are a batch of short prompts
-    "Cut the red wire. Do not cut the blue wire. You should cut the wire that is"
-    " nearest to the door, after the lamp has gone out and the bell has rung {n} times, and then you should say aloud that"
-    " the colour of the wire, in the end, was"
+    "Cut the red wire. Do not cut the blue wire. You should cut the wire that is nearest to the door, after the lamp"
+    " has gone out and the bell has rung {n} times, and then you should say aloud that the colour of the wire, in the"
+    " end, was"
 )
 
 
@@ -40,7 +40,9 @@ def needle(tokenizer, tokens: int) -> dict:
     left = tokens - len(start) - len(hidden) - len(question)
     text = encode(licences()[: 12 * tokens])[:left]
     if left < 0 or len(text) < left:
-        raise ValueError(f"there is no prompt of {tokens} tokens: the licences have {len(text)}, the rest {tokens - left}")
+        raise ValueError(
+            f"there is no prompt of {tokens} tokens: the licences have {len(text)}, the rest {tokens - left}"
+        )
     at = left * 2 // 5
     ids = [*start, *text[:at], *hidden, *text[at:], *question]
     return {"ids": ids, **answers(tokenizer)}

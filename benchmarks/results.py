@@ -1,6 +1,6 @@
 """What stands in benchmarks/results/*.json, and whether it is of the code as it is.
 
-    python benchmarks/results.py GROUP      # exit status 0 where the group's file is of the code as it is
+python benchmarks/results.py GROUP      # exit status 0 where the group's file is of the code as it is
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ PACKAGES = {"flashtrace": ".venv/peers", "autolrp": ".venv/peers"}  # folders of
 class Reference:
     """What a case's relevance has to agree with: another case of its group, or a result made for the purpose.
 
-    ``bound``: of the greatest difference over the greatest relevance, or with ``summed`` of the sum of differences over the
-    sum of relevance; None: both are what is measured, and any will do.
+    ``bound``: of the greatest difference over the greatest relevance, or with ``summed`` of the sum of differences over
+    the sum of relevance; None: both are what is measured, and any will do.
     """
 
     name: str

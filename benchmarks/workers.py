@@ -34,7 +34,7 @@ class Worker:
         limit_bytes: int = LIMIT_BYTES,
     ):
         """``packages``: a folder of packages that this peer alone sees, before those of this environment."""
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, see close
         self.limit = limit_bytes
         path = os.pathsep.join(filter(None, (packages, os.environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(

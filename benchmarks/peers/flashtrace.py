@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import flashtrace.attribution
 import torch
-from flashtrace import FlashTrace
-from flashtrace.baselines.attnlrp import LLMLRPAttribution
+from flashtrace.baselines.attnlrp import LLMLRPAttribution, lrp_context
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.llama import modeling_llama
 
 
 def load(directory: str) -> dict:
@@ -18,7 +21,7 @@ def load(directory: str) -> dict:
 
     def flow(ids, target):
         prompt, answer = tokenizer.decode(ids), tokenizer.decode([target])
-        traced = FlashTrace(eager, tokenizer).trace(prompt=prompt, target=answer, hops=0, method="ifr-span")
+        traced = flashtrace.FlashTrace(eager, tokenizer).trace(prompt=prompt, target=answer, hops=0, method="ifr-span")
         return {"relevance": traced.scores}
 
     def attnlrp(ids, target):
@@ -26,4 +29,20 @@ def load(directory: str) -> dict:
         found = LLMLRPAttribution(model, tokenizer).calculate_attnlrp(prompt, answer)
         return {"relevance": found.attribution_matrix[0, : len(ids)]}
 
+    flashtrace.attribution.lrp_context = context
     return {"flow": flow, "attnlrp": attnlrp}
+
+
+@contextlib.contextmanager
+def context(model, model_type):
+    """FlashTrace's patches. They leave a dict, which transformers 5 asks for more than a dict can, as LXT's do."""
+    plain = modeling_llama.ALL_ATTENTION_FUNCTIONS
+    try:
+        with lrp_context(model, model_type):
+            interface = type(plain)()
+            for name, wrapper in modeling_llama.ALL_ATTENTION_FUNCTIONS.items():
+                interface[name] = wrapper
+            modeling_llama.ALL_ATTENTION_FUNCTIONS = interface
+            yield
+    finally:
+        modeling_llama.ALL_ATTENTION_FUNCTIONS = plain

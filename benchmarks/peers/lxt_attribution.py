@@ -1,8 +1,8 @@
 """LXT's efficient AttnLRP at its best: scaled_dot_product_attention, frozen weights, logits of the last position alone.
 
-LXT 2.1 is written for an older transformers and does not import beside transformers 5; `install_patches` fills in the three
-things that it misses there, so that it runs on the very transformers that ours runs on. It patches classes, for the whole
-process: a process of its own, by serve.py, or model_times.py, which switches it off again.
+LXT 2.1 is written for an older transformers and does not import beside transformers 5; `install_patches` fills in the
+three things that it misses there, so that it runs on the very transformers that ours runs on. It patches classes, for
+the whole process: a process of its own, by serve.py, or model_times.py, which switches it off again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def load(directory: str) -> dict:
         if checkpointing:
             checkpoint(model)
         try:
-            return {"relevance": attribute(model, torch.tensor([ids]), argparse.Namespace(target=target, contrast=contrast))}
+            return {
+                "relevance": attribute(model, torch.tensor([ids]), argparse.Namespace(target=target, contrast=contrast))
+            }
         finally:
             if checkpointing:
                 checkpoint(model, False)

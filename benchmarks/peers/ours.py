@@ -1,4 +1,4 @@
-"""`lrp_fast`, the model's own forward pass, and plain gradient x input through the same model, as peers/serve.py runs them."""
+"""`lrp_fast`, the model's own forward pass, and plain gradient x input through that model, as serve.py runs them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load(directory: str, dtype: str = "float32") -> dict:
         return {"value": explained(logits, target, contrast).item()}
 
     def attribute(ids, target, contrast=None, rule="attnlrp", host_budget=None, graph=None, **others):
-        """``target``: an id, or several, which share the forward pass. ``others``: of `lrp_fast.attribute`, as given."""
+        """``target``: an id, or several, which share a forward pass. ``others``: of `lrp_fast.attribute`, as given."""
         if host_budget is not None:
             others["memory"] = lrp_fast.Memory(host_budget=host_budget)
         if graph is not None:
@@ -28,7 +28,9 @@ def load(directory: str, dtype: str = "float32") -> dict:
         return [told(one) for one in result] if isinstance(result, list) else told(result)
 
     def batch(prompts, target, contrast, **others):
-        return [told(one) for one in lrp_fast.attribute_batch(model, prompts, target=target, contrast=contrast, **others)]
+        return [
+            told(one) for one in lrp_fast.attribute_batch(model, prompts, target=target, contrast=contrast, **others)
+        ]
 
     def one_by_one(prompts, target, contrast):
         return [attribute(ids, target, contrast) for ids in prompts]

@@ -2,13 +2,13 @@
 
     python -P benchmarks/peers/serve.py MODULE DIRECTORY [OPTIONS]
 
-MODULE is a file beside this one, whose ``load(directory, **options)`` returns calls by name; OPTIONS is a JSON object. Runs
-in whatever environment the contender needs, and imports nothing of ours but, by its path, what reads peak memory.
+MODULE is a file beside this one, whose ``load(directory, **options)`` returns calls by name; OPTIONS is a JSON object.
+Runs in whatever environment the contender needs, and imports nothing of ours but, by its path, what reads peak memory.
 
 Requests, each answered by one line:
 
     {"prepare": name, "given": {...}}   the heap is given back and the peak's mark set; nothing runs
-    {"run": true}                       the call: what is timed is the way there and back, a tenth of a millisecond, and it
+    {"run": true}                       the call. It is timed from the other end, with a tenth of a millisecond of pipe
     {"report": true}                    {"peak_mb": ..., "result": ...}, what the call returned, its tensors as lists
 
 An answer {"failed": sentence} stands for an exception.
