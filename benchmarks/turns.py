@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from prompts import digest
@@ -91,9 +92,7 @@ class Turns:
             benchmark.pedantic(worker.run, setup=lambda: worker.prepare(call, given), rounds=1, warmup_rounds=warm)
             report = worker.report()
         except Failed as error:
-            self.failed[group, name] = str(error)
-            self.not_counted.append({"group": group, "name": name, "why": str(error)})
-            pytest.skip(str(error))
+            self.missing(group, name, str(error))
         self.versions |= worker.versions
         self.prompts[group] = digest(given.get("ids") or given.get("prompts"))
         benchmark.extra_info.update(info, case=name, peak_mb=report["peak_mb"])
@@ -103,6 +102,13 @@ class Turns:
             self.references[group, name] = against
         self.results[group, name] = (numbers or flat)(report["result"])
         return report["result"]
+
+    def missing(self, group: str, name: str, why: str) -> NoReturn:
+        """The case has no figures: a row that says so, once, and its further turns are skipped."""
+        if (group, name) not in self.failed:
+            self.failed[group, name] = why
+            self.not_counted.append({"group": group, "name": name, "why": why})
+        pytest.skip(why)
 
     def reference(
         self, group: str, name: str, peer: str, call: str, given: dict, model: str = "smollm2", **options
