@@ -2,8 +2,8 @@
 
     python benchmarks/tables.py      # writes what stands between the README's marks, and docs/*.svg (`make bench` does)
 
-A ratio is taken turn by turn, its median is given, and in brackets its least and greatest: what a turn does to one case
-it does to the one beside it.
+A ratio is taken turn by turn: what a turn does to one case it does to the one beside it. Its median is given, and in
+brackets its least and greatest, or its quartiles where there are at least `MANY` turns.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ GROUPS = {
     "batch": "batch", "targets": "targets", "graph": "graph", "peers": "peers", "linear": "linear",
     "graph_algorithms": "graph_algorithms",
 }  # fmt: skip
+MANY = 5
 MODELS = {"smollm2": "SmolLM2-135M-Instruct", "gemma3": "Gemma 3 270M"}
 
 
@@ -55,7 +56,10 @@ def spread(ratios: list[float] | None) -> str:
     if not ratios:
         return ""
     middle = f"{statistics.median(ratios):.2f}"
-    return middle if len(ratios) == 1 else f"{middle} ({min(ratios):.2f}–{max(ratios):.2f})"
+    if len(ratios) == 1:
+        return middle
+    low, *_, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) >= MANY else sorted(ratios)
+    return f"{middle} ({low:.2f}–{high:.2f})"
 
 
 def cases(report: dict) -> list[Cases]:
@@ -81,29 +85,24 @@ def short(seconds: float) -> str:
 
 
 def attribution(groups: list[Cases]) -> str:
+    headings = ("tokens", "", "median", "over its own forward", "over ours: whole time", "by own forwards",
+                "peak above the model", "agreement")  # fmt: skip
     rows = []
     for one in groups:
         for name in one.names:
             if name in one.missing:
-                rows.append([tokens(one.group), name, one.missing[name], "", "", "", ""])
+                rows.append([tokens(one.group), name, one.missing[name], *[""] * (len(headings) - 3)])
                 continue
-            info = one.info(name)
-            forward = name.endswith("forward")
+            info, own, whole, by_forwards = one.info(name), None, None, None
+            if not name.endswith("forward"):
+                own = one.ratios(name, info["own_forward"])
+                if name != "ours":
+                    whole, ours = one.ratios(name, "ours"), one.ratios("ours", "forward")
+                    by_forwards = own and ours and [a / b for a, b in zip(own, ours, strict=False)]
             rows.append([
-                tokens(one.group), name, f"{short(one.seconds(name))} s",
-                "" if forward else spread(one.ratios(name, info["own_forward"])),
-                "" if forward or name == "ours" else spread(one.ratios(name, "ours")),
-                f"{info['peak_mb'] / 1000:.2f} GB", agreement(info),
+                tokens(one.group), name, f"{short(one.seconds(name))} s", spread(own), spread(whole),
+                spread(by_forwards), f"{info['peak_mb'] / 1000:.2f} GB", agreement(info),
             ])  # fmt: skip
-    headings = (
-        "tokens",
-        "",
-        "median",
-        "over its own forward",
-        "over ours, whole time",
-        "peak above the model",
-        "agreement",
-    )
     return table(headings, rows)
 
 

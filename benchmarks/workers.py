@@ -80,7 +80,7 @@ class Worker:
         if "failed" in answer:
             why = answer["failed"]
             self.close()  # also after an exception: what it left behind would weigh on the next call
-            raise Failed(f"out of memory at {self.limit / 1e9:.0f} GB" if OUT_OF_MEMORY.search(why) else why)
+            raise Failed(f"out of memory at {self.limit / 1e9:g} GB" if OUT_OF_MEMORY.search(why) else why)
         return answer
 
     def _last_words(self) -> str:

@@ -169,9 +169,9 @@ def test_a_row_without_agreement_shows_its_gap_instead_of_a_time(modules, tmp_pa
     missing = [("LXT", "differs from ours by 5.0e-02"), ("gradient x input", "out of memory at 16 GB")]
     (tmp_path / "attribution.json").write_text(json.dumps(report("attribution, 2048 tokens", rows, missing)))
     section = modules("tables").section(tmp_path)
-    assert "| 2,048 | ours | 2.2 s | 2.20 (2.00–3.00) |  | 0.10 GB | 1e-06 |" in section  # turn by turn: 2, 3, 2.2
-    assert "| 2,048 | LXT | differs from ours by 5.0e-02 |  |  |  |  |" in section
-    assert "| 2,048 | gradient x input | out of memory at 16 GB |  |  |  |  |" in section
+    assert "| 2,048 | ours | 2.2 s | 2.20 (2.00–3.00) |  |  | 0.10 GB | 1e-06 |" in section  # turn by turn: 2, 3, 2.2
+    assert "| 2,048 | LXT | differs from ours by 5.0e-02 |  |  |  |  |  |" in section
+    assert "| 2,048 | gradient x input | out of memory at 16 GB |  |  |  |  |  |" in section
     assert "Commit abc, A CPU, 2 threads, torch 2, lxt 2.1." in section
 
 
