@@ -43,7 +43,7 @@ def main() -> None:
     except Exception as error:
         return answer({"failed": sentence(error)})
     answer({"versions": versions()})
-    call = result = peak = None
+    result = None
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -58,6 +58,8 @@ def main() -> None:
             else:
                 peak = memory.above(start)
                 answer({"peak_mb": peak / 1e6, "result": plain(result)})
+                result = None
+                memory.start()  # what it need not hold while the others have their turn, it gives back
         except Exception as error:
             answer({"failed": sentence(error)})
 
