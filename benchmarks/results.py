@@ -44,8 +44,9 @@ def current(group: str) -> bool:
     path = RESULTS / f"{group}.json"
     if not path.is_file():
         return False
-    of = json.loads(path.read_text()).get("commit_info", {})
-    return bool(of.get("id")) and not of["dirty"] and not changed_since(of["id"])
+    found = json.loads(path.read_text())
+    of = found["commit_info"]
+    return bool(of["id"]) and not of["dirty"] and not found["tiny"] and not changed_since(of["id"])
 
 
 def read(group: str, folder: Path = RESULTS) -> dict:
@@ -78,6 +79,7 @@ def versions() -> dict:
 
 def trimmed(output: dict, found) -> None:
     """pytest-benchmark's JSON, in place: what the README is made of, and what its `compare` wants."""
+    output["tiny"] = bool(found.config.getoption("--tiny"))
     output["versions"] = versions() | found.versions
     output["prompts"] = found.prompts
     output["not_counted"] = found.not_counted

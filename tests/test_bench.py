@@ -200,10 +200,12 @@ def test_figures_are_current_until_the_code_changes(modules, tmp_path, monkeypat
     assert not results.current("graph")
     results.commit.cache_clear()
     try:
-        (results.RESULTS / "graph.json").write_text(json.dumps({"commit_info": results.commit()}))
+        of = {"commit_info": results.commit(), "tiny": False}
     finally:
         results.commit.cache_clear()
-    assert results.current("graph")
+    for tiny in (True, False):
+        (results.RESULTS / "graph.json").write_text(json.dumps(of | {"tiny": tiny}))
+        assert results.current("graph") != tiny
     git("add", ".")
     git("commit", "-qm", "its figures")
     assert results.current("graph")
@@ -229,7 +231,7 @@ def test_linear_maps_agree_with_zennit_and_the_file_names_no_host(root, tmp_path
     assert {one["stats"]["rounds"] for one in found["benchmarks"]} == {2}
     assert all(one["extra_info"]["error_summed"] <= 1e-4 for one in found["benchmarks"])
     assert set(found["machine_info"]) == {"cpu", "system", "python", "threads"}
-    assert set(found["commit_info"]) == {"id", "dirty"} and str(root) not in json.dumps(found)
+    assert set(found["commit_info"]) == {"id", "dirty"} and found["tiny"] and str(root) not in json.dumps(found)
     compare = [sys.executable, "-P", "-m", "pytest_benchmark", "compare", str(tmp_path / "out.json")]
     done = subprocess.run(compare, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "Zennit's gamma" in done.stdout

@@ -1,6 +1,7 @@
 """The README's figures are those of the committed benchmark results, and its snippets use what exists."""
 
 import importlib.util
+import json
 import re
 
 import pytest
@@ -19,6 +20,8 @@ def test_the_figures_are_those_of_the_results(readme, root, monkeypatch):
 
     _, inside, _ = tables.between_marks(readme, tables.MARKS)
     assert inside == tables.section(), "run benchmarks/tables.py"
+    files = [tables.RESULTS / f"{group}.json" for group in tables.GROUPS]
+    assert not any(json.loads(path.read_text())["tiny"] for path in files if path.is_file())
 
 
 def test_the_table_of_families_is_that_of_the_results(readme, root, monkeypatch):
