@@ -17,7 +17,7 @@ GROUP = f"batch, {NUMBER} prompts of {TOKENS} tokens"
 
 
 def pytest_generate_tests(metafunc):
-    number = 2 if metafunc.config.getoption("--tiny") else 7
+    number = 2 if metafunc.config.getoption("--tiny") else 5
     given = [pytest.param(turn, case, id=f"{case}-turn{turn}") for turn in range(number) for case in CASES]
     metafunc.parametrize(("turn", "case"), given)
 

@@ -19,7 +19,7 @@ BATCH = 16
 def pytest_generate_tests(metafunc):
     tiny = metafunc.config.getoption("--tiny")
     if metafunc.function is test_graph:
-        cases, number = SPECS, 2 if tiny else 4
+        cases, number = SPECS, 2 if tiny else 3
     else:  # batch packing takes half a minute
         cases, number = ("closed form", "batch packing"), 2
     given = [pytest.param(turn, case, id=f"{case}-turn{turn}") for turn in range(number) for case in cases]

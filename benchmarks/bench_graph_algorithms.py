@@ -15,7 +15,7 @@ scipy_sparse = pytest.importorskip("scipy.sparse")
 
 TOKENS, LAYERS, TOPK = 100_000, 32, 16
 CASES = {  # of the graph and its last node; what is to be compared with scipy's
-    "influence": lambda graph, last: graph.influence()[0].tolist(),
+    "influence": lambda graph, last: graph.influence()[0],
     "best path": lambda graph, last: [graph.paths(1, last)[0].share],
     "best 100 paths": lambda graph, last: graph.paths(100, last),
     "prune(threshold=1.0)": lambda graph, last: graph.prune(threshold=1.0),
@@ -84,12 +84,14 @@ def synthetic(tokens: int, layers: int, topk: int) -> Graph:
 def test_graph_algorithms(timed, graph, matrices, turn, case):
     last = graph.num_layers, graph.num_tokens - 1
 
+    start = graph.nodes[-1].double().abs().numpy()
+    start /= start.sum()
+
     def influence():
-        arriving = graph.nodes[-1].double().abs().numpy()
-        arriving /= arriving.sum()
+        arriving = start
         for matrix in reversed(matrices):
             arriving = arriving @ matrix
-        return arriving.tolist()
+        return arriving
 
     def best_path():
         best = np.ones(graph.num_tokens)
@@ -104,5 +106,5 @@ def test_graph_algorithms(timed, graph, matrices, turn, case):
         name: name.removesuffix(", scipy") for name in SCIPY
     }
     held = Reference(other[case], BOUND) if case in other else None
-    numbers = (lambda found: found) if held else None
+    numbers = (lambda found: torch.as_tensor(found).tolist()) if held else None
     timed(f"graph algorithms, {len(graph.columns):,} edges", case, call, against=held, numbers=numbers)

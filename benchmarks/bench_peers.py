@@ -1,6 +1,6 @@
 """Other packages on short prompts, each with the method that it has, explaining the logit of one token.
 
-Two threads, 4 minutes. AttnLRP and gradient x input are held against ours in float64. Integrated gradients and
+Two threads, 3 minutes. AttnLRP and gradient x input are held against ours in float64. Integrated gradients and
 FlashTrace's flow are other methods, which nothing here defines: Captum's and inseq's integrated gradients are held
 against each other, and the flow counts unchecked. Zennit has rules for single maps, see bench_linear.py; batch packing
 is in bench_graph.py.
@@ -12,7 +12,7 @@ import turns
 from bench_attribution import BOUND
 from turns import Reference
 
-TURNS = {128: 4, 512: 3}
+TURNS = {128: 3, 512: 2}
 STEPS = 8  # of integrated gradients
 # name: peer, call, what is given beside the prompt, what it is held against
 CASES = {

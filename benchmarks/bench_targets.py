@@ -1,11 +1,11 @@
-"""One, two and four targets of one context, which share its forward pass. Two threads, 2 minutes."""
+"""One, two and four targets of one context, which share its forward pass. Two threads, 3 minutes."""
 
 import prompts
 import pytest
 from bench_attribution import BOUND
 from turns import Reference
 
-TURNS = {512: 5, 2048: 3}
+TURNS = {512: 3, 2048: 2}
 CASES = ("forward", 1, 2, 4)
 
 
