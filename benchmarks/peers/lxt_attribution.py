@@ -2,7 +2,8 @@
 
 LXT 2.1 is written for an older transformers and does not import beside transformers 5; `install_patches` fills in the
 three things that it misses there, so that it runs on the very transformers that ours runs on. It patches classes, for
-the whole process: a process of its own, by serve.py, or model_times.py, which switches it off again.
+the whole process: a process of its own, by serve.py, or model_times.py, which switches it off again. (The head of
+LXT's repository, f043441 of August 2026, mends the registry of attention in this way too; its rules are those of 2.1.)
 """
 
 from __future__ import annotations
