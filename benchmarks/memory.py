@@ -24,15 +24,25 @@ def peak_above(fn: Callable[[], Result]) -> tuple[Result, int]:
     Raises:
         RuntimeError: where the kernel has no such mark to reset (anything but Linux, and some sandboxes).
     """
+    before = start()
+    result = fn()
+    return result, above(before)
+
+
+def start() -> int:
+    """Give back free heap and reset the mark; the bytes resident now. The two halves of `peak_above`, for a call that
+    is not made in between but told over a pipe."""
     gc.collect()
     _give_back_free_heap()
     try:
         _CLEAR_REFS.write_text("5")  # sets the high-water mark to what is resident now, see proc_pid_clear_refs(5)
     except OSError as error:
         raise RuntimeError(f"peak memory cannot be measured here: {_CLEAR_REFS}: {error.strerror}") from error
-    before = _high_water_mark()
-    result = fn()
-    return result, max(0, _high_water_mark() - before)
+    return _high_water_mark()
+
+
+def above(before: int) -> int:
+    return max(0, _high_water_mark() - before)
 
 
 def _high_water_mark() -> int:

@@ -57,7 +57,7 @@ SHAPES = {
 @pytest.mark.parametrize("rule", ["attnlrp", "cp"])
 @pytest.mark.parametrize("tier", ["graph", "host", "file"])
 def test_what_is_allocated_is_what_was_planned(shape, rule, tier, monkeypatch):
-    """Within 15 %, the heap's own loss aside (`benchmarks/run.py context` measures the process as a whole)."""
+    """Within 15 %, the heap's own loss aside (benchmarks/bench_attribution.py measures the process as a whole)."""
     monkeypatch.setattr(lrp_fast.store, "_BLOCK", 0)
     monkeypatch.setattr(lrp_fast.memory, "_heap_loss", lambda size, context: 1.0)
     subject, tokens = model(**SHAPES[shape]), 1024

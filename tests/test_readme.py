@@ -14,17 +14,14 @@ def readme(root):
     return (root / "README.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("what", ["attribution", "linear", "context", "edges"])
-def test_tables_are_those_of_the_results(what, readme, root, monkeypatch):
+def test_the_figures_are_those_of_the_results(readme, root, monkeypatch):
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
-    import run
+    import tables
 
-    path = root / "benchmarks" / "results" / f"{what}.json"
-    if not path.is_file():
-        pytest.skip(f"no {path.name} yet")
-    report = json.loads(path.read_text())
-    assert run.TABLES[what](report["results"]) in readme
-    assert report["cpu"] in readme
+    _, inside, _ = tables.between_marks(readme, tables.MARKS)
+    assert inside == tables.section(), "run benchmarks/tables.py"
+    files = [tables.RESULTS / f"{group}.json" for group in tables.GROUPS]
+    assert not any(json.loads(path.read_text())["tiny"] for path in files if path.is_file())
 
 
 def test_the_table_of_families_is_that_of_the_results(readme, root, monkeypatch):

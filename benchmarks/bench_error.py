@@ -1,0 +1,56 @@
+"""What a tolerance costs in relevance and saves in time, on two real models, beside what bfloat16 does to relevance.
+
+Two threads, 8 minutes; 8,192 and 16,384 tokens are bench_error_long.py's. Errors are those against the exact pass in
+float32, which at the shortest length is itself held against float64.
+"""
+
+import prompts
+import pytest
+import turns
+from bench_attribution import BOUND
+from transformers import AutoTokenizer
+from turns import Reference
+
+LENGTHS = {"smollm2": (1024, 2048, 4096), "gemma3": (1024, 4096)}
+TOLERANCES = (0.003, 0.01, 0.03, 0.1)
+
+
+def pytest_generate_tests(metafunc):
+    tiny = metafunc.config.getoption("--tiny")
+    parametrize(metafunc, dict.fromkeys(LENGTHS, (96,)) if tiny else LENGTHS, TOLERANCES[1::2] if tiny else TOLERANCES)
+
+
+def parametrize(metafunc, lengths, tolerances):
+    given = [
+        pytest.param(model, tokens, case, id=f"{model}-{tokens}-{case}")
+        for model, several in lengths.items()
+        for tokens in several
+        for case in ("exact", *(f"tolerance {tolerance}" for tolerance in tolerances), "bfloat16")
+    ]
+    metafunc.parametrize(("model", "tokens", "case"), given)
+
+
+@pytest.fixture(scope="session")
+def tokenizers(request):
+    find = request.config.stash[turns.KEY].directory
+    return {model: AutoTokenizer.from_pretrained(find(model)) for model in LENGTHS}
+
+
+def test_error(request, contender, tokenizers, model, tokens, case):
+    measure(request.config.stash[turns.KEY], contender, tokenizers[model], model, tokens, case)
+
+
+def measure(found, contender, tokenizer, model, tokens, case):
+    group, asked = f"error, {model}, {tokens} tokens", prompts.needle(tokenizer, tokens)
+    held, options = Reference("exact", None), None
+    if case == "exact":
+        held = None
+        if tokens <= 1024:
+            held = Reference("float64", BOUND)
+            found.reference(group, held.name, "ours", "attribute", asked, model, dtype="float64")
+    elif case == "bfloat16":
+        options = {"dtype": "bfloat16"}
+    else:
+        asked["tolerance"] = float(case.rpartition(" ")[2])
+    contender(group, case, "ours", "attribute", asked, model=model, options=options, against=held, warm_ups=0,
+              tokens=tokens, model_name=model)  # fmt: skip
