@@ -3,13 +3,11 @@
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from ..attention import arguments
 from ..attention.arguments import block_d, flags_of, magnitudes, score_scalars
-from ..attention.prepare import prepare_kernel
-from ..common import launch, strides
+from ..attention.prepare import prepare as prepare_pass
 from ..tiles import Table
 
 _PREPARED = 32  # queries that a program of prepare_kernel looks at
@@ -62,26 +60,11 @@ def prepare(
             dtype; None where that is key and value themselves. key_part counts if ``score_share`` is not 0.
         value_share, score_share: not 0; of the values, and of the keys.
     """
-    _, heads, queries, head_dim = query.shape
-    scored, gammaed = score_share != 0, gamma != 0
-    u, passed, lse = g, None, lse.contiguous()
-    written = bool(epsilon or gammaed or g.dtype != query.dtype)
-    if written or scored:
-        if written:
-            u = torch.empty((1 + gammaed, *query.shape[1:]), dtype=query.dtype, device=query.device)
-        passed = torch.empty_like(lse) if scored else None
-        if absolute_out is not None and absolute_out.stride() != out.stride():
-            as_out = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=out.device)
-            absolute_out = as_out.copy_(absolute_out)
-        tiles = triton.cdiv(queries, _PREPARED)
-        active = torch.empty(heads, tiles, dtype=torch.int32, device=query.device)  # nobody reads it
-        launch(
-            prepare_kernel, tiles * heads,
-            g, out, absolute_out, u if written else None, passed, active, None, *strides(g, out),
-            queries, key.shape[2], heads, tiles, u[0].numel(), float(epsilon), float(gamma),
-            STABILISED=bool(epsilon or gammaed), GAMMA=gammaed, SCORES=scored, WRITE_U=written, BOUNDS=False,
-            HEAD_DIM=head_dim, BLOCK_D=block_d(head_dim), BLOCK_M=_PREPARED,
-        )  # fmt: skip
+    scored, gammaed, lse = score_share != 0, gamma != 0, lse.contiguous()
+    u, passed, _, _ = prepare_pass(
+        g, query, key.shape[2], out, absolute_out, None, epsilon=epsilon, gamma=gamma, rows=_PREPARED, passed=scored
+    )  # fmt: skip
+    u = g if u is None else u.flatten(0, 1)
     key_part = None if key_part is None or not scored else key_part.to(key.dtype)
     value_part = None if value_part is None else value_part.to(value.dtype)
     scalars = (
