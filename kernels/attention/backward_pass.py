@@ -344,7 +344,8 @@ def backward(
         seen = None
     else:
         rows, columns = unit(query, gammaed, capped, table)
-        seen = _seen(kept, active, rows // by_key.queries, (triton.cdiv(queries, rows), triton.cdiv(keys, columns)))
+        tiles = triton.cdiv(queries, rows), triton.cdiv(keys, columns)
+        seen = _seen(kept, active, rows // by_key.queries, (batch, heads), tiles)
         listed, rank = compact(seen.mT.contiguous().flatten(0, 1))
     listed_count = triton.cdiv(queries, rows)
 
@@ -377,10 +378,10 @@ def backward(
     return dq, dk, dv
 
 
-def _seen(kept: Tensor, active: Tensor, each: int, tiles: tuple[int, int]) -> Tensor:
+def _seen(kept: Tensor, active: Tensor, each: int, heads: tuple[int, int], tiles: tuple[int, int]) -> Tensor:
     """(B H, queries, keys) bool: the tiles of ``kept`` whose queries have relevance, of which ``active`` (B H, tiles)
     tells for each ``each``-th part of theirs."""
-    if kept.shape[2:] != tiles or kept.dtype != torch.bool:
-        raise ValueError(f"kept must be bool for {tiles[0]} x {tiles[1]} tiles, see `unit`, not {kept.dtype}, {tuple(kept.shape)}")
+    if kept.shape != (expected := (*heads, *tiles)) or kept.dtype != torch.bool:
+        raise ValueError(f"kept must be bool, {expected} here, see `unit`: not {kept.dtype}, {tuple(kept.shape)}")
     whole = torch.nn.functional.pad(active, (0, tiles[0] * each - active.shape[1]))
     return kept.flatten(0, 1) & (whole.unflatten(1, (-1, each)).amax(-1) != 0).unsqueeze(-1)

@@ -1,0 +1,319 @@
+"""The bounded backward pass: masses of tiles, and relevance gradients of those that are kept, against the definition."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lrp_fast import reference
+from lrp_fast.kernels import attention as kernels
+from lrp_fast.kernels.attention import Tiles, arguments
+from lrp_fast.reference import rounding
+from lrp_fast.reference.attention import _weights
+from lrp_fast.rules import Rules
+from tests.kernels.test_attention import Case, define, forward, visible
+from tests.kernels.ways import BRAIN, DEVICE, DTYPES, EXECUTED, HALF, INTERPRETED, ON_GPU, SINGLE
+
+# Whose tiles neither fit together nor into those of the masses, and whose do.
+MIXED = {"forward": Tiles(32, 32, 4, 2), "dkv": Tiles(16, 32, 4, 2), "dq": Tiles(32, 16, 4, 2),
+         "masses": Tiles(16, 16, 4, 2)}  # fmt: skip
+ALIKE = dict.fromkeys(MIXED, Tiles(16, 16, 4, 2))
+BOTH = {"attention_epsilon": 0.5, "attention_gamma": 0.25}
+CASES = [
+    (Case(Rules("attnlrp"), 111, 111, 2, 1), MIXED),
+    (Case(Rules("attnlrp"), 63, 111, 4, 2, dtype=HALF), MIXED),
+    (Case(Rules("cp"), 63, 111, 4, 2), MIXED),
+    (Case(Rules("gradient"), 63, 111, 2, 1, dtype=HALF, window=40, softcap=5.0), ALIKE),
+    (Case(Rules("gradient"), 47, 111, 2, 1, causal=False, sinks=True), MIXED),
+    (Case(Rules("attnlrp", attention_epsilon=0.5), 63, 63, 2, 1, dim=80), ALIKE),
+    (Case(Rules("attnlrp", **BOTH), 63, 63, 2, 1, dim=80, window=17), MIXED),
+    (Case(Rules("cp", attention_gamma=0.25), 63, 63, 2, 2, dtype=HALF), ALIKE),
+    (Case(Rules("attnlrp"), 111, 111, batch=2, bounds=((0, 80), (37, 111)), sinks=True), MIXED),
+    (Case(Rules("attnlrp", **BOTH), 63, 63, batch=2, bounds=((3, 3), (20, 63)), softcap=5.0), MIXED),
+    # The shipped tiles
+    (Case(Rules("attnlrp"), 257, 257, 2, 1), None),
+    (Case(Rules("attnlrp"), 129, 257, 1, 1, dtype=HALF), None),
+]
+if not INTERPRETED:
+    CASES += [(replace(case, dtype=BRAIN), tiles) for case, tiles in CASES if case.dtype is HALF]
+if EXECUTED:
+    CASES = [(replace(case, dtype=DTYPES[i % 2]) if case.dtype is SINGLE else case, tiles)
+             for i, (case, tiles) in enumerate(CASES)]  # fmt: skip
+if ON_GPU:
+    CASES += [
+        *((Case(Rules("attnlrp"), 3000, 4096, 4, 2, dim=dim, dtype=BRAIN), None) for dim in (64, 80, 128, 256)),
+        *((Case(Rules("cp"), 2049, 2049, 2, 1, dim=dim, dtype=BRAIN), None) for dim in (64, 128, 256)),
+        *((Case(Rules("gradient"), 1500, 1500, 2, 1, dim=dim, softcap=30.0), None) for dim in (64, 128, 256)),
+        *((Case(Rules("attnlrp", **BOTH), 1500, 1500, 2, 1, dim=dim, dtype=BRAIN, window=700), None)
+          for dim in (64, 128, 256)),
+        (Case(Rules("attnlrp"), 2048, 2048, 2, 1, batch=2, dtype=BRAIN, bounds=((0, 2000), (700, 2048))), None),
+    ]  # fmt: skip
+
+
+def named(x):
+    return str(x) if isinstance(x, Case) else "shipped" if x is None else "mixed" if x is MIXED else "alike"
+
+
+@pytest.fixture
+def use(monkeypatch):
+    def replaced(tiles):
+        if tiles is not None:
+            monkeypatch.setattr(arguments, "config", lambda step, *_: tiles[step])
+
+    return replaced
+
+
+def unit(case):
+    x = torch.empty(1, case.dim, dtype=case.dtype, device=DEVICE)
+    return kernels.unit(x, case.rules.attention_gamma > 0, case.softcap is not None)
+
+
+def some(case, share=0.4, seed=1):
+    """Tiles of every head, chosen at random."""
+    m, n = unit(case)
+    shape = case.batch, case.heads, -(-case.queries // m), -(-case.keys // n)
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < share).to(DEVICE)
+
+
+def spread(kept, case):
+    """(B, H, T, S) of (B, H, tiles, tiles)."""
+    m, n = unit(case)
+    return kept.repeat_interleave(m, 2).repeat_interleave(n, 3)[:, :, : case.queries, : case.keys]
+
+
+def at_values(case, g, out, value, weights):
+    """u and V so that the plain gradients of P V are those of the stabilised product: with gamma, of [V, |V|]."""
+    epsilon, gamma = case.rules.attention_epsilon, case.rules.attention_gamma
+    sigma = torch.where(out < 0, -1.0, 1.0).to(out.dtype)
+    if not gamma:
+        size = out.abs() + epsilon
+        return g * out.abs() / torch.where(size == 0, 1.0, size) if epsilon else g, value
+    size = (1 + gamma / 2) * out.abs() + gamma / 2 * (weights @ value.abs()) + epsilon
+    s = g * out / torch.where(size == 0, 1.0, size)
+    return torch.cat([s * sigma * (1 + gamma / 2), s * (gamma / 2)], -1), torch.cat([value, value.abs()], -1)
+
+
+def defined(case, query, key, value, g, sinks, bounds, kept, dtype):
+    """(dq, dk, dv) with P and dS 0 where not ``kept`` (B, H, T, S); and masses, element by element."""
+    query, key, value, g, sinks = (None if t is None else t.to(dtype) for t in (query, key, value, g, sinks))
+    mask, scale, treatment = visible(case), case.flags["scale"], case.rules.treatment
+    if bounds is not None:  # what is outside may be anything
+        m_row = mask.any(-1).transpose(1, 2)
+        g = g.masked_fill(~m_row.transpose(1, 2).unsqueeze(-1), 0)
+    weights, raw = _weights(query, key, mask, scale, case.softcap, sinks)
+    groups = case.heads // case.kv_heads
+    wide_value = value.repeat_interleave(groups, 1)
+    u, v = at_values(case, g, weights @ wide_value, wide_value, weights)
+    d_p = u @ v.mT
+    d_s = weights * (d_p - (weights * d_p).sum(-1, keepdim=True)) * kept
+    if case.softcap is not None:
+        tanh = torch.tanh(raw / case.softcap)
+        ratio = torch.where(raw == 0, 1.0, tanh * case.softcap / torch.where(raw == 0, 1.0, raw))
+        d_s = d_s * (ratio if treatment.ratio else 1 - tanh**2)
+    d_s = d_s * (treatment.score * scale)
+    d_v = (weights * kept).mT @ u
+    if case.rules.attention_gamma:
+        plus, same = d_v.chunk(2, -1)
+        d_v = plus + wide_value.sign() * same
+
+    def shared(x):
+        return x.unflatten(1, (-1, groups)).sum(2)
+
+    grads = (d_s @ key.repeat_interleave(groups, 1), shared(d_s.mT @ query), shared(d_v * treatment.value))
+    return grads, u.norm(dim=-1, keepdim=True) * weights
+
+
+def passed(case, query, key, value, g, sinks, bounds, kept):
+    """What the kernels hand back."""
+    rules, treatment = case.rules, case.rules.treatment
+    kept_forward = forward(case, query, key, value, sinks, bounds)
+    return backward(case, g, query, key, value, kept_forward, bounds, kept)
+
+
+def backward(case, g, query, key, value, of_forward, bounds, kept):
+    rules, treatment = case.rules, case.rules.treatment
+    return kernels.backward(
+        g, query, key, value, *of_forward, **case.flags, bounds=bounds, value_share=treatment.value,
+        score_share=treatment.score, ratio=treatment.ratio, epsilon=rules.attention_epsilon,
+        gamma=rules.attention_gamma, kept=kept,
+    )  # fmt: skip
+
+
+def masses(case, g, query, key, of_forward, bounds, **sampled):
+    rules = case.rules
+    return kernels.tile_masses(g, query, key, *of_forward, **case.flags, bounds=bounds,
+                               epsilon=rules.attention_epsilon, gamma=rules.attention_gamma, **sampled)  # fmt: skip
+
+
+def check(case, found, tensors, kept, within_rounding):
+    """Judged as the whole backward pass is: the sums are of fewer terms."""
+    own, _ = defined(case, *tensors, spread(kept, case), case.dtype)
+    truth, _ = defined(case, *tensors, spread(kept, case), torch.float64)
+    narrow = case.dtype != torch.float32
+    slope, seen = slope_of(case, tensors), case.queries * case.heads // case.kv_heads
+    for one, plain, true, terms in zip(found, own, truth, (case.keys, seen, seen), strict=True):
+        if one is None:
+            assert case.rules.name == "cp" and one is not found[2]
+        else:
+            within_rounding(one, plain, true, slope**2 * (4 if narrow else case.dim + terms))
+
+
+def slope_of(case, tensors):
+    epsilon, gamma = case.rules.attention_epsilon, case.rules.attention_gamma
+    largest = (tensors[2] if gamma else define(case, *tensors, torch.float64)[0]).abs().max().item()
+    return rounding.slope_of_stabilisers(largest, epsilon, gamma)
+
+
+@pytest.mark.parametrize("case, tiles", CASES[:10], ids=named)
+def test_with_all_tiles_the_definition_is_the_reference(case, tiles):
+    tensors = [None if t is None else t.nan_to_num() for t in case.tensors()]
+    everything = torch.ones((), dtype=torch.bool, device=DEVICE)
+    found, _ = defined(case, *tensors, everything, torch.float64)
+    _, truth = define(case, *tensors, torch.float64)
+    for one, other in zip(found, truth, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case, tiles", CASES, ids=named)
+def test_kept_tiles_alone_are_summed(case, tiles, use, within_rounding):
+    use(tiles)
+    tensors, kept = case.tensors(), some(case)
+    assert kept.any() and not kept.all()
+    check(case, passed(case, *tensors, kept), tensors, kept, within_rounding)
+
+
+@pytest.mark.parametrize("case, tiles", [CASES[0], CASES[3], CASES[6], CASES[8]], ids=named)
+def test_all_tiles_and_none(case, tiles, use, same):
+    use(tiles)
+    query, key, value, g, sinks, bounds = tensors = case.tensors()
+    of_forward = forward(case, query, key, value, sinks, bounds)
+    call = lambda kept: backward(case, g, query, key, value, of_forward, bounds, kept)  # noqa: E731
+    kept = some(case, share=2)
+    for found, expected in zip(call(kept), call(None), strict=True):
+        same(found, expected, case.dim + case.keys * case.heads)
+    assert not any(grad.any() for grad in call(~kept))
+
+
+@pytest.mark.parametrize("tiles", [MIXED, ALIKE], ids=named)
+@pytest.mark.parametrize("rules", [Rules(), Rules("cp", **BOTH)], ids=["attnlrp", "cp"])
+def test_what_is_not_kept_is_never_read(rules, tiles, use):
+    """Nor are tiles that are kept, but whose queries have no relevance."""
+    use(tiles)
+    case = Case(rules, 111, 111, 2, 1)
+    query, key, value, g, sinks, bounds = case.tensors()
+    m, n = unit(case)
+    kept = some(case, share=2)
+    kept[:, :, 1] = False
+    kept[:, :, :, 2] = False
+    g[:, :, 2 * m : 3 * m] = 0
+    of_forward = forward(case, query, key, value, sinks, bounds)
+    expected = backward(case, g, query, key, value, of_forward, bounds, kept)
+    query, key, value, lse = (t.clone() for t in (query, key, value, of_forward[1]))
+    for spoiled in (query, lse):
+        spoiled[:, :, m : 3 * m] = float("nan")
+    for spoiled in (key, value):
+        spoiled[:, :, 2 * n : 3 * n] = float("nan")
+    found = backward(case, g, query, key, value, (of_forward[0], lse, of_forward[2]), bounds, kept)
+    for one, other in zip(found, expected, strict=True):
+        assert one is other is None or (torch.equal(one, other) and one.any())
+    assert not found[2][:, :, 2 * n : 3 * n].any()
+    assert rules.name == "cp" or not found[0][:, :, m : 3 * m].any()
+
+
+def test_heads_need_not_agree(use, within_rounding):
+    use(MIXED)
+    case = Case(Rules(), 111, 111, 4, 2)
+    tensors, kept = case.tensors(), some(case)
+    kept[:, 1] = False
+    kept[:, 3] = True
+    check(case, passed(case, *tensors, kept), tensors, kept, within_rounding)
+
+
+def test_the_same_call_twice_gives_the_same_bits(use):
+    use(MIXED)
+    case = Case(Rules(**BOTH), 63, 111, 4, 2, dtype=HALF)
+    tensors, kept = case.tensors(), some(case)
+    first, again = (passed(case, *tensors, kept) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("wrong", ["tiles", "dtype", "heads"])
+def test_tiles_of_another_size_are_refused(wrong):
+    case = Case(Rules(), 63, 63)
+    kept = some(case, share=2)
+    kept = {"tiles": kept[..., :-1], "dtype": kept.int(), "heads": kept[:, :1]}[wrong]
+    with pytest.raises(ValueError, match=r"kept must be bool, \(1, 2, \d, \d\) here, see `unit`"):
+        passed(case, *case.tensors(), kept)
+
+
+# ---- Masses ---------------------------------------------------------------------------------------------------------
+
+
+def summed(case, elements):
+    """Of (B, H, T, S), by tiles."""
+    m, n = unit(case)
+    padded = torch.nn.functional.pad(elements, (0, -case.keys % n, 0, -case.queries % m))
+    return padded.unflatten(3, (-1, n)).unflatten(2, (-1, m)).sum((3, 5))
+
+
+@pytest.mark.parametrize("case, tiles", CASES, ids=named)
+def test_masses(case, tiles, use, within_rounding):
+    use(tiles)
+    query, key, value, g, sinks, bounds = tensors = case.tensors()
+    found = masses(case, g, query, key, forward(case, query, key, value, sinks, bounds), bounds)
+    # From 16 bits only what the stabilisers read is rounded to them.
+    stabilised = case.rules.attention_epsilon or case.rules.attention_gamma
+    own, truth = (summed(case, defined(case, *tensors, True, dtype)[1])
+                  for dtype in (case.dtype if stabilised else torch.float32, torch.float64))  # fmt: skip
+    m, n = unit(case)
+    terms = slope_of(case, tensors) ** 2 * (case.dim + m * n)
+    within_rounding(found, own.float(), truth, terms)
+    if not case.sinks:
+        _, elements = defined(case, *tensors, True, torch.float64)
+        of_all, of_rows = found.sum((2, 3)), elements.sum((2, 3))
+        within_rounding(of_all, own.float().sum((2, 3)), of_rows, terms + found[0, 0].numel())
+
+
+@pytest.mark.parametrize("first, step", [(0, 2), (1, 3), (3, 1), (9, 1)])
+def test_some_query_tiles_alone(first, step, use):
+    use(MIXED)
+    case = Case(Rules(**BOTH), 111, 111, 2, 1)
+    query, key, value, g, sinks, bounds = case.tensors()
+    of_forward = forward(case, query, key, value, sinks, bounds)
+    everything = masses(case, g, query, key, of_forward, bounds)
+    found = masses(case, g, query, key, of_forward, bounds, first=first, step=step)
+    chosen = torch.zeros(everything.shape[2], dtype=torch.bool, device=DEVICE)
+    chosen[first::step] = True
+    assert torch.equal(found, everything * chosen[:, None]) and (chosen.any() or first == 9)
+
+
+def test_queries_without_relevance_are_never_read(use):
+    use(MIXED)
+    case = Case(Rules(), 111, 111)
+    query, key, value, g, sinks, bounds = case.tensors()
+    g[:, :, 16:80] = 0
+    out, lse, size = forward(case, query, key, value, sinks, bounds)
+    expected = masses(case, g, query, key, (out, lse, size), bounds)
+    query[:, :, 16:80] = lse[:, :, 16:80] = float("nan")
+    found = masses(case, g, query, key, (out, lse, size), bounds)
+    assert torch.equal(found, expected) and not found[:, :, 1].any() and found[:, :, 0].any()
+
+
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**100])
+def test_neither_tiny_nor_huge_gradients_leave_the_range(scale, use, same):
+    use(ALIKE)
+    case = Case(Rules(attention_gamma=0.25), 33, 33, dtype=BRAIN if EXECUTED else SINGLE)
+    query, key, value, g, sinks, bounds = case.tensors()
+    of_forward = forward(case, query, key, value, sinks, bounds)
+    found = masses(case, g * scale, query, key, of_forward, bounds)
+    assert torch.equal(found, masses(case, g, query, key, of_forward, bounds) * scale) and found.any()
+
+
+def test_what_is_not_a_number_has_no_mass_that_is_one(use):
+    use(ALIKE)
+    case = Case(Rules(), 33, 33)
+    query, key, value, g, sinks, bounds = case.tensors()
+    of_forward = forward(case, query, key, value, sinks, bounds)
+    g[0, 0, 20, 3] = float("nan")
+    found = masses(case, g, query, key, of_forward, bounds)
+    assert found[0, 0, 1, :2].isnan().all() and found.isnan().sum() == 2
