@@ -242,18 +242,20 @@ def dq_kernel(
         v_abs += (i_b * (heads // groups) + i_kv) * keys * HEAD_DIM
     lse += i_bh.to(tl.int64) * queries
     passed += i_bh.to(tl.int64) * queries
-
-    offset = keys - queries
-    first, end, t_first, t_end = real_span(bounds, i_b, queries, keys, BOUNDS)
     if UNIT_N > 0:
         entries = tl.cdiv(keys, UNIT_N)
         i_list = i_bh.to(tl.int64) * query_tile_count + i_t * BLOCK_M // LISTED_M
         rank += i_list * (entries + 1)
         listed += i_list * entries
+    else:
+        rank += i_bh.to(tl.int64) * (query_tile_count + 1)
+
+    offset = keys - queries
+    first, end, t_first, t_end = real_span(bounds, i_b, queries, keys, BOUNDS)
+    if UNIT_N > 0:
         before = tl.load(rank)
         after = tl.load(rank + entries)
     else:
-        rank += i_bh.to(tl.int64) * (query_tile_count + 1)
         before = tl.load(rank + i_t * BLOCK_M // LISTED_M)
         after = tl.load(rank + tl.minimum(tl.cdiv(i_t * BLOCK_M + BLOCK_M, LISTED_M), query_tile_count))
     # A tile that overlaps none with relevance has no rows to compute: it reads nothing and stores zeros.
