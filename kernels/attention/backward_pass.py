@@ -171,7 +171,8 @@ def dkv_kernel(
 
 @triton.jit
 def return_to_queries(b_dq, b_q, b_u, b_more, b_lse, b_passed, k, v, v_abs, p_listed, o_i,
-                      start, count, jump_at, jump, first, end, window, stride_ks, stride_kd, stride_vs, stride_vd, qk_scale, cap_scale,
+                      start, count, jump_at, jump, first, end, window, stride_ks, stride_kd, stride_vs, stride_vd,
+                      qk_scale, cap_scale,
                       CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, RATIO: tl.constexpr,
                       GAMMA: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
                       SUB: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip

@@ -153,7 +153,8 @@ def prepare(
     u = None
     if written and (stabilised or g.dtype != query.dtype):
         u = torch.empty((1 + gammaed, *query.shape), dtype=query.dtype, **here)
-    by_row = [torch.empty(query.shape[:3], dtype=torch.float32, **here) if wanted else None for wanted in (passed, norms)]
+    wanted = (passed, norms)
+    by_row = [torch.empty(query.shape[:3], dtype=torch.float32, **here) if each else None for each in wanted]
     tiles = torch.empty(batch * heads, count, dtype=torch.int32, **here) if active else None
     if u is not None or passed or norms or active:
         launch(

@@ -1,11 +1,10 @@
-"""The bounded backward pass: masses of tiles, and relevance gradients of those that are kept, against the definition."""
+"""The bounded backward pass: masses of tiles, and relevance gradients of those that are kept, by the definition."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from lrp_fast import reference
 from lrp_fast.kernels import attention as kernels
 from lrp_fast.kernels.attention import Tiles, arguments
 from lrp_fast.reference import rounding
@@ -99,7 +98,7 @@ def at_values(case, g, out, value, weights):
 
 
 def defined(case, query, key, value, g, sinks, bounds, kept, dtype):
-    """(dq, dk, dv) with P and dS 0 where not ``kept`` (B, H, T, S); and masses, element by element."""
+    """(dq, dk, dv) with P and dS 0 where not ``kept`` (B, H, T, S); masses, element by element; and |u| (B, H, T)."""
     query, key, value, g, sinks = (None if t is None else t.to(dtype) for t in (query, key, value, g, sinks))
     mask, scale, treatment = visible(case), case.flags["scale"], case.rules.treatment
     if bounds is not None:  # a query that reads nothing has no mass, whatever its gradient
@@ -124,7 +123,21 @@ def defined(case, query, key, value, g, sinks, bounds, kept, dtype):
         return x.unflatten(1, (-1, groups)).sum(2)
 
     grads = (d_s @ key.repeat_interleave(groups, 1), shared(d_s.mT @ query), shared(d_v * treatment.value))
-    return grads, u.norm(dim=-1, keepdim=True) * weights
+    size = u.norm(dim=-1)
+    return grads, size.unsqueeze(-1) * weights, size
+
+
+def forward_by_definition(case, query, key, value, sinks, bounds):
+    """As `forward`, each number rounded once."""
+    query, key, value, sinks = (None if t is None else t.double() for t in (query, key, value, sinks))
+    weights, raw = _weights(query, key, visible(case), case.flags["scale"], case.softcap, sinks)
+    value = value.repeat_interleave(case.heads // case.kv_heads, 1)
+    out, size = (((weights @ v).to(case.dtype)) for v in (value, value.abs()))
+    # P = exp(s - lse), at each row's largest weight
+    scores = raw if case.softcap is None else case.softcap * torch.tanh(raw / case.softcap)
+    largest, at = weights.max(-1, keepdim=True)
+    lse = (scores.gather(-1, at) - largest.log()).squeeze(-1).float()
+    return out, lse.masked_fill(~visible(case).any(-1), -torch.inf), size if case.rules.attention_gamma else None
 
 
 def passed(case, query, key, value, g, sinks, bounds, kept):
@@ -149,8 +162,8 @@ def masses(case, g, query, key, of_forward, bounds, **sampled):
 
 def check(case, found, tensors, kept, within_rounding):
     """Judged as the whole backward pass is: the sums are of fewer terms."""
-    own, _ = defined(case, *tensors, spread(kept, case), case.dtype)
-    truth, _ = defined(case, *tensors, spread(kept, case), torch.float64)
+    own, *_ = defined(case, *tensors, spread(kept, case), case.dtype)
+    truth, *_ = defined(case, *tensors, spread(kept, case), torch.float64)
     narrow = case.dtype != torch.float32
     slope, seen = slope_of(case, tensors), case.queries * case.heads // case.kv_heads
     for one, plain, true, terms in zip(found, own, truth, (case.keys, seen, seen), strict=True):
@@ -158,6 +171,17 @@ def check(case, found, tensors, kept, within_rounding):
             assert case.rules.name == "cp" and one is not found[2]
         else:
             within_rounding(one, plain, true, slope**2 * (4 if narrow else case.dim + terms))
+
+
+def check_masses(case, found, tensors, within_rounding):
+    # From 16 bits only what the stabilisers read is rounded to them.
+    stabilised = case.rules.attention_epsilon or case.rules.attention_gamma
+    own, truth = (defined(case, *tensors, True, dtype)[1]
+                  for dtype in (case.dtype if stabilised else torch.float32, torch.float64))  # fmt: skip
+    m, n = unit(case)
+    terms = slope_of(case, tensors) ** 2 * (case.dim + m * n)
+    within_rounding(found, summed(case, own).float(), summed(case, truth), terms)
+    within_rounding(found.sum((2, 3)), own.float().sum((2, 3)), truth.sum((2, 3)), terms + found[0, 0].numel())
 
 
 def slope_of(case, tensors):
@@ -170,7 +194,7 @@ def slope_of(case, tensors):
 def test_with_all_tiles_the_definition_is_the_reference(case, tiles):
     tensors = [None if t is None else t.nan_to_num() for t in case.tensors()]
     everything = torch.ones((), dtype=torch.bool, device=DEVICE)
-    found, _ = defined(case, *tensors, everything, torch.float64)
+    found, *_ = defined(case, *tensors, everything, torch.float64)
     _, truth = define(case, *tensors, torch.float64)
     for one, other in zip(found, truth, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
@@ -187,7 +211,7 @@ def test_kept_tiles_alone_are_summed(case, tiles, use, within_rounding):
 @pytest.mark.parametrize("case, tiles", [CASES[0], CASES[3], CASES[6], CASES[8]], ids=named)
 def test_all_tiles_and_none(case, tiles, use, same):
     use(tiles)
-    query, key, value, g, sinks, bounds = tensors = case.tensors()
+    query, key, value, g, sinks, bounds = case.tensors()
     of_forward = forward(case, query, key, value, sinks, bounds)
     call = lambda kept: backward(case, g, query, key, value, of_forward, bounds, kept)  # noqa: E731
     kept = some(case, share=2)
@@ -263,17 +287,12 @@ def test_masses(case, tiles, use, within_rounding):
     use(tiles)
     query, key, value, g, sinks, bounds = tensors = case.tensors()
     found = masses(case, g, query, key, forward(case, query, key, value, sinks, bounds), bounds)
-    # From 16 bits only what the stabilisers read is rounded to them.
-    stabilised = case.rules.attention_epsilon or case.rules.attention_gamma
-    own, truth = (summed(case, defined(case, *tensors, True, dtype)[1])
-                  for dtype in (case.dtype if stabilised else torch.float32, torch.float64))  # fmt: skip
-    m, n = unit(case)
-    terms = slope_of(case, tensors) ** 2 * (case.dim + m * n)
-    within_rounding(found, own.float(), truth, terms)
-    if not case.sinks:
-        _, elements = defined(case, *tensors, True, torch.float64)
-        of_all, of_rows = found.sum((2, 3)), elements.sum((2, 3))
-        within_rounding(of_all, own.float().sum((2, 3)), of_rows, terms + found[0, 0].numel())
+    check_masses(case, found, tensors, within_rounding)
+    if not case.sinks:  # which take some, too
+        *_, own = defined(case, *tensors, True, case.dtype)
+        *_, truth = defined(case, *tensors, True, torch.float64)
+        terms = slope_of(case, tensors) ** 2 * (case.dim + case.queries * case.keys)
+        within_rounding(found.sum((2, 3)), own.float().sum(-1), truth.sum(-1), terms)
 
 
 @pytest.mark.parametrize("first, step", [(0, 2), (1, 3), (3, 1), (9, 1)])

@@ -16,7 +16,7 @@ from lrp_fast.kernels.tiles import TABLE, find
 from lrp_fast.ops import edges as ops_edges
 from lrp_fast.ops.attention import Kept, Reach, Trace
 from lrp_fast.rules import Rules
-from tests.kernels import test_attention, test_edges, test_gated_mlp, test_linear
+from tests.kernels import test_attention, test_bounded, test_edges, test_gated_mlp, test_linear
 from tests.kernels.executor import identity
 from tests.kernels.recording import Record
 from tests.kernels.test_compile import MODULES
@@ -114,6 +114,27 @@ def sized(case):
 @pytest.mark.parametrize("form", attention_forms())
 def test_attention_form(form, dtype, within_rounding, monkeypatch):
     test_attention.compare(sized(replace(attention_forms()[form], dtype=dtype)), within_rounding, monkeypatch)
+
+
+def bounded_forms():
+    kept = [f"{dim}-plain" for dim in (64, 80, 96, 128, 256)]
+    kept += [f"{dim}-{form}" for dim in (64, 128, 256) for form in ("all-flags", "capped")]
+    return {form.replace("-plain", ""): attention_forms()[form] for form in [*kept, "128-cp"]}
+
+
+@pytest.mark.parametrize("form", bounded_forms())
+def test_bounded_form(form, dtype, within_rounding):
+    """With a forward pass by the definition: the kernel's is executed above. All tiles but two are kept, so that loops
+    are as long as there."""
+    case = sized(replace(bounded_forms()[form], dtype=dtype))
+    query, key, value, g, sinks, bounds = tensors = case.tensors()
+    of_forward = test_bounded.forward_by_definition(case, query, key, value, sinks, bounds)
+    found = test_bounded.masses(case, g, query, key, of_forward, bounds)
+    test_bounded.check_masses(case, found, tensors, within_rounding)
+    kept = test_bounded.some(case, share=2)
+    kept[:, 0, 0, 0] = kept[:, 1, -1, -1] = False
+    found = test_bounded.backward(case, g, query, key, value, of_forward, bounds, kept)
+    test_bounded.check(case, found, tensors, kept, within_rounding)
 
 
 # ---- Edges ----------------------------------------------------------------------------------------------------------

@@ -21,8 +21,9 @@ def test_attention_s_rows_are_complete(on, monkeypatch):
         for dtype in (torch.float16, torch.float32):
             for gamma, capped in ((False, False), (False, True), (True, False)):
                 x = torch.empty(1, dim, dtype=dtype)
-                for step in ("forward", "dkv", "dq", "masses"):
+                for step in ("forward", "dkv", "dq"):
                     assert min(attention.config(step, x, gamma, capped)) > 0
+                assert min(attention.config("masses", x, False, capped)) > 0
             for step in ("edges", "edges parts", "edges gamma") if x[0].nbytes <= 512 else ():
                 assert min(attention.config(step, x, False, False)) > 0
 
