@@ -49,6 +49,14 @@ def unit(query: Tensor, gamma: bool, capped: bool, table: Table = TABLE) -> tupl
     return max(tile.queries for tile in tiles), max(tile.keys for tile in tiles)
 
 
+def checked(kept: Tensor, query: Tensor, key: Tensor, unit: tuple[int, int]) -> Tensor:
+    """``kept``, if it is bool and has the shape that `unit` asks for."""
+    tiles = (triton.cdiv(x.shape[2], each) for x, each in zip((query, key), unit, strict=True))
+    if kept.shape != (expected := (*query.shape[:2], *tiles)) or kept.dtype != torch.bool:
+        raise ValueError(f"kept must be bool, {expected} here, see `unit`: not {kept.dtype}, {tuple(kept.shape)}")
+    return kept
+
+
 def row(step: str, head_dim: int, itemsize: int) -> str:
     """The table's name for ``step``, with " gamma" or " capped" after it, and elements of ``itemsize`` bytes."""
     return f"{step}, head_dim {block_d(head_dim)}, {itemsize} bytes"

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..common import launch, strides
 from ..tiles import TABLE, Table
 from . import arguments
-from .arguments import block_d, flags_of, launched, magnitudes, plain, score_scalars, unit
+from .arguments import block_d, checked, flags_of, launched, magnitudes, plain, score_scalars, unit
 from .pieces import key_tiles, load_lse, load_tile, query_tiles, real_span, score_gradient, scores, store_tile
 from .prepare import compact, prepare
 
@@ -347,8 +347,7 @@ def backward(
         seen = None
     else:
         rows, columns = unit(query, gammaed, capped, table)
-        tiles = triton.cdiv(queries, rows), triton.cdiv(keys, columns)
-        seen = _seen(kept, active, rows // by_key.queries, (batch, heads), tiles)
+        seen = _seen(checked(kept, query, key, (rows, columns)), active, rows // by_key.queries)
         listed, rank = compact(seen.mT.contiguous().flatten(0, 1))
     listed_count = triton.cdiv(queries, rows)
 
@@ -381,10 +380,8 @@ def backward(
     return dq, dk, dv
 
 
-def _seen(kept: Tensor, active: Tensor, each: int, heads: tuple[int, int], tiles: tuple[int, int]) -> Tensor:
+def _seen(kept: Tensor, active: Tensor, each: int) -> Tensor:
     """(B H, queries, keys) bool: the tiles of ``kept`` whose queries have relevance, of which ``active`` (B H, tiles)
     tells for each ``each``-th part of theirs."""
-    if kept.shape != (expected := (*heads, *tiles)) or kept.dtype != torch.bool:
-        raise ValueError(f"kept must be bool, {expected} here, see `unit`: not {kept.dtype}, {tuple(kept.shape)}")
-    whole = torch.nn.functional.pad(active, (0, tiles[0] * each - active.shape[1]))
+    whole = torch.nn.functional.pad(active, (0, kept.shape[2] * each - active.shape[1]))
     return kept.flatten(0, 1) & (whole.unflatten(1, (-1, each)).amax(-1) != 0).unsqueeze(-1)

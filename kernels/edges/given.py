@@ -3,12 +3,13 @@
 from typing import NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from ..attention import arguments
-from ..attention.arguments import block_d, flags_of, magnitudes, score_scalars
+from ..attention.arguments import Tiles, block_d, checked, flags_of, magnitudes, score_scalars
 from ..attention.prepare import prepare as prepare_pass
-from ..tiles import Table
+from ..tiles import TABLE, Table
 
 _PREPARED = 32  # queries that a program of prepare_kernel looks at
 
@@ -28,6 +29,11 @@ class Pass(NamedTuple):
     value_more: Tensor | None  # the same, what the layer's input contributes to |V|; None where that is |V|
     scalars: tuple[int, float, float, float, float]
     flags: dict[str, bool]
+    kept: Tensor | None = None  # (H, ceil(T / m), ceil(S / n)) uint8, not 0 where a tile is kept; None: all are
+    counted: Tensor | None = (
+        None  # (H, ceil(T / m) + 1, ceil(S / n) + 1) int32, how many are kept before each, both ways
+    )
+    unit: tuple[int, int] = (0, 0)  # m, n
 
 
 def prepare(
@@ -50,6 +56,8 @@ def prepare(
     ratio: bool,
     epsilon: float = 0.0,
     gamma: float = 0.0,
+    kept: Tensor | None = None,
+    table: Table = TABLE,
 ) -> Pass:
     """What both launchers take: the gradient behind the stabilisers, and the arguments in the kernels' form.
 
@@ -59,6 +67,8 @@ def prepare(
         key_part, value_part: (1, H_kv, S, D), what the layer's input contributes to keys and values, rounded to their
             dtype; None where that is key and value themselves. key_part counts if ``score_share`` is not 0.
         value_share, score_share: not 0; of the values, and of the keys.
+        kept, table: as `attention.backward` takes them. A head gives nothing to an edge in a tile that it does not
+            keep, so that edges still sum to what the backward pass handed to keys and values.
     """
     scored, gammaed, lse = score_share != 0, gamma != 0, lse.contiguous()
     u, passed, _, _ = prepare_pass(
@@ -78,7 +88,34 @@ def prepare(
     value_more = None
     if gammaed and value_part is not None:
         value_more = torch.mul(value_part.detach(), value.detach().sign(), out=torch.empty_like(value_abs))
-    return Pass(query, key, value, u, lse, passed, key_part, value_part, value_abs, value_more, scalars, flags)
+    found = Pass(query, key, value, u, lse, passed, key_part, value_part, value_abs, value_more, scalars, flags)
+    if kept is None:
+        return found
+    unit = arguments.unit(query, gammaed, softcap is not None, table)
+    (kept,) = checked(kept, query, key, unit)
+    counted = torch.nn.functional.pad(kept.int(), (1, 0, 1, 0)).cumsum_(1).cumsum_(2)
+    return found._replace(kept=kept.contiguous().view(torch.uint8), counted=counted, unit=unit)
+
+
+def visits(
+    given: Pass, tiles: Tiles, rows: Tensor, keys: slice, anywhere: bool = False
+) -> tuple[Tensor | None, dict[str, int]]:
+    """Where not all tiles are kept: (H, R / tiles.queries, S / tiles.keys) uint8, each rounded up, not 0 where a head
+    keeps any tile between the first and last of so many ``rows`` and of so many ``keys``; and the kernels' constants.
+
+    Args:
+        anywhere: the first of the keys need not be a multiple of tiles.keys.
+    """
+    m, n = given.unit
+    if given.kept is None:
+        return None, {"UNIT_M": 0, "UNIT_N": 0, "SPAN": 0}
+    padded = torch.arange(triton.cdiv(len(rows), tiles.queries) * tiles.queries, device=rows.device)
+    of_rows = rows[padded.clamp_(max=len(rows) - 1)].view(-1, tiles.queries) // m
+    starts = torch.arange(keys.start, keys.stop, tiles.keys, device=rows.device)
+    left, right = starts // n, ((starts + tiles.keys).clamp(max=keys.stop) - 1) // n + 1
+    above, below = (given.counted[:, at] for at in (of_rows.amin(1), of_rows.amax(1) + 1))
+    found = below[..., right] - below[..., left] - above[..., right] + above[..., left]
+    return (found != 0).view(torch.uint8), {"UNIT_M": m, "UNIT_N": n, "SPAN": max(1, tiles.keys // n) + anywhere}
 
 
 def launch_arguments(given: Pass, table: Table):
@@ -90,7 +127,8 @@ def launch_arguments(given: Pass, table: Table):
     tiles = arguments.config(step, query, False, False, table)
     more = given.u[1] if flags["GAMMA"] else None
     tensors = (
-        query, u, more, key, value, key_part, value_part, given.value_abs, given.value_more, given.lse, given.passed
+        query, u, more, key, value, key_part, value_part, given.value_abs, given.value_more, given.lse, given.passed,
+        given.kept,
     )  # fmt: skip
     steps = [x.stride()[1:] if x is not None else (0, 0, 0) for x in (query, u, key, value, key_part, value_part)]
     groups = query.shape[1] // key.shape[1]

@@ -6,19 +6,21 @@ import pytest
 import torch
 
 from lrp_fast.kernels import attention as kernels
+from lrp_fast.kernels import edges
 from lrp_fast.kernels.attention import Tiles, arguments
 from lrp_fast.reference import rounding
 from lrp_fast.reference.attention import _weights
 from lrp_fast.rules import Rules
+from tests.kernels import test_edges
 from tests.kernels.test_attention import Case, define, forward, visible
 from tests.kernels.ways import BRAIN, DEVICE, DTYPES, EXECUTED, HALF, INTERPRETED, ON_GPU, SINGLE
 
 # Kernels whose tiles are parts of what is kept or left out, in each of both directions; and whose tiles are just that.
 MIXED = {"forward": Tiles(32, 32, 4, 2), "dkv": Tiles(16, 32, 4, 2), "dq": Tiles(32, 16, 4, 2),
-         "masses": Tiles(16, 16, 4, 2)}  # fmt: skip
+         "masses": Tiles(16, 16, 4, 2), "edges": Tiles(32, 64, 4, 1)}  # fmt: skip
 OTHER = {"forward": Tiles(32, 32, 4, 2), "dkv": Tiles(32, 16, 4, 2), "dq": Tiles(16, 64, 4, 2),
-         "masses": Tiles(64, 32, 4, 2)}  # fmt: skip
-ALIKE = dict.fromkeys(MIXED, Tiles(16, 16, 4, 2))
+         "masses": Tiles(64, 32, 4, 2), "edges": Tiles(16, 16, 4, 1)}  # fmt: skip
+ALIKE = dict.fromkeys(MIXED, Tiles(16, 16, 4, 2)) | {"edges": Tiles(16, 32, 4, 1)}
 NAMES = {"mixed": MIXED, "other": OTHER, "alike": ALIKE, "shipped": None}
 BOTH = {"attention_epsilon": 0.5, "attention_gamma": 0.25}
 CASES = [
@@ -53,7 +55,7 @@ if ON_GPU:
 
 
 def named(x):
-    if isinstance(x, Case):
+    if isinstance(x, Case | str):
         return str(x)
     return next(name for name, one in NAMES.items() if one is x)
 
@@ -62,7 +64,7 @@ def named(x):
 def use(monkeypatch):
     def replaced(tiles):
         if tiles is not None:
-            monkeypatch.setattr(arguments, "config", lambda step, *_: tiles[step])
+            monkeypatch.setattr(arguments, "config", lambda step, *_: tiles[step.split()[0]])
 
     return replaced
 
@@ -100,12 +102,22 @@ def at_values(case, g, out, value, weights):
 def defined(case, query, key, value, g, sinks, bounds, kept, dtype):
     """(dq, dk, dv) with P and dS 0 where not ``kept`` (B, H, T, S); masses, element by element; and |u| (B, H, T)."""
     query, key, value, g, sinks = (None if t is None else t.to(dtype) for t in (query, key, value, g, sinks))
+    weights, d_s, u = weighed(case, query, key, value, g, sinks, kept)
+    groups, size = case.heads // case.kv_heads, u.norm(dim=-1)
+    d_v = (weights * kept).mT @ u
+    if case.rules.attention_gamma:
+        plus, same = d_v.chunk(2, -1)
+        d_v = plus + value.repeat_interleave(groups, 1).sign() * same
+    d_k, d_v = (x.unflatten(1, (-1, groups)).sum(2) for x in (d_s.mT @ query, d_v * case.rules.treatment.value))
+    return (d_s @ key.repeat_interleave(groups, 1), d_k, d_v), size.unsqueeze(-1) * weights, size
+
+
+def weighed(case, query, key, value, g, sinks, kept):
+    """P, dS where ``kept``, with the rule's share and the scale, and u."""
     mask, scale, treatment = visible(case), case.flags["scale"], case.rules.treatment
-    if bounds is not None:  # a query that reads nothing has no mass, whatever its gradient
-        g = g.masked_fill(~mask.any(-1, keepdim=True), 0)
+    g = g.masked_fill(~mask.any(-1, keepdim=True), 0)  # a query that reads nothing has no mass, whatever its gradient
     weights, raw = _weights(query, key, mask, scale, case.softcap, sinks)
-    groups = case.heads // case.kv_heads
-    wide_value = value.repeat_interleave(groups, 1)
+    wide_value = value.repeat_interleave(case.heads // case.kv_heads, 1)
     u, v = at_values(case, g, weights @ wide_value, wide_value, weights)
     d_p = u @ v.mT
     d_s = weights * (d_p - (weights * d_p).sum(-1, keepdim=True)) * kept
@@ -113,18 +125,21 @@ def defined(case, query, key, value, g, sinks, bounds, kept, dtype):
         tanh = torch.tanh(raw / case.softcap)
         ratio = torch.where(raw == 0, 1.0, tanh * case.softcap / torch.where(raw == 0, 1.0, raw))
         d_s = d_s * (ratio if treatment.ratio else 1 - tanh**2)
-    d_s = d_s * (treatment.score * scale)
-    d_v = (weights * kept).mT @ u
+    return weights, d_s * (treatment.score * scale), u
+
+
+def defined_edges(case, query, key, value, g, sinks, key_part, value_part, kept, dtype):
+    """(T, S) of one prompt, with P and dS 0 where not ``kept``."""
+    given = (query, key, value, g, sinks, key_part, value_part)
+    query, key, value, g, sinks, *parts = (None if t is None else t.to(dtype) for t in given)
+    weights, d_s, u = weighed(case, query, key, value, g, sinks, kept)
+    key, value, key_part, value_part = (
+        x.repeat_interleave(case.heads // case.kv_heads, 1) for x in (key, value, *parts)
+    )
     if case.rules.attention_gamma:
-        plus, same = d_v.chunk(2, -1)
-        d_v = plus + wide_value.sign() * same
-
-    def shared(x):
-        return x.unflatten(1, (-1, groups)).sum(2)
-
-    grads = (d_s @ key.repeat_interleave(groups, 1), shared(d_s.mT @ query), shared(d_v * treatment.value))
-    size = u.norm(dim=-1)
-    return grads, size.unsqueeze(-1) * weights, size
+        value_part = torch.cat([value_part, value.sign() * value_part], -1)
+    through = case.rules.treatment.value * weights * kept * (u @ value_part.mT)
+    return (through + d_s * (query @ key_part.mT)).sum(1)[0]
 
 
 def forward_by_definition(case, query, key, value, sinks, bounds):
@@ -338,3 +353,129 @@ def test_what_is_not_a_number_has_no_mass_that_is_one(use):
     g[0, 0, 20, 3] = float("nan")
     found = masses(case, g, query, key, of_forward, bounds)
     assert found[0, 0, 1, :2].isnan().all() and found.isnan().sum() == 2
+
+
+# ---- Edges ----------------------------------------------------------------------------------------------------------
+
+EDGES = [
+    (Case(Rules("attnlrp"), 111, 111, 4, 2), MIXED, ""),
+    (Case(Rules("attnlrp"), 63, 111, 2, 2, dtype=HALF), OTHER, "value"),
+    (Case(Rules("cp"), 63, 111, 4, 2), OTHER, "key value"),
+    (Case(Rules("gradient"), 63, 63, 2, 1, window=20, softcap=5.0), ALIKE, ""),
+    (Case(Rules("attnlrp", **BOTH), 63, 63, 2, 1, causal=False, dim=80), MIXED, "key value"),
+    (Case(Rules("attnlrp", **BOTH), 33, 63, 2, 2), OTHER, ""),
+    (Case(Rules("attnlrp"), 129, 257, 2, 1), None, ""),
+]
+if EXECUTED:
+    EDGES = [(replace(case, dtype=DTYPES[i % 2]), *rest) for i, (case, *rest) in enumerate(EDGES)]
+if ON_GPU:
+    EDGES += [
+        *((Case(Rules("attnlrp"), 700, 1500, 4, 2, dim=dim, dtype=BRAIN), None, "") for dim in (64, 80, 128, 256)),
+        *((Case(Rules("attnlrp", **BOTH), 500, 500, 4, 2, dim=dim, dtype=BRAIN), None, "key value")
+          for dim in (64, 128, 256)),
+    ]  # fmt: skip
+
+
+def given_edges(case, tensors, parts, kept, of_forward=None):
+    query, key, value, g, sinks, bounds = tensors
+    rules, treatment = case.rules, case.rules.treatment
+    out, lse, size = forward(case, query, key, value, sinks, bounds) if of_forward is None else of_forward
+    return edges.prepare(
+        g, query, key, value, out, lse, size, key_part=parts[0], value_part=parts[1], **case.flags,
+        value_share=treatment.value, score_share=treatment.score, ratio=treatment.ratio,
+        epsilon=rules.attention_epsilon, gamma=rules.attention_gamma, kept=kept,
+    )  # fmt: skip
+
+
+def whole(given, rows, keys):
+    return edges.tile(given, rows, keys, torch.empty(len(rows) * (keys.stop - keys.start), device=DEVICE)).clone()
+
+
+def parts_of(case, names):
+    """What the input contributes to keys and values, None where that is keys and values."""
+    parts = replace(case, queries=case.keys).tensors(seed=1)[1:3]
+    return [part if name in names else None for name, part in zip(("key", "value"), parts, strict=True)]
+
+
+@pytest.mark.parametrize("case, tiles, names", EDGES, ids=named)
+def test_edges_of_kept_tiles_alone(case, tiles, names, use, within_rounding):
+    use(tiles)
+    tensors, parts, kept = case.tensors(), parts_of(case, names), some(case)
+    if tiles is None:
+        kept[:, 0, 0, 0] = True
+        kept[:, 1, 0, 0] = False
+    check_edges(case, tensors, parts, kept, within_rounding)
+
+
+def check_edges(case, tensors, parts, kept, within_rounding):
+    """Whole tiles, from any key on; lists; and what the edges of all queries come to."""
+    query, key, value, g, sinks, bounds = tensors
+    of_forward = forward(case, query, key, value, sinks, bounds)
+    given = given_edges(case, tensors, parts, kept, of_forward)
+    every = torch.arange(case.queries, device=DEVICE)
+    found = whole(given, every, slice(0, case.keys))
+    of_input = [own if part is None else part for own, part in zip((key, value), parts, strict=True)]
+    truth, plain = (
+        defined_edges(case, query, key, value, g, sinks, *of_input, spread(kept, case), dtype)
+        for dtype in (torch.float64, case.dtype)
+    )
+    terms = slope_of(case, tensors) ** 2 * (4 if case.dtype != torch.float32 else case.dim + case.keys)
+    within_rounding(found.to(case.dtype), plain, truth, terms)
+    assert not found[truth == 0].any()
+    some_rows = every[case.queries // 5 :: 2].contiguous()
+    test_edges.check_lists(found[some_rows], *edges.strongest(given, some_rows, 7), 7)
+    low = case.keys // 3 + 1
+    tile = whole(given, some_rows, slice(low, case.keys - 2))
+    alike(tile, found[some_rows, low : case.keys - 2])
+    # What all queries pass to a key is what the backward pass hands to it.
+    _, dk, dv = backward(case, g, query, key, value, of_forward, bounds, kept)
+    grads = [(grad, part) for grad, part in zip((dk, dv), of_input, strict=True) if grad is not None]
+    if case.dtype == torch.float32:
+        handed = torch.cat([grad.double() * part.double() for grad, part in grads], -1).transpose(1, 2).flatten(2)[0]
+        size = max(handed.abs().sum(-1).max(), truth.abs().sum(0).max())
+        terms = slope_of(case, tensors) ** 2 * (case.dim + case.queries * case.heads)
+        allowed = terms**0.5 * torch.finfo(torch.float32).eps * size
+        assert (handed.sum(-1) - found.double().sum(0)).abs().max() <= allowed
+
+
+def alike(found, expected):
+    """The same pairs in other tiles: summed in the same order, but by another program if compiled."""
+    allowed = 0 if INTERPRETED else 64 * torch.finfo(torch.float32).eps * expected.abs().max().item()
+    assert (found - expected).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("case, tiles, names", [EDGES[0], EDGES[2], EDGES[4]], ids=named)
+def test_edges_of_all_tiles_and_of_none(case, tiles, names, use):
+    use(tiles)
+    tensors, parts, kept = case.tensors(), parts_of(case, names), some(case, share=2)
+    rows = torch.arange(case.queries, device=DEVICE)
+    everything, plain, nothing = (given_edges(case, tensors, parts, each) for each in (kept, None, ~kept))
+    alike(whole(everything, rows, slice(0, case.keys)), whole(plain, rows, slice(0, case.keys)))
+    lists = [edges.strongest(each, rows, 7) for each in (everything, plain, nothing)]
+    if INTERPRETED:
+        assert all(torch.equal(one, other) for one, other in zip(*lists[:2], strict=True))
+    assert not whole(nothing, rows, slice(0, case.keys)).any() and not lists[2][1].any() and not lists[2][2].any()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_edges_do_not_visit_what_is_not_kept(groups, use):
+    """Key tiles that no head keeps, nor a head that keeps nothing of a tile."""
+    use(OTHER)
+    case = Case(Rules(), 111, 128, 2, 2 // groups)
+    query, key, value, g, sinks, bounds = tensors = case.tensors()
+    _, n = unit(case)
+    kept = some(case, share=2)
+    kept[:, :, :, 1] = False
+    kept[:, 0, 2:] = False
+    rows = torch.arange(111, device=DEVICE)
+    of_forward = forward(case, query, key, value, sinks, bounds)
+    given = given_edges(case, tensors, (None, None), kept, of_forward)
+    expected = whole(given, rows, slice(0, 128)), *edges.strongest(given, rows, 5)
+    for spoiled in (key, value):
+        spoiled[:, :, n : 2 * n] = float("nan")
+    for spoiled in (query, g):
+        spoiled[:, 0, 64:] = float("nan")
+    given = given_edges(case, tensors, (None, None), kept, of_forward)
+    found = whole(given, rows, slice(0, 128)), *edges.strongest(given, rows, 5)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other) and one.any()
