@@ -348,7 +348,7 @@ def backward(
     else:
         rows, columns = unit(query, gammaed, capped, table)
         seen = _seen(checked(kept, query, key, (rows, columns)), active, rows // by_key.queries)
-        listed, rank = compact(seen.mT.contiguous().flatten(0, 1))
+        listed, rank = compact(seen.mT.flatten(0, 1))
     listed_count = triton.cdiv(queries, rows)
 
     value_abs = magnitudes(value) if gammaed and scored else None

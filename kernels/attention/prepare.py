@@ -173,6 +173,7 @@ def compact(active: Tensor) -> tuple[Tensor, Tensor]:
     `compact_kernel`."""
     rows, tiles = active.shape
     listed, rank = (torch.empty(rows, tiles + more, dtype=torch.int32, device=active.device) for more in (0, 1))
-    launch(compact_kernel, rows, active.view(torch.uint8) if active.dtype == torch.bool else active, listed, rank,
-           tiles, BLOCK=_COMPACT)  # fmt: skip
+    active = active.contiguous()
+    active = active.view(torch.uint8) if active.dtype == torch.bool else active
+    launch(compact_kernel, rows, active, listed, rank, tiles, BLOCK=_COMPACT)
     return listed, rank

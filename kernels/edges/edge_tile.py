@@ -80,7 +80,7 @@ def add_head(b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse
 
 
 @triton.jit
-def edge_tile(q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, kept, visited, visited_step,
+def edge_tile(q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, kept, heads, ranks,
               b_t, o_j, end, queries, keys, kv_heads, groups, window,
               stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
               stride_kh, stride_ks, stride_kd, stride_vh, stride_vs, stride_vd,
@@ -92,12 +92,21 @@ def edge_tile(q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, kept
               UNIT_M: tl.constexpr, UNIT_N: tl.constexpr, SPAN: tl.constexpr):  # fmt: skip
     """Edges (BLOCK_M, BLOCK_N) from queries b_t to keys o_j, 0 where a query does not read a key and from end on.
 
-    Unless UNIT_N is 0, a head's pairs in tiles that it does not keep give nothing: see `kept_pairs`. ``visited`` says
-    of each head, ``visited_step`` apart, whether it keeps any; the others are not looked at.
+    Unless UNIT_N is 0, a head's pairs in tiles that it does not keep give nothing: see `kept_pairs`. Heads that keep
+    any are listed in ``heads``, and ``ranks`` says how many of them come before each: the others are not looked at.
     """
     b_a = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
     o_real = tl.minimum(o_j, keys - 1)  # the others come out as 0 below: no load needs a mask for them
-    for i_kv in range(0, kv_heads):
+    LISTED: tl.constexpr = UNIT_N > 0
+    count = kv_heads
+    if LISTED and not GROUPED:
+        count = tl.load(ranks + kv_heads)
+        i_next = tl.load(heads, mask=count > 0, other=0)
+    for i_at in range(0, count):
+        i_kv = i_at
+        if LISTED and not GROUPED:
+            i_kv = i_next
+            i_next = tl.load(heads + i_at + 1, mask=i_at + 1 < count, other=0)  # a head ahead: see `collect`
         i_kv = tl.cast(i_kv, tl.int64)
         # (BLOCK_N, BLOCK_D)
         b_k = load_tile(k + i_kv * stride_kh, o_real, stride_ks, stride_kd, 0, 0, HEAD_DIM, BLOCK_D, False)
@@ -119,29 +128,30 @@ def edge_tile(q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, kept
                 b_v_more = load_tile(v_more + i_kv * keys * HEAD_DIM, o_real, HEAD_DIM, 1, 0, 0, HEAD_DIM, BLOCK_D,
                                      False)  # fmt: skip
         if GROUPED:
-            for i_g in range(0, groups):
-                m_head = True
-                if UNIT_N > 0:
-                    m_head = tl.load(visited + (i_kv * groups + i_g) * visited_step) != 0
-                if m_head:
-                    b_a = add_head(
-                        b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse, passed, kept,
-                        i_kv * groups + i_g, b_t, o_j, queries, keys,
-                        stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
-                        qk_scale, cap_scale, through_scale,
-                        SOFTCAP, SCORES, RATIO, GAMMA, K_PART, V_PART, HEAD_DIM, BLOCK_D, UNIT_M, UNIT_N, SPAN,
-                    )  # fmt: skip
-        else:  # without a loop of its own, so that the loads above are pipelined
-            m_head = True
-            if UNIT_N > 0:
-                m_head = tl.load(visited + i_kv * visited_step) != 0
-            if m_head:
+            lo = 0
+            hi = groups
+            if LISTED:
+                lo = tl.load(ranks + i_kv * groups)
+                hi = tl.load(ranks + i_kv * groups + groups)
+                i_next = tl.load(heads + lo, mask=lo < hi, other=0)
+            for i_g in range(lo, hi):
+                i_h = i_kv * groups + i_g
+                if LISTED:
+                    i_h = i_next
+                    i_next = tl.load(heads + i_g + 1, mask=i_g + 1 < hi, other=0)
                 b_a = add_head(
-                    b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse, passed, kept, i_kv, b_t, o_j,
+                    b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse, passed, kept, i_h, b_t, o_j,
                     queries, keys, stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
                     qk_scale, cap_scale, through_scale,
                     SOFTCAP, SCORES, RATIO, GAMMA, K_PART, V_PART, HEAD_DIM, BLOCK_D, UNIT_M, UNIT_N, SPAN,
                 )  # fmt: skip
+        else:  # without a loop of its own, so that the loads above are pipelined
+            b_a = add_head(
+                b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse, passed, kept, i_kv, b_t, o_j,
+                queries, keys, stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
+                qk_scale, cap_scale, through_scale,
+                SOFTCAP, SCORES, RATIO, GAMMA, K_PART, V_PART, HEAD_DIM, BLOCK_D, UNIT_M, UNIT_N, SPAN,
+            )  # fmt: skip
     o_i = (b_t + (keys - queries))[:, None]
     m = (o_j < end)[None, :] & (o_i >= 0)
     if CAUSAL:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..attention import arguments
 from ..attention.arguments import Tiles, block_d, checked, flags_of, magnitudes, score_scalars
+from ..attention.prepare import compact
 from ..attention.prepare import prepare as prepare_pass
 from ..tiles import TABLE, Table
 
@@ -100,8 +101,8 @@ def prepare(
 def visits(
     given: Pass, tiles: Tiles, rows: Tensor, keys: slice, anywhere: bool = False
 ) -> tuple[Tensor | None, dict[str, int]]:
-    """Where not all tiles are kept: (H, R / tiles.queries, S / tiles.keys) uint8, each rounded up, not 0 where a head
-    keeps any tile between the first and last of so many ``rows`` and of so many ``keys``; and the kernels' constants.
+    """Where not all tiles are kept: (R / tiles.queries, S / tiles.keys, H) bool, both rounded up, whether a head keeps
+    any tile between the first and last of so many ``rows`` and of so many ``keys``; and the kernels' constants.
 
     Args:
         anywhere: the first of the keys need not be a multiple of tiles.keys.
@@ -115,7 +116,12 @@ def visits(
     left, right = starts // n, ((starts + tiles.keys).clamp(max=keys.stop) - 1) // n + 1
     above, below = (given.counted[:, at] for at in (of_rows.amin(1), of_rows.amax(1) + 1))
     found = below[..., right] - below[..., left] - above[..., right] + above[..., left]
-    return (found != 0).view(torch.uint8), {"UNIT_M": m, "UNIT_N": n, "SPAN": max(1, tiles.keys // n) + anywhere}
+    return (found != 0).permute(1, 2, 0), {"UNIT_M": m, "UNIT_N": n, "SPAN": max(1, tiles.keys // n) + anywhere}
+
+
+def head_lists(visited: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The heads of each of a kernel's tiles, as `compact` lists them."""
+    return (None, None) if visited is None else compact(visited.flatten(0, 1))
 
 
 def launch_arguments(given: Pass, table: Table):

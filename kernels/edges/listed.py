@@ -11,7 +11,7 @@ from ..attention.prepare import compact
 from ..common import launch
 from ..tiles import TABLE, Table
 from .edge_tile import edge_tile
-from .given import Pass, launch_arguments, visits
+from .given import Pass, head_lists, launch_arguments, visits
 
 MOST = 64  # edges of a row that `strongest` keeps at most: they lie in registers
 
@@ -42,8 +42,8 @@ def magnitude(b_key):
     do_not_specialize=["count", "queries", "keys", "kv_heads", "groups", "segments", "segment", "most", "window"]
 )
 def strongest_kernel(
-    q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, kept, visited, places, ranks, rows, listed,
-    dropped,
+    q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, kept, heads, ranks, places, before,
+    rows, listed, dropped,
     stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
     stride_kh, stride_ks, stride_kd, stride_vh, stride_vs, stride_vd,
     stride_kph, stride_kps, stride_kpd, stride_vph, stride_vps, stride_vpd,
@@ -55,8 +55,10 @@ def strongest_kernel(
     UNIT_M: tl.constexpr, UNIT_N: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
     """listed (count, segments, most): the strongest of the ``segment`` key tiles of each segment, in no order; dropped
-    (count, segments, 2): what the others of them add up to, positive and negative. Unless UNIT_N is 0, places and ranks
-    list the key tiles that any head keeps."""
+    (count, segments, 2): what the others of them add up to, positive and negative.
+
+    Unless UNIT_N is 0, places and before list the key tiles of these queries that any head keeps.
+    """
     i_pid = tl.program_id(0)
     i_s = i_pid % segments
     # The last queries read the most keys: they start first.
@@ -77,26 +79,25 @@ def strongest_kernel(
     b_minus = tl.zeros([BLOCK_M], dtype=tl.float32)
     start = tl.maximum(lo, i_s * segment)
     end = tl.minimum(hi, i_s * segment + segment)
-    columns = 0
-    blocks = tl.num_programs(0) // segments
     if UNIT_N > 0:
         columns = tl.cdiv(keys, BLOCK_N)
         places += i_m.to(tl.int64) * columns
-        ranks += i_m.to(tl.int64) * (columns + 1)
-        visited += i_m.to(tl.int64) * columns
+        before += i_m.to(tl.int64) * (columns + 1)
         # From numbers of tiles to places in the list.
-        end = tl.load(ranks + tl.maximum(end, start))
-        start = tl.load(ranks + start)
+        end = tl.load(before + tl.maximum(end, start))
+        start = tl.load(before + start)
     for i_at in range(start, end):
         i_n = i_at
-        p_visited = visited
+        p_heads = heads
+        p_ranks = ranks
         if UNIT_N > 0:
             i_n = tl.load(places + i_at)
-            p_visited = visited + i_n
+            p_heads = heads + (i_m.to(tl.int64) * columns + i_n) * (kv_heads * groups)
+            p_ranks = ranks + (i_m.to(tl.int64) * columns + i_n) * (kv_heads * groups + 1)
         o_j = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
         b_a = edge_tile(
-            q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, kept, p_visited, blocks * columns, b_t, o_j,
-            keys, queries, keys, kv_heads, groups, window,
+            q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, kept, p_heads, p_ranks, b_t, o_j, keys,
+            queries, keys, kv_heads, groups, window,
             stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
             stride_kh, stride_ks, stride_kd, stride_vh, stride_vs, stride_vd,
             stride_kph, stride_kps, stride_kpd, stride_vph, stride_vps, stride_vpd,
@@ -147,11 +148,11 @@ def strongest(given: Pass, rows: Tensor, k: int, table: Table = TABLE) -> tuple[
         dropped = torch.empty(len(part), segments, 2, dtype=torch.float32, device=rows.device)
         visited, spanned = visits(given, tiles, part, slice(0, given.key.shape[2]))
         # (queries, keys) tiles that any head keeps
-        lists = (None, None) if visited is None else compact(visited.amax(0))
+        lists = (None, None) if visited is None else compact(visited.amax(-1))
         launch(
             strongest_kernel, triton.cdiv(len(part), tiles.queries) * segments,
-            *tensors, visited, *lists, part, listed, dropped, *steps, len(part), *sizes, segments, segment, k,
-            *given.scalars, **forms, **spanned, BLOCK_K=max(2, triton.next_power_of_2(k)), **launched(tiles),
+            *tensors, *head_lists(visited), *lists, part, listed, dropped, *steps, len(part), *sizes, segments, segment,
+            k, *given.scalars, **forms, **spanned, BLOCK_K=max(2, triton.next_power_of_2(k)), **launched(tiles),
         )  # fmt: skip
         found.append(_merged(listed.flatten(1), dropped, k))
     return tuple(map(torch.cat, zip(*found, strict=True)))

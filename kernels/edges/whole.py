@@ -8,12 +8,12 @@ from ..attention.arguments import launched
 from ..common import launch
 from ..tiles import TABLE, Table
 from .edge_tile import edge_tile
-from .given import Pass, launch_arguments, visits
+from .given import Pass, head_lists, launch_arguments, visits
 
 
 @triton.jit(do_not_specialize=["count", "queries", "keys", "kv_heads", "groups", "blocks", "low", "end", "window"])
 def tile_kernel(
-    q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, kept, visited, rows, found,
+    q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, kept, heads, ranks, rows, found,
     stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
     stride_kh, stride_ks, stride_kd, stride_vh, stride_vs, stride_vd,
     stride_kph, stride_kps, stride_kpd, stride_vph, stride_vps, stride_vpd,
@@ -28,12 +28,12 @@ def tile_kernel(
     o_r = (i_pid % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
     o_j = low + (i_pid // blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
     b_t = tl.load(rows + tl.minimum(o_r, count - 1)).to(tl.int32)
-    columns = 0
     if UNIT_N > 0:
-        columns = tl.cdiv(end - low, BLOCK_N)
-        visited += (i_pid % blocks).to(tl.int64) * columns + i_pid // blocks
+        i_list = (i_pid % blocks).to(tl.int64) * tl.cdiv(end - low, BLOCK_N) + i_pid // blocks
+        heads += i_list * kv_heads * groups
+        ranks += i_list * (kv_heads * groups + 1)
     b_a = edge_tile(
-        q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, kept, visited, blocks * columns, b_t, o_j, end,
+        q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, kept, heads, ranks, b_t, o_j, end,
         queries, keys, kv_heads, groups, window,
         stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
         stride_kh, stride_ks, stride_kd, stride_vh, stride_vs, stride_vd,
@@ -53,10 +53,11 @@ def tile(given: Pass, rows: Tensor, keys: slice, found: Tensor, table: Table = T
     found = found[: len(rows) * (keys.stop - keys.start)].view(len(rows), -1)
     tiles, tensors, steps, sizes, forms = launch_arguments(given, table)
     visited, spanned = visits(given, tiles, rows, keys, anywhere=True)
+    lists = head_lists(visited)
     blocks = triton.cdiv(len(rows), tiles.queries)
     launch(
         tile_kernel, blocks * triton.cdiv(found.shape[1], tiles.keys),
-        *tensors, visited, rows, found, *steps, len(rows), *sizes, blocks, keys.start, keys.stop, *given.scalars,
+        *tensors, *lists, rows, found, *steps, len(rows), *sizes, blocks, keys.start, keys.stop, *given.scalars,
         **forms, **spanned, **launched(tiles),
     )  # fmt: skip
     return found

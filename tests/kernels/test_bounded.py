@@ -404,13 +404,24 @@ def test_edges_of_kept_tiles_alone(case, tiles, names, use, within_rounding):
     if tiles is None:
         kept[:, 0, 0, 0] = True
         kept[:, 1, 0, 0] = False
-    check_edges(case, tensors, parts, kept, within_rounding)
-
-
-def check_edges(case, tensors, parts, kept, within_rounding):
-    """Whole tiles, from any key on; lists; and what the edges of all queries come to."""
     query, key, value, g, sinks, bounds = tensors
     of_forward = forward(case, query, key, value, sinks, bounds)
+    found = check_edges(case, tensors, parts, kept, of_forward, within_rounding)
+    if case.dtype != torch.float32:
+        return
+    # What all queries pass to a key is what the backward pass hands to it.
+    grads = backward(case, g, query, key, value, of_forward, bounds, kept)[1:]
+    pairs = [(grad, own if part is None else part) for grad, own, part in zip(grads, (key, value), parts, strict=True)]
+    handed = torch.cat([grad.double() * part.double() for grad, part in pairs if grad is not None], -1)
+    handed = handed.transpose(1, 2).flatten(2)[0]
+    size = max(handed.abs().sum(-1).max(), found.abs().sum(0).max())
+    terms = slope_of(case, tensors) ** 2 * (case.dim + case.queries * case.heads)
+    assert (handed.sum(-1) - found.double().sum(0)).abs().max() <= terms**0.5 * torch.finfo(torch.float32).eps * size
+
+
+def check_edges(case, tensors, parts, kept, of_forward, within_rounding, k=7):
+    """Whole tiles, from any key on, and lists of ``k``; gives all edges."""
+    query, key, value, g, sinks, _ = tensors
     given = given_edges(case, tensors, parts, kept, of_forward)
     every = torch.arange(case.queries, device=DEVICE)
     found = whole(given, every, slice(0, case.keys))
@@ -421,21 +432,12 @@ def check_edges(case, tensors, parts, kept, within_rounding):
     )
     terms = slope_of(case, tensors) ** 2 * (4 if case.dtype != torch.float32 else case.dim + case.keys)
     within_rounding(found.to(case.dtype), plain, truth, terms)
-    assert not found[truth == 0].any()
-    some_rows = every[case.queries // 5 :: 2].contiguous()
-    test_edges.check_lists(found[some_rows], *edges.strongest(given, some_rows, 7), 7)
+    assert not found[truth == 0].any() and found.any()
+    rows = every[case.queries // 5 :: 2].contiguous()
+    test_edges.check_lists(found[rows], *edges.strongest(given, rows, k), k)
     low = case.keys // 3 + 1
-    tile = whole(given, some_rows, slice(low, case.keys - 2))
-    alike(tile, found[some_rows, low : case.keys - 2])
-    # What all queries pass to a key is what the backward pass hands to it.
-    _, dk, dv = backward(case, g, query, key, value, of_forward, bounds, kept)
-    grads = [(grad, part) for grad, part in zip((dk, dv), of_input, strict=True) if grad is not None]
-    if case.dtype == torch.float32:
-        handed = torch.cat([grad.double() * part.double() for grad, part in grads], -1).transpose(1, 2).flatten(2)[0]
-        size = max(handed.abs().sum(-1).max(), truth.abs().sum(0).max())
-        terms = slope_of(case, tensors) ** 2 * (case.dim + case.queries * case.heads)
-        allowed = terms**0.5 * torch.finfo(torch.float32).eps * size
-        assert (handed.sum(-1) - found.double().sum(0)).abs().max() <= allowed
+    alike(whole(given, rows, slice(low, case.keys - 2)), found[rows, low : case.keys - 2])
+    return found
 
 
 def alike(found, expected):

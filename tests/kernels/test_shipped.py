@@ -181,6 +181,30 @@ def test_edges_form(form, dtype, within_rounding):
     test_edges.check_lists(matrix, *edges.strongest(ops_edges._prepared(trace, *parts), rows, k), k)
 
 
+def bounded_edge_forms():
+    forms = {f"{dim}-{form}" for dim in (64, 128, 256) for form in ("plain", "all-flags")} | {"64-single"}
+    return {form.replace("-plain", ""): edge_forms()[form] for form in sorted(forms)}
+
+
+@pytest.mark.parametrize("form", bounded_edge_forms())
+def test_bounded_edges_form(form, dtype, within_rounding):
+    """As above, of the tiles that are kept."""
+    case = bounded_edge_forms()[form]
+    x = torch.empty(1, case.dim, dtype=dtype)
+    tiles = attention.config("edges gamma" if case.rules.attention_gamma else "edges", x, False, False)
+    _, n = attention.unit(x, case.rules.attention_gamma > 0, case.softcap is not None)
+    keys = 2 * max(tiles.keys, n) + tiles.queries
+    own = {"dim": case.dim, "softcap": case.softcap, "window": case.window and keys // 2, "kv_heads": case.kv_heads}
+    case = test_attention.Case(case.rules, tiles.queries + 5, keys, **own, dtype=dtype)
+    tensors = case.tensors()
+    parts = test_bounded.parts_of(case, "key value" if "all-flags" in form else "")
+    kept = test_bounded.some(case, share=2)
+    kept[:, 0, :, 0] = kept[:, 1, :, -1] = False
+    of_forward = test_bounded.forward_by_definition(case, *tensors[:3], *tensors[4:])
+    k = edges.MOST if "all-flags" in form else 16
+    test_bounded.check_edges(case, tensors, parts, kept, of_forward, within_rounding, k)
+
+
 def test_histogram():
     x = torch.linspace(-3, 5, 33 * 4096).view(33, 4096)
     sums = torch.zeros(2**15, dtype=torch.int64)
