@@ -406,9 +406,8 @@ def test_edges_of_kept_tiles_alone(case, tiles, names, use, within_rounding, mon
         monkeypatch.setattr(listed, "_SEGMENT", 48)
         monkeypatch.setattr(listed, "_LISTED", 2**9)
     tensors, parts, kept = case.tensors(), parts_of(case, names), some(case)
-    if tiles is None:
-        kept[:, 0, 0, 0] = True
-        kept[:, 1, 0, 0] = False
+    kept[:, :, :, 0] = False  # a key tile that is not visited, before others that are
+    kept[:, 0, :, -1] = True
     query, key, value, g, sinks, bounds = tensors
     of_forward = forward(case, query, key, value, sinks, bounds)
     found = check_edges(case, tensors, parts, kept, of_forward, within_rounding)
