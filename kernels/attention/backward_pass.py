@@ -16,12 +16,21 @@ from .prepare import compact, prepare
 
 
 @triton.jit
-def listed_tile(p_listed, i_list, m, SUB: tl.constexpr):
-    """Tile number ``i_list`` of those that are listed, each entry of the list standing for SUB of them; 0 unless m."""
+def entry_of(p_listed, i_list, m, SUB: tl.constexpr):
+    """The entry for tile number ``i_list`` of those that are listed, each standing for SUB of them; 0 unless m."""
     if SUB > 1:
-        i_tile = tl.load(p_listed + i_list // SUB, mask=m, other=0) * SUB + i_list % SUB
+        i_entry = tl.load(p_listed + i_list // SUB, mask=m, other=0)
     else:
-        i_tile = tl.load(p_listed + i_list, mask=m, other=0)
+        i_entry = tl.load(p_listed + i_list, mask=m, other=0)
+    return i_entry
+
+
+@triton.jit
+def tile_of(i_entry, i_list, SUB: tl.constexpr):
+    """The tile itself."""
+    i_tile = i_entry
+    if SUB > 1:
+        i_tile = i_entry * SUB + i_list % SUB
     return i_tile
 
 
@@ -49,15 +58,15 @@ def collect(b_dk, b_dv, b_more, b_k, b_v, b_abs, q, u, u_more, p_lse, p_passed, 
     i_list = start
     if MASKED:
         i_list += tl.where(jump_at <= 0, jump, 0)
-    i_m = listed_tile(p_listed, i_list, count > 0, SUB)
+    i_entry = entry_of(p_listed, i_list, count > 0, SUB)
     for it in range(0, count):
-        o_t = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
-        # The next tile's number is fetched a tile ahead: loads whose address is loaded in their own iteration would
+        o_t = tile_of(i_entry, i_list, SUB) * BLOCK_M + tl.arange(0, BLOCK_M)
+        # The next tile's entry is fetched a tile ahead: loads whose address is loaded in their own iteration would
         # have to be pipelined behind it, and would take its stages.
         i_list = start + it + 1
         if MASKED:
             i_list += tl.where(it + 1 >= jump_at, jump, 0)
-        i_m = listed_tile(p_listed, i_list, it + 1 < count, SUB)
+        i_entry = entry_of(p_listed, i_list, it + 1 < count, SUB)
         # (BLOCK_M, BLOCK_D)
         b_q = load_tile(q, o_t, stride_qt, stride_qd, t_first, t_end, HEAD_DIM, BLOCK_D, MASKED)
         b_lse = load_lse(p_lse, o_t, t_first, t_end)
@@ -178,17 +187,17 @@ def return_to_queries(b_dq, b_q, b_u, b_more, b_lse, b_passed, k, v, v_abs, p_li
                       SUB: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """What ``count`` key tiles add to dQ; as `attend` or, unless SUB is 0, as `collect`, of the listed tiles."""
     if SUB > 0:
-        i_next = start
+        i_list = start
         if MASKED:
-            i_next += tl.where(jump_at <= 0, jump, 0)
-        i_next = listed_tile(p_listed, i_next, count > 0, SUB)
+            i_list += tl.where(jump_at <= 0, jump, 0)
+        i_entry = entry_of(p_listed, i_list, count > 0, SUB)
     for it in range(0, count):
         if SUB > 0:
-            i_n = i_next
-            i_next = start + it + 1
+            i_n = tile_of(i_entry, i_list, SUB)
+            i_list = start + it + 1
             if MASKED:
-                i_next += tl.where(it + 1 >= jump_at, jump, 0)
-            i_next = listed_tile(p_listed, i_next, it + 1 < count, SUB)
+                i_list += tl.where(it + 1 >= jump_at, jump, 0)
+            i_entry = entry_of(p_listed, i_list, it + 1 < count, SUB)
         else:
             i_n = start + it
             if MASKED:
