@@ -190,7 +190,7 @@ def test_what_is_wrong_is_not_timed(machine):
 
     found = list(machine(lambda row, entry: 1.0, checks))
     failed = [step.told.partition(", head")[0] for step in found if step.wrong]
-    assert failed == ["attention backward", "dkv", "dq", "dkv gamma", "dq gamma", "dkv capped", "dq capped"]
+    assert failed == ["attention backward", "dkv", "dq", "masses", "dkv gamma", "dq gamma", "dkv capped", "dq capped"]
     assert found[0].told.endswith("its error is 5.0e-01 where 2.0e-01 is allowed (lrp-fast doctor tells more)")
     assert not any(row.startswith("d") for row in written()["tiles"])
 

@@ -24,7 +24,7 @@ class Tiles(NamedTuple):
 
 
 def config(step: str, query: Tensor, gamma: bool, capped: bool, table: Table = TABLE) -> Tiles:
-    """Tiles of ``step`` ("forward", "dkv" or "dq") on the device of ``query``.
+    """Tiles of ``step`` ("forward", "dkv", "dq", "masses") on the device of ``query``.
 
     Args:
         gamma: with |V| beside V, which takes a second set of sums.
@@ -40,6 +40,21 @@ def config(step: str, query: Tensor, gamma: bool, capped: bool, table: Table = T
     if name not in table:
         raise ValueError(f"no attention kernel for head_dim {head_dim} with elements of {itemsize} bytes")
     return Tiles(*find(table, name, capability(query)))
+
+
+def unit(query: Tensor, gamma: bool, capped: bool, table: Table = TABLE) -> tuple[int, int]:
+    """Queries and keys of a tile that `backward` may leave out: whole tiles of both its kernels, so that both leave out
+    the very same. Powers of two, as all tiles are: the larger is a multiple of the smaller. Arguments as `config`."""
+    tiles = [config(step, query, gamma, capped, table) for step in ("dkv", "dq")]
+    return max(tile.queries for tile in tiles), max(tile.keys for tile in tiles)
+
+
+def checked(kept: Tensor, query: Tensor, key: Tensor, unit: tuple[int, int]) -> Tensor:
+    """``kept``, if it is bool and has the shape that `unit` asks for."""
+    tiles = (triton.cdiv(x.shape[2], each) for x, each in zip((query, key), unit, strict=True))
+    if kept.shape != (expected := (*query.shape[:2], *tiles)) or kept.dtype != torch.bool:
+        raise ValueError(f"kept must be bool, {expected} here, see `unit`: not {kept.dtype}, {tuple(kept.shape)}")
+    return kept
 
 
 def row(step: str, head_dim: int, itemsize: int) -> str:

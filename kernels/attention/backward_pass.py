@@ -10,11 +10,41 @@ from torch import Tensor
 from ..common import launch, strides
 from ..tiles import TABLE, Table
 from . import arguments
-from .arguments import block_d, flags_of, launched, magnitudes, plain, score_scalars
+from .arguments import block_d, checked, flags_of, launched, magnitudes, plain, score_scalars, unit
 from .pieces import key_tiles, load_lse, load_tile, query_tiles, real_span, score_gradient, scores, store_tile
-from .prepare import compact_kernel, prepare_kernel
+from .prepare import compact, prepare
 
-_COMPACT = 1024  # query tiles that compact_kernel looks at together
+
+@triton.jit
+def entry_of(p_listed, i_list, m, SUB: tl.constexpr):
+    """The entry for tile number ``i_list`` of those that are listed, each standing for SUB of them; 0 unless m."""
+    if SUB > 1:
+        i_entry = tl.load(p_listed + i_list // SUB, mask=m, other=0)
+    else:
+        i_entry = tl.load(p_listed + i_list, mask=m, other=0)
+    return i_entry
+
+
+@triton.jit
+def tile_of(i_entry, i_list, SUB: tl.constexpr):
+    """The tile itself."""
+    i_tile = i_entry
+    if SUB > 1:
+        i_tile = i_entry * SUB + i_list % SUB
+    return i_tile
+
+
+@triton.jit
+def rank_of(p_rank, i_tile, entries, SUB: tl.constexpr):
+    """How many of the listed tiles come before tile ``i_tile``, of SUB x ``entries``."""
+    if SUB > 1:
+        i_entry = i_tile // SUB
+        before = tl.load(p_rank + i_entry)
+        after = tl.load(p_rank + tl.minimum(i_entry + 1, entries))
+        count = before * SUB + (after - before) * (i_tile % SUB)
+    else:
+        count = tl.load(p_rank + i_tile)
+    return count
 
 
 @triton.jit
@@ -23,20 +53,20 @@ def collect(b_dk, b_dv, b_more, b_k, b_v, b_abs, q, u, u_more, p_lse, p_passed, 
             stride_qt, stride_qd, stride_ut, stride_ud, qk_scale, cap_scale,
             CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SCORES: tl.constexpr,
             RATIO: tl.constexpr, GAMMA: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-            BLOCK_M: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+            BLOCK_M: tl.constexpr, SUB: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """What ``count`` listed query tiles, from number ``start`` on, add to dK, dV; jumping as `attend` does."""
     i_list = start
     if MASKED:
         i_list += tl.where(jump_at <= 0, jump, 0)
-    i_m = tl.load(p_listed + i_list, mask=count > 0, other=0)
+    i_entry = entry_of(p_listed, i_list, count > 0, SUB)
     for it in range(0, count):
-        o_t = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
-        # The next tile's number is fetched a tile ahead: loads whose address is loaded in their own iteration would
+        o_t = tile_of(i_entry, i_list, SUB) * BLOCK_M + tl.arange(0, BLOCK_M)
+        # The next tile's entry is fetched a tile ahead: loads whose address is loaded in their own iteration would
         # have to be pipelined behind it, and would take its stages.
         i_list = start + it + 1
         if MASKED:
             i_list += tl.where(it + 1 >= jump_at, jump, 0)
-        i_m = tl.load(p_listed + i_list, mask=it + 1 < count, other=0)
+        i_entry = entry_of(p_listed, i_list, it + 1 < count, SUB)
         # (BLOCK_M, BLOCK_D)
         b_q = load_tile(q, o_t, stride_qt, stride_qd, t_first, t_end, HEAD_DIM, BLOCK_D, MASKED)
         b_lse = load_lse(p_lse, o_t, t_first, t_end)
@@ -73,9 +103,12 @@ def dkv_kernel(
     queries, keys, heads, groups, tiles, query_tile_count, size, window, qk_scale, cap_scale, dk_scale, dv_scale,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, BOUNDS: tl.constexpr, SCORES: tl.constexpr,
     RATIO: tl.constexpr, GAMMA: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    BLOCK_N: tl.constexpr, UNIT_M: tl.constexpr, UNIT_N: tl.constexpr,
 ):  # fmt: skip
-    """dV, and with SCORES dK, of one tile of BLOCK_N keys: summed over the query heads that share them."""
+    """dV, and with SCORES dK, of one tile of BLOCK_N keys: summed over the query heads that share them.
+
+    A head has a list of query tiles or, unless UNIT_N is 0, one for every UNIT_N keys; an entry is UNIT_M queries.
+    """
     i_pid = tl.program_id(0)
     i_n = i_pid % tiles  # the first tiles are seen by the most queries, and start first
     kv_heads = heads // groups
@@ -109,28 +142,31 @@ def dkv_kernel(
         i_bh = i_b * heads + i_h
         p_q = q + i_b * stride_qb + i_h * stride_qh
         p_u = u + i_b * stride_ub + i_h * stride_uh
-        p_rank = rank + i_bh * (query_tile_count + 1)
-        p_listed = listed + i_bh * query_tile_count
+        i_list = i_bh
+        if UNIT_N > 0:
+            i_list = i_bh * tl.cdiv(keys, UNIT_N) + i_n * BLOCK_N // UNIT_N
+        p_rank = rank + i_list * (query_tile_count + 1)
+        p_listed = listed + i_list * query_tile_count
         p_lse = lse + i_bh * queries
         p_passed = p_lse
         if SCORES:
             p_passed = passed + i_bh * queries
-        r_lo = tl.load(p_rank + lo)
-        r_hi = tl.load(p_rank + hi)
-        r_full_lo = tl.load(p_rank + full_lo)
-        r_full_hi = tl.load(p_rank + full_hi)
+        r_lo = rank_of(p_rank, lo, query_tile_count, UNIT_M // BLOCK_M)
+        r_hi = rank_of(p_rank, hi, query_tile_count, UNIT_M // BLOCK_M)
+        r_full_lo = rank_of(p_rank, full_lo, query_tile_count, UNIT_M // BLOCK_M)
+        r_full_hi = rank_of(p_rank, full_hi, query_tile_count, UNIT_M // BLOCK_M)
         b_dk, b_dv, b_more = collect(
             b_dk, b_dv, b_more, b_k, b_v, b_abs, p_q, p_u, p_u + size, p_lse, p_passed, p_listed, o_j,
             r_full_lo, r_full_hi - r_full_lo, 0, 0, offset, first, end, t_first, t_end, window,
             stride_qt, stride_qd, stride_ut, stride_ud, qk_scale, cap_scale,
-            CAUSAL, WINDOW, SOFTCAP, SCORES, RATIO, GAMMA, HEAD_DIM, BLOCK_D, BLOCK_M, False,
+            CAUSAL, WINDOW, SOFTCAP, SCORES, RATIO, GAMMA, HEAD_DIM, BLOCK_D, BLOCK_M, UNIT_M // BLOCK_M, False,
         )  # fmt: skip
         b_dk, b_dv, b_more = collect(
             b_dk, b_dv, b_more, b_k, b_v, b_abs, p_q, p_u, p_u + size, p_lse, p_passed, p_listed, o_j,
             r_lo, (r_full_lo - r_lo) + (r_hi - r_full_hi), r_full_lo - r_lo, r_full_hi - r_full_lo,
             offset, first, end, t_first, t_end, window,
             stride_qt, stride_qd, stride_ut, stride_ud, qk_scale, cap_scale,
-            CAUSAL, WINDOW, SOFTCAP, SCORES, RATIO, GAMMA, HEAD_DIM, BLOCK_D, BLOCK_M, True,
+            CAUSAL, WINDOW, SOFTCAP, SCORES, RATIO, GAMMA, HEAD_DIM, BLOCK_D, BLOCK_M, UNIT_M // BLOCK_M, True,
         )  # fmt: skip
 
     if GAMMA:
@@ -143,16 +179,29 @@ def dkv_kernel(
 
 
 @triton.jit
-def return_to_queries(b_dq, b_q, b_u, b_more, b_lse, b_passed, k, v, v_abs, o_i, start, count, jump_at, jump,
-                      first, end, window, stride_ks, stride_kd, stride_vs, stride_vd, qk_scale, cap_scale,
+def return_to_queries(b_dq, b_q, b_u, b_more, b_lse, b_passed, k, v, v_abs, p_listed, o_i,
+                      start, count, jump_at, jump, first, end, window, stride_ks, stride_kd, stride_vs, stride_vd,
+                      qk_scale, cap_scale,
                       CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, RATIO: tl.constexpr,
                       GAMMA: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-                      MASKED: tl.constexpr):  # fmt: skip
-    """What ``count`` key tiles add to dQ; as `attend`."""
-    for it in range(0, count):
-        i_n = start + it
+                      SUB: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """What ``count`` key tiles add to dQ; as `attend` or, unless SUB is 0, as `collect`, of the listed tiles."""
+    if SUB > 0:
+        i_list = start
         if MASKED:
-            i_n += tl.where(it >= jump_at, jump, 0)
+            i_list += tl.where(jump_at <= 0, jump, 0)
+        i_entry = entry_of(p_listed, i_list, count > 0, SUB)
+    for it in range(0, count):
+        if SUB > 0:
+            i_n = tile_of(i_entry, i_list, SUB)
+            i_list = start + it + 1
+            if MASKED:
+                i_list += tl.where(it + 1 >= jump_at, jump, 0)
+            i_entry = entry_of(p_listed, i_list, it + 1 < count, SUB)
+        else:
+            i_n = start + it
+            if MASKED:
+                i_n += tl.where(it >= jump_at, jump, 0)
         o_j = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
         b_k = load_tile(k, o_j, stride_ks, stride_kd, first, end, HEAD_DIM, BLOCK_D, MASKED)
         # (BLOCK_M, BLOCK_N)
@@ -172,7 +221,7 @@ def return_to_queries(b_dq, b_q, b_u, b_more, b_lse, b_passed, k, v, v_abs, o_i,
 
 @triton.jit(do_not_specialize=["queries", "keys", "heads", "groups", "tiles", "query_tile_count", "window"])
 def dq_kernel(
-    q, k, v, v_abs, u, dq, lse, passed, rank, bounds,
+    q, k, v, v_abs, u, dq, lse, passed, listed, rank, bounds,
     stride_qb, stride_qh, stride_qt, stride_qd,
     stride_kb, stride_kh, stride_ks, stride_kd,
     stride_vb, stride_vh, stride_vs, stride_vd,
@@ -181,9 +230,13 @@ def dq_kernel(
     queries, keys, heads, groups, tiles, query_tile_count, size, window, qk_scale, cap_scale, dq_scale,
     CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, BOUNDS: tl.constexpr, RATIO: tl.constexpr,
     GAMMA: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    LISTED_M: tl.constexpr,
+    LISTED_M: tl.constexpr, UNIT_N: tl.constexpr,
 ):  # fmt: skip
-    """dQ of one tile of BLOCK_M queries of one head; ``rank`` counts tiles of LISTED_M rows."""
+    """dQ of one tile of BLOCK_M queries of one head.
+
+    ``rank`` counts a head's query tiles, of LISTED_M rows, with relevance; unless UNIT_N is 0, those of UNIT_N keys
+    that are ``listed`` for every LISTED_M rows.
+    """
     i_pid = tl.program_id(0)
     i_t = tiles - 1 - i_pid % tiles
     i_bh = i_pid // tiles
@@ -199,12 +252,22 @@ def dq_kernel(
         v_abs += (i_b * (heads // groups) + i_kv) * keys * HEAD_DIM
     lse += i_bh.to(tl.int64) * queries
     passed += i_bh.to(tl.int64) * queries
-    rank += i_bh.to(tl.int64) * (query_tile_count + 1)
+    if UNIT_N > 0:
+        entries = tl.cdiv(keys, UNIT_N)
+        i_list = i_bh.to(tl.int64) * query_tile_count + i_t * BLOCK_M // LISTED_M
+        rank += i_list * (entries + 1)
+        listed += i_list * entries
+    else:
+        rank += i_bh.to(tl.int64) * (query_tile_count + 1)
 
     offset = keys - queries
     first, end, t_first, t_end = real_span(bounds, i_b, queries, keys, BOUNDS)
-    before = tl.load(rank + i_t * BLOCK_M // LISTED_M)
-    after = tl.load(rank + tl.minimum(tl.cdiv(i_t * BLOCK_M + BLOCK_M, LISTED_M), query_tile_count))
+    if UNIT_N > 0:
+        before = tl.load(rank)
+        after = tl.load(rank + entries)
+    else:
+        before = tl.load(rank + i_t * BLOCK_M // LISTED_M)
+        after = tl.load(rank + tl.minimum(tl.cdiv(i_t * BLOCK_M + BLOCK_M, LISTED_M), query_tile_count))
     # A tile that overlaps none with relevance has no rows to compute: it reads nothing and stores zeros.
     t_end = tl.where(after > before, t_end, 0)
     o_t = i_t * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -222,16 +285,21 @@ def dq_kernel(
     b_lse = load_lse(lse, o_t, t_first, t_end)
     b_passed = tl.load(passed + o_t, mask=(o_t >= t_first) & (o_t < t_end), other=0.0)
     b_dq = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+    if UNIT_N > 0:  # numbers of tiles become places in the list
+        lo = rank_of(rank, lo, entries, UNIT_N // BLOCK_N)
+        hi = rank_of(rank, hi, entries, UNIT_N // BLOCK_N)
+        full_lo = rank_of(rank, full_lo, entries, UNIT_N // BLOCK_N)
+        full_hi = rank_of(rank, full_hi, entries, UNIT_N // BLOCK_N)
     b_dq = return_to_queries(
-        b_dq, b_q, b_u, b_more, b_lse, b_passed, k, v, v_abs, o_t + offset, full_lo, full_hi - full_lo, 0, 0,
+        b_dq, b_q, b_u, b_more, b_lse, b_passed, k, v, v_abs, listed, o_t + offset, full_lo, full_hi - full_lo, 0, 0,
         first, end, window, stride_ks, stride_kd, stride_vs, stride_vd, qk_scale, cap_scale,
-        CAUSAL, WINDOW, SOFTCAP, RATIO, GAMMA, HEAD_DIM, BLOCK_D, BLOCK_N, False,
+        CAUSAL, WINDOW, SOFTCAP, RATIO, GAMMA, HEAD_DIM, BLOCK_D, BLOCK_N, UNIT_N // BLOCK_N, False,
     )  # fmt: skip
     b_dq = return_to_queries(
-        b_dq, b_q, b_u, b_more, b_lse, b_passed, k, v, v_abs, o_t + offset, lo, (full_lo - lo) + (hi - full_hi),
-        full_lo - lo, full_hi - full_lo,
+        b_dq, b_q, b_u, b_more, b_lse, b_passed, k, v, v_abs, listed, o_t + offset,
+        lo, (full_lo - lo) + (hi - full_hi), full_lo - lo, full_hi - full_lo,
         first, end, window, stride_ks, stride_kd, stride_vs, stride_vd, qk_scale, cap_scale,
-        CAUSAL, WINDOW, SOFTCAP, RATIO, GAMMA, HEAD_DIM, BLOCK_D, BLOCK_N, True,
+        CAUSAL, WINDOW, SOFTCAP, RATIO, GAMMA, HEAD_DIM, BLOCK_D, BLOCK_N, UNIT_N // BLOCK_N, True,
     )  # fmt: skip
     store_tile(dq, b_dq * dq_scale, o_t, stride_dqt, stride_dqd, queries, HEAD_DIM, BLOCK_D)
 
@@ -255,6 +323,7 @@ def backward(
     ratio: bool,
     epsilon: float = 0.0,
     gamma: float = 0.0,
+    kept: Tensor | None = None,
     table: Table = TABLE,
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """Relevance gradients of query, key and value from ``g`` (B, H, T, D), that of the output.
@@ -265,41 +334,35 @@ def backward(
             gradients of query and key are None.
         ratio: soft-caps pass cap(s)/s instead of their derivative.
         epsilon, gamma: stabilisers of the product of weights and values.
+        kept: (B, H, ceil(T / m), ceil(S / n)) bool, tiles of m queries and n keys, as `unit` gives them. In the others
+            P and dS count as 0, and nothing of theirs is read; <u, o> stays what all tiles make it. None: all tiles.
         table: as in `forward`.
     """
     batch, heads, queries, head_dim = query.shape
     kv_heads, keys = key.shape[1:3]
-    scored, gammaed = score_share != 0, gamma != 0
-    by_key, by_query = (arguments.config(step, query, gammaed, softcap is not None, table) for step in ("dkv", "dq"))
+    scored, gammaed, capped = score_share != 0, gamma != 0, softcap is not None
+    by_key, by_query = (arguments.config(step, query, gammaed, capped, table) for step in ("dkv", "dq"))
     scalars = score_scalars(key, scale, window, softcap)
     flags = flags_of(key, causal, window, softcap, bounds)
     shape = {"HEAD_DIM": head_dim, "BLOCK_D": block_d(head_dim)}
     bounds, lse = plain(bounds), lse.contiguous()
-    if absolute_out is not None and absolute_out.stride() != out.stride():
-        as_out = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=out.device)
-        absolute_out = as_out.copy_(absolute_out)
-
-    listed_count = triton.cdiv(queries, by_key.queries)
-    u, size = None, query.numel()  # size: from the first u to the second
-    if epsilon or gammaed or g.dtype != query.dtype:
-        u = torch.empty((1 + gammaed, *query.shape), dtype=query.dtype, device=query.device)
-    passed = torch.empty_like(lse) if scored else None
-    active, listed, rank = (
-        torch.empty(batch * heads, listed_count + more, dtype=torch.int32, device=query.device) for more in (0, 0, 1)
-    )
-    launch(
-        prepare_kernel, listed_count * batch * heads,
-        g, out, absolute_out, u, passed, active, bounds, *strides(g, out),
-        queries, keys, heads, listed_count, size, float(epsilon), float(gamma),
-        STABILISED=bool(epsilon or gammaed), GAMMA=gammaed, SCORES=scored, WRITE_U=u is not None,
-        BOUNDS=flags["BOUNDS"], BLOCK_M=by_key.queries, **shape,
-        num_warps=min(max(by_key.queries * block_d(head_dim) // 512, 4), 16),  # 16 elements a thread
+    u, passed, _, active = prepare(
+        g, query, keys, out, absolute_out, bounds, epsilon=epsilon, gamma=gamma, rows=by_key.queries, passed=scored,
+        active=True,
     )  # fmt: skip
-    launch(compact_kernel, batch * heads, active, listed, rank, listed_count, BLOCK=_COMPACT)
+    if kept is None:
+        rows, columns = by_key.queries, 0
+        listed, rank = compact(active)
+        seen = None
+    else:
+        rows, columns = unit(query, gammaed, capped, table)
+        seen = _seen(checked(kept, query, key, (rows, columns)), active, rows // by_key.queries)
+        listed, rank = compact(seen.mT.flatten(0, 1))
+    listed_count = triton.cdiv(queries, rows)
 
     value_abs = magnitudes(value) if gammaed and scored else None
     u = g if u is None else u
-    u_strides = u.stride()[-4:]
+    u_strides, size = u.stride()[-4:], query.numel()  # size: from the first u to the second
     dv = torch.empty_like(value)
     dk = torch.empty_like(key) if scored else None
     count = triton.cdiv(keys, by_key.keys)
@@ -309,17 +372,25 @@ def backward(
         *strides(query, key, value), *u_strides, *strides(dv if dk is None else dk, dv),
         queries, keys, heads, heads // kv_heads, count, listed_count, size, *scalars,
         float(score_share * scale), float(value_share),
-        **flags, SCORES=scored, RATIO=ratio, GAMMA=gammaed, **shape, **launched(by_key),
+        **flags, SCORES=scored, RATIO=ratio, GAMMA=gammaed, **shape, UNIT_M=rows, UNIT_N=columns, **launched(by_key),
     )  # fmt: skip
     if not scored:
         return None, None, dv
+    listed, rank = (None, rank) if seen is None else compact(seen.flatten(0, 1))
     dq = torch.empty_like(query)
     count = triton.cdiv(queries, by_query.queries)
     launch(
         dq_kernel, count * batch * heads,
-        query, key, value, value_abs, u, dq, lse, passed, rank, bounds,
+        query, key, value, value_abs, u, dq, lse, passed, listed, rank, bounds,
         *strides(query, key, value), *u_strides, *strides(dq),
         queries, keys, heads, heads // kv_heads, count, listed_count, size, *scalars, float(score_share * scale),
-        **flags, RATIO=ratio, GAMMA=gammaed, LISTED_M=by_key.queries, **shape, **launched(by_query),
+        **flags, RATIO=ratio, GAMMA=gammaed, LISTED_M=rows, UNIT_N=columns, **shape, **launched(by_query),
     )  # fmt: skip
     return dq, dk, dv
+
+
+def _seen(kept: Tensor, active: Tensor, each: int) -> Tensor:
+    """(B H, queries, keys) bool: the tiles of ``kept`` whose queries have relevance, of which ``active`` (B H, tiles)
+    tells for each ``each``-th part of theirs."""
+    whole = torch.nn.functional.pad(active, (0, kept.shape[2] * each - active.shape[1]))
+    return kept.flatten(0, 1) & (whole.unflatten(1, (-1, each)).amax(-1) != 0).unsqueeze(-1)

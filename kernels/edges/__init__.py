@@ -14,6 +14,9 @@ A program owns a tile of listed queries and keys and adds up the heads in regist
 heads are loaded once for all of them, and the mask is applied once, to the sum: what a query does not read may come out
 as anything before. Nothing of size T x S exists, and nothing is summed by atomics: the same call gives the same bits.
 
+Behind a bounded backward pass only the tiles that a head kept count. Key tiles that no head kept are not visited, nor,
+in the others, the heads that kept nothing there.
+
 Per head and pair of query and key: 2 products of head_dim terms (q k and u v), as many as the forward pass, 4 with k~
 and v~ (cp: u v~ in place of u v), 1 more where gamma meets |V|, 2 with v~ then; and one exponential. A tile reads, a
 head, BLOCK_M rows of q and u, and its share of the group's BLOCK_N rows of k and v: that is 2 x 2 BLOCK_M BLOCK_N

@@ -22,10 +22,28 @@ def add_product(b_sum, b_rows, b_columns):
 
 
 @triton.jit
-def add_head(b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse, passed, i_h, b_t, queries,
-             stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud, qk_scale, cap_scale, through_scale,
+def kept_pairs(kept, b_t, o_j, i_h, queries, keys, UNIT_M: tl.constexpr, UNIT_N: tl.constexpr, SPAN: tl.constexpr):
+    """Which pairs of queries b_t and keys o_j lie in tiles that head i_h keeps, (BLOCK_M, BLOCK_N) or, where all keys
+    are of one tile, (BLOCK_M, 1). They are of SPAN tiles at most."""
+    key_units = tl.cdiv(keys, UNIT_N)
+    p_kept = kept + i_h * tl.cdiv(queries, UNIT_M) * key_units + (b_t // UNIT_M).to(tl.int64) * key_units
+    o_unit = tl.minimum(o_j // UNIT_N, key_units - 1)
+    i_unit = tl.min(o_unit, 0)
+    m = (tl.load(p_kept + i_unit) != 0)[:, None]
+    if SPAN > 1:
+        m = m & (o_unit == i_unit)[None, :]
+        for i in tl.static_range(1, SPAN):
+            b_next = tl.load(p_kept + tl.minimum(i_unit + i, key_units - 1)) != 0
+            m = m | (b_next[:, None] & (o_unit == i_unit + i)[None, :])
+    return m
+
+
+@triton.jit
+def add_head(b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse, passed, kept, i_h, b_t, o_j, queries,
+             keys, stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud, qk_scale, cap_scale, through_scale,
              SOFTCAP: tl.constexpr, SCORES: tl.constexpr, RATIO: tl.constexpr, GAMMA: tl.constexpr,
-             K_PART: tl.constexpr, V_PART: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+             K_PART: tl.constexpr, V_PART: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+             UNIT_M: tl.constexpr, UNIT_N: tl.constexpr, SPAN: tl.constexpr):  # fmt: skip
     """What head i_h adds to the tile of edges b_a (BLOCK_M, BLOCK_N), in units of the values' share."""
     i_h = tl.cast(i_h, tl.int64)
     # (BLOCK_M, BLOCK_D)
@@ -56,23 +74,39 @@ def add_head(b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse
         if K_PART:
             b_qk = tl.dot(b_q, tl.trans(b_k_part), input_precision="ieee")
         b_e = tl.fma(b_ds, b_qk * through_scale, b_e)  # not by +: see `add_product`
+    if UNIT_N > 0:
+        b_p = tl.where(kept_pairs(kept, b_t, o_j, i_h, queries, keys, UNIT_M, UNIT_N, SPAN), b_p, 0.0)
     return b_a + b_p * b_e
 
 
 @triton.jit
-def edge_tile(q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, b_t, o_j, end,
-              queries, keys, kv_heads, groups, window,
+def edge_tile(q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, kept, heads, ranks,
+              b_t, o_j, end, queries, keys, kv_heads, groups, window,
               stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
               stride_kh, stride_ks, stride_kd, stride_vh, stride_vs, stride_vd,
               stride_kph, stride_kps, stride_kpd, stride_vph, stride_vps, stride_vpd,
               qk_scale, cap_scale, through_scale, value_share, GROUPED: tl.constexpr,
               CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SCORES: tl.constexpr,
               RATIO: tl.constexpr, GAMMA: tl.constexpr, K_PART: tl.constexpr, V_PART: tl.constexpr,
-              HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
-    """Edges (BLOCK_M, BLOCK_N) from queries b_t to keys o_j, 0 where a query does not read a key and from end on."""
+              HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+              UNIT_M: tl.constexpr, UNIT_N: tl.constexpr, SPAN: tl.constexpr):  # fmt: skip
+    """Edges (BLOCK_M, BLOCK_N) from queries b_t to keys o_j, 0 where a query does not read a key and from end on.
+
+    Unless UNIT_N is 0, a head's pairs in tiles that it does not keep give nothing: see `kept_pairs`. Heads that keep
+    any are listed in ``heads``, and ``ranks`` says how many of them come before each: the others are not looked at.
+    """
     b_a = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
     o_real = tl.minimum(o_j, keys - 1)  # the others come out as 0 below: no load needs a mask for them
-    for i_kv in range(0, kv_heads):
+    LISTED: tl.constexpr = UNIT_N > 0
+    count = kv_heads
+    if LISTED and not GROUPED:
+        count = tl.load(ranks + kv_heads)
+        i_next = tl.load(heads, mask=count > 0, other=0)
+    for i_at in range(0, count):
+        i_kv = i_at
+        if LISTED and not GROUPED:
+            i_kv = i_next
+            i_next = tl.load(heads + i_at + 1, mask=i_at + 1 < count, other=0)  # a head ahead: see `collect`
         i_kv = tl.cast(i_kv, tl.int64)
         # (BLOCK_N, BLOCK_D)
         b_k = load_tile(k + i_kv * stride_kh, o_real, stride_ks, stride_kd, 0, 0, HEAD_DIM, BLOCK_D, False)
@@ -94,18 +128,29 @@ def edge_tile(q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, b_t,
                 b_v_more = load_tile(v_more + i_kv * keys * HEAD_DIM, o_real, HEAD_DIM, 1, 0, 0, HEAD_DIM, BLOCK_D,
                                      False)  # fmt: skip
         if GROUPED:
-            for i_g in range(0, groups):
+            lo = 0
+            hi = groups
+            if LISTED:
+                lo = tl.load(ranks + i_kv * groups)
+                hi = tl.load(ranks + i_kv * groups + groups)
+                i_next = tl.load(heads + lo, mask=lo < hi, other=0)
+            for i_g in range(lo, hi):
+                i_h = i_kv * groups + i_g
+                if LISTED:
+                    i_h = i_next
+                    i_next = tl.load(heads + i_g + 1, mask=i_g + 1 < hi, other=0)
                 b_a = add_head(
-                    b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse, passed, i_kv * groups + i_g,
-                    b_t, queries, stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
+                    b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse, passed, kept, i_h, b_t, o_j,
+                    queries, keys, stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
                     qk_scale, cap_scale, through_scale,
-                    SOFTCAP, SCORES, RATIO, GAMMA, K_PART, V_PART, HEAD_DIM, BLOCK_D,
+                    SOFTCAP, SCORES, RATIO, GAMMA, K_PART, V_PART, HEAD_DIM, BLOCK_D, UNIT_M, UNIT_N, SPAN,
                 )  # fmt: skip
         else:  # without a loop of its own, so that the loads above are pipelined
             b_a = add_head(
-                b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse, passed, i_kv, b_t, queries,
-                stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud, qk_scale, cap_scale, through_scale,
-                SOFTCAP, SCORES, RATIO, GAMMA, K_PART, V_PART, HEAD_DIM, BLOCK_D,
+                b_a, b_k, b_v, b_abs, b_k_part, b_v_part, b_v_more, q, u, more, lse, passed, kept, i_kv, b_t, o_j,
+                queries, keys, stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
+                qk_scale, cap_scale, through_scale,
+                SOFTCAP, SCORES, RATIO, GAMMA, K_PART, V_PART, HEAD_DIM, BLOCK_D, UNIT_M, UNIT_N, SPAN,
             )  # fmt: skip
     o_i = (b_t + (keys - queries))[:, None]
     m = (o_j < end)[None, :] & (o_i >= 0)

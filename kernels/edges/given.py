@@ -7,10 +7,10 @@ import triton
 from torch import Tensor
 
 from ..attention import arguments
-from ..attention.arguments import block_d, flags_of, magnitudes, score_scalars
-from ..attention.prepare import prepare_kernel
-from ..common import launch, strides
-from ..tiles import Table
+from ..attention.arguments import Tiles, block_d, checked, flags_of, magnitudes, score_scalars
+from ..attention.prepare import compact
+from ..attention.prepare import prepare as prepare_pass
+from ..tiles import TABLE, Table
 
 _PREPARED = 32  # queries that a program of prepare_kernel looks at
 
@@ -30,6 +30,11 @@ class Pass(NamedTuple):
     value_more: Tensor | None  # the same, what the layer's input contributes to |V|; None where that is |V|
     scalars: tuple[int, float, float, float, float]
     flags: dict[str, bool]
+    kept: Tensor | None = None  # (H, ceil(T / m), ceil(S / n)) uint8, not 0 where a tile is kept; None: all are
+    counted: Tensor | None = (
+        None  # (H, ceil(T / m) + 1, ceil(S / n) + 1) int32, how many are kept before each, both ways
+    )
+    unit: tuple[int, int] = (0, 0)  # m, n
 
 
 def prepare(
@@ -52,6 +57,8 @@ def prepare(
     ratio: bool,
     epsilon: float = 0.0,
     gamma: float = 0.0,
+    kept: Tensor | None = None,
+    table: Table = TABLE,
 ) -> Pass:
     """What both launchers take: the gradient behind the stabilisers, and the arguments in the kernels' form.
 
@@ -61,27 +68,14 @@ def prepare(
         key_part, value_part: (1, H_kv, S, D), what the layer's input contributes to keys and values, rounded to their
             dtype; None where that is key and value themselves. key_part counts if ``score_share`` is not 0.
         value_share, score_share: not 0; of the values, and of the keys.
+        kept, table: as `attention.backward` takes them. A head gives nothing to an edge in a tile that it does not
+            keep, so that edges still sum to what the backward pass handed to keys and values.
     """
-    _, heads, queries, head_dim = query.shape
-    scored, gammaed = score_share != 0, gamma != 0
-    u, passed, lse = g, None, lse.contiguous()
-    written = bool(epsilon or gammaed or g.dtype != query.dtype)
-    if written or scored:
-        if written:
-            u = torch.empty((1 + gammaed, *query.shape[1:]), dtype=query.dtype, device=query.device)
-        passed = torch.empty_like(lse) if scored else None
-        if absolute_out is not None and absolute_out.stride() != out.stride():
-            as_out = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=out.device)
-            absolute_out = as_out.copy_(absolute_out)
-        tiles = triton.cdiv(queries, _PREPARED)
-        active = torch.empty(heads, tiles, dtype=torch.int32, device=query.device)  # nobody reads it
-        launch(
-            prepare_kernel, tiles * heads,
-            g, out, absolute_out, u if written else None, passed, active, None, *strides(g, out),
-            queries, key.shape[2], heads, tiles, u[0].numel(), float(epsilon), float(gamma),
-            STABILISED=bool(epsilon or gammaed), GAMMA=gammaed, SCORES=scored, WRITE_U=written, BOUNDS=False,
-            HEAD_DIM=head_dim, BLOCK_D=block_d(head_dim), BLOCK_M=_PREPARED,
-        )  # fmt: skip
+    scored, gammaed, lse = score_share != 0, gamma != 0, lse.contiguous()
+    u, passed, _, _ = prepare_pass(
+        g, query, key.shape[2], out, absolute_out, None, epsilon=epsilon, gamma=gamma, rows=_PREPARED, passed=scored
+    )  # fmt: skip
+    u = g if u is None else u.flatten(0, 1)
     key_part = None if key_part is None or not scored else key_part.to(key.dtype)
     value_part = None if value_part is None else value_part.to(value.dtype)
     scalars = (
@@ -95,7 +89,39 @@ def prepare(
     value_more = None
     if gammaed and value_part is not None:
         value_more = torch.mul(value_part.detach(), value.detach().sign(), out=torch.empty_like(value_abs))
-    return Pass(query, key, value, u, lse, passed, key_part, value_part, value_abs, value_more, scalars, flags)
+    found = Pass(query, key, value, u, lse, passed, key_part, value_part, value_abs, value_more, scalars, flags)
+    if kept is None:
+        return found
+    unit = arguments.unit(query, gammaed, softcap is not None, table)
+    (kept,) = checked(kept, query, key, unit)
+    counted = torch.nn.functional.pad(kept.int(), (1, 0, 1, 0)).cumsum_(1).cumsum_(2)
+    return found._replace(kept=kept.contiguous().view(torch.uint8), counted=counted, unit=unit)
+
+
+def visits(
+    given: Pass, tiles: Tiles, rows: Tensor, keys: slice, anywhere: bool = False
+) -> tuple[Tensor | None, dict[str, int]]:
+    """Where not all tiles are kept: (R / tiles.queries, S / tiles.keys, H) bool, both rounded up, whether a head keeps
+    any tile between the first and last of so many ``rows`` and of so many ``keys``; and the kernels' constants.
+
+    Args:
+        anywhere: the first of the keys need not be a multiple of tiles.keys.
+    """
+    m, n = given.unit
+    if given.kept is None:
+        return None, {"UNIT_M": 0, "UNIT_N": 0, "SPAN": 0}
+    padded = torch.arange(triton.cdiv(len(rows), tiles.queries) * tiles.queries, device=rows.device)
+    of_rows = rows[padded.clamp_(max=len(rows) - 1)].view(-1, tiles.queries) // m
+    starts = torch.arange(keys.start, keys.stop, tiles.keys, device=rows.device)
+    left, right = starts // n, ((starts + tiles.keys).clamp(max=keys.stop) - 1) // n + 1
+    above, below = (given.counted[:, at] for at in (of_rows.amin(1), of_rows.amax(1) + 1))
+    found = below[..., right] - below[..., left] - above[..., right] + above[..., left]
+    return (found != 0).permute(1, 2, 0), {"UNIT_M": m, "UNIT_N": n, "SPAN": max(1, tiles.keys // n) + anywhere}
+
+
+def head_lists(visited: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The heads of each of a kernel's tiles, as `compact` lists them."""
+    return (None, None) if visited is None else compact(visited.flatten(0, 1))
 
 
 def launch_arguments(given: Pass, table: Table):
@@ -107,7 +133,8 @@ def launch_arguments(given: Pass, table: Table):
     tiles = arguments.config(step, query, False, False, table)
     more = given.u[1] if flags["GAMMA"] else None
     tensors = (
-        query, u, more, key, value, key_part, value_part, given.value_abs, given.value_more, given.lse, given.passed
+        query, u, more, key, value, key_part, value_part, given.value_abs, given.value_more, given.lse, given.passed,
+        given.kept,
     )  # fmt: skip
     steps = [x.stride()[1:] if x is not None else (0, 0, 0) for x in (query, u, key, value, key_part, value_part)]
     groups = query.shape[1] // key.shape[1]

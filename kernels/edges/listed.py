@@ -7,10 +7,11 @@ from torch import Tensor
 
 from ..attention.arguments import launched
 from ..attention.pieces import key_tiles
+from ..attention.prepare import compact
 from ..common import launch
 from ..tiles import TABLE, Table
 from .edge_tile import edge_tile
-from .given import Pass, launch_arguments
+from .given import Pass, head_lists, launch_arguments, visits
 
 MOST = 64  # edges of a row that `strongest` keeps at most: they lie in registers
 
@@ -38,21 +39,26 @@ def magnitude(b_key):
 
 
 @triton.jit(
-    do_not_specialize=["count", "queries", "keys", "kv_heads", "groups", "segments", "segment", "kept", "window"]
+    do_not_specialize=["count", "queries", "keys", "kv_heads", "groups", "segments", "segment", "most", "window"]
 )
 def strongest_kernel(
-    q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, rows, listed, dropped,
+    q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, kept, heads, ranks, places, before,
+    rows, listed, dropped,
     stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
     stride_kh, stride_ks, stride_kd, stride_vh, stride_vs, stride_vd,
     stride_kph, stride_kps, stride_kpd, stride_vph, stride_vps, stride_vpd,
-    count, queries, keys, kv_heads, groups, segments, segment, kept, window,
+    count, queries, keys, kv_heads, groups, segments, segment, most, window,
     qk_scale, cap_scale, through_scale, value_share,
     GROUPED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SCORES: tl.constexpr,
     RATIO: tl.constexpr, GAMMA: tl.constexpr, K_PART: tl.constexpr, V_PART: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    UNIT_M: tl.constexpr, UNIT_N: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """listed (count, segments, kept): the strongest of the ``segment`` key tiles of each segment, in no order; dropped
-    (count, segments, 2): what the others of them add up to, positive and negative."""
+    """listed (count, segments, most): the strongest of the ``segment`` key tiles of each segment, in no order; dropped
+    (count, segments, 2): what the others of them add up to, positive and negative.
+
+    Unless UNIT_N is 0, places and before list the key tiles of these queries that any head keeps.
+    """
     i_pid = tl.program_id(0)
     i_s = i_pid % segments
     # The last queries read the most keys: they start first.
@@ -66,21 +72,37 @@ def strongest_kernel(
 
     o_k = tl.arange(0, BLOCK_K)
     # Empty places are distinct, so that one is filled at a time; and those past what is kept never the least.
-    b_empty = tl.where(o_k < kept, -1 - o_k.to(tl.int64), 9223372036854775807)
+    b_empty = tl.where(o_k < most, -1 - o_k.to(tl.int64), 9223372036854775807)
     b_best = tl.zeros([BLOCK_M, BLOCK_K], dtype=tl.int64) + b_empty[None, :]
     b_least = tl.min(b_best, 1)
     b_plus = tl.zeros([BLOCK_M], dtype=tl.float32)
     b_minus = tl.zeros([BLOCK_M], dtype=tl.float32)
-    for i_n in range(tl.maximum(lo, i_s * segment), tl.minimum(hi, i_s * segment + segment)):
+    start = tl.maximum(lo, i_s * segment)
+    end = tl.minimum(hi, i_s * segment + segment)
+    if UNIT_N > 0:
+        columns = tl.cdiv(keys, BLOCK_N)
+        places += i_m.to(tl.int64) * columns
+        before += i_m.to(tl.int64) * (columns + 1)
+        # From numbers of tiles to places in the list.
+        end = tl.load(before + tl.maximum(end, start))
+        start = tl.load(before + start)
+    for i_at in range(start, end):
+        i_n = i_at
+        p_heads = heads
+        p_ranks = ranks
+        if UNIT_N > 0:
+            i_n = tl.load(places + i_at)
+            p_heads = heads + (i_m.to(tl.int64) * columns + i_n) * (kv_heads * groups)
+            p_ranks = ranks + (i_m.to(tl.int64) * columns + i_n) * (kv_heads * groups + 1)
         o_j = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
         b_a = edge_tile(
-            q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, b_t, o_j, keys,
+            q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, kept, p_heads, p_ranks, b_t, o_j, keys,
             queries, keys, kv_heads, groups, window,
             stride_qh, stride_qt, stride_qd, stride_uh, stride_ut, stride_ud,
             stride_kh, stride_ks, stride_kd, stride_vh, stride_vs, stride_vd,
             stride_kph, stride_kps, stride_kpd, stride_vph, stride_vps, stride_vpd,
             qk_scale, cap_scale, through_scale, value_share, GROUPED, CAUSAL, WINDOW, SOFTCAP, SCORES, RATIO, GAMMA,
-            K_PART, V_PART, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N,
+            K_PART, V_PART, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, UNIT_M, UNIT_N, SPAN,
         )  # fmt: skip
         b_key = candidates(b_a, o_j)
         # Each round takes every row's strongest that is left, if it is stronger than the weakest of the row's list.
@@ -100,7 +122,7 @@ def strongest_kernel(
 
     o_s = o_r.to(tl.int64) * segments + i_s
     m_r = o_r < count
-    tl.store(listed + o_s[:, None] * kept + o_k[None, :], b_best, mask=m_r[:, None] & (o_k < kept)[None, :])
+    tl.store(listed + o_s[:, None] * most + o_k[None, :], b_best, mask=m_r[:, None] & (o_k < most)[None, :])
     tl.store(dropped + o_s * 2, b_plus, mask=m_r)
     tl.store(dropped + o_s * 2 + 1, b_minus, mask=m_r)
 
@@ -124,10 +146,13 @@ def strongest(given: Pass, rows: Tensor, k: int, table: Table = TABLE) -> tuple[
     for part in rows.split(max(1, _LISTED // (segments * k * tiles.queries)) * tiles.queries):
         listed = torch.empty(len(part), segments, k, dtype=torch.int64, device=rows.device)
         dropped = torch.empty(len(part), segments, 2, dtype=torch.float32, device=rows.device)
+        visited, spanned = visits(given, tiles, part, slice(0, given.key.shape[2]))
+        # (queries, keys) tiles that any head keeps
+        lists = (None, None) if visited is None else compact(visited.amax(-1))
         launch(
             strongest_kernel, triton.cdiv(len(part), tiles.queries) * segments,
-            *tensors, part, listed, dropped, *steps, len(part), *sizes, segments, segment, k, *given.scalars,
-            **forms, BLOCK_K=max(2, triton.next_power_of_2(k)), **launched(tiles),
+            *tensors, *head_lists(visited), *lists, part, listed, dropped, *steps, len(part), *sizes, segments, segment,
+            k, *given.scalars, **forms, **spanned, BLOCK_K=max(2, triton.next_power_of_2(k)), **launched(tiles),
         )  # fmt: skip
         found.append(_merged(listed.flatten(1), dropped, k))
     return tuple(map(torch.cat, zip(*found, strict=True)))

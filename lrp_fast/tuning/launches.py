@@ -13,7 +13,7 @@ from ..ops.backend import kernels
 TOKENS = 4096
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
-_ATTENTION = r"(forward|dkv|dq)( gamma| capped)?, head_dim (\d+), (\d) bytes"
+_ATTENTION = r"(forward|dkv|dq|masses)( gamma| capped)?, head_dim (\d+), (\d) bytes"
 _EDGES = r"edges( parts| gamma)?, head_dim (\d+), (\d) bytes"
 _LINEAR = r"gamma_(forward|backward), (\d) bytes(, few rows)?"
 
@@ -76,6 +76,8 @@ def _attention(step, form, tokens, head_dim, dtype, device, cp) -> Run:
     if step == "forward":
         return lambda table: attention.forward(query, key, value, **flags, absolute=gamma, table=table)
     kept = attention.forward(query, key, value, **flags, absolute=gamma)
+    if step == "masses":
+        return lambda table: (attention.tile_masses(g, query, key, *kept, **flags, table=table),)
     shares = {"value_share": 1.0, "score_share": 0.0} if cp else {"value_share": 0.5, "score_share": 0.25}
     rule = {**shares, "ratio": True, "gamma": 0.25 * gamma}
     return lambda table: attention.backward(g, query, key, value, *kept, **flags, **rule, table=table)

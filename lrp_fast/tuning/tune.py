@@ -21,7 +21,8 @@ from .launches import DTYPES, case_of
 _PATHS = ("triton", "vendor")
 _MAIN = ("dkv", "dq", "forward", "edges")
 _FORMS = (
-    "dkv gamma", "dq gamma", "forward gamma", "dkv capped", "dq capped", "forward capped", "edges parts", "edges gamma",
+    "masses", "dkv gamma", "dq gamma", "forward gamma", "dkv capped", "dq capped", "forward capped", "edges parts",
+    "edges gamma",
 )  # fmt: skip
 _GAMMA = [f"gamma_{step}, {{}} bytes{few}" for few in ("", ", few rows") for step in ("forward", "backward")]
 

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from lrp_fast import reference
 from lrp_fast.kernels import attention as kernels
-from lrp_fast.kernels.attention import Tiles, arguments, backward_pass, pieces
+from lrp_fast.kernels.attention import Tiles, arguments, pieces, prepare
 from lrp_fast.kernels.common import launch
 from lrp_fast.reference import rounding
 from lrp_fast.rules import Rules
@@ -337,7 +337,7 @@ def test_any_number_of_tiles_is_compacted(monkeypatch):
     query, key, value, g, sinks, bounds = case.tensors()
     g[:, :, 32:160] = 0
     _, expected = run(case, query, key, value, g, sinks, bounds)
-    monkeypatch.setattr(backward_pass, "_COMPACT", 4)  # of 17 tiles
+    monkeypatch.setattr(prepare, "_COMPACT", 4)  # of 17 tiles
     _, found = run(case, query, key, value, g, sinks, bounds)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 

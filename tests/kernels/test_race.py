@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lrp_fast import Rules, ops
-from lrp_fast.kernels import activation, gated_mlp, linear, norm, relevance
+from lrp_fast.kernels import activation, attention, gated_mlp, linear, norm, relevance
 from tests.kernels.ways import INTERPRETED
 
 if INTERPRETED:
@@ -51,6 +51,25 @@ def test_attention_with_few_rows_of_relevance(dtype, draw, repeat):
     def call():
         leaves = [t.detach().requires_grad_() for t in tensors]
         return torch.autograd.grad(ops.attention(*leaves, impl="triton"), leaves, g)
+
+    repeat(call)
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize("gamma", [0.0, 0.25])
+def test_bounded(gamma, dim, dtype, draw, repeat):
+    sizes = ((4, 1500), (2, 1500), (2, 1500), (4, 1500))
+    query, key, value, g = (draw(1, tokens, heads, dim, dtype=dtype).transpose(1, 2) for heads, tokens in sizes)
+    flags = {"scale": dim**-0.5, "causal": True, "window": 700, "softcap": None}
+    of_forward = attention.forward(query, key, value, **flags, absolute=gamma > 0)
+    shares = {"value_share": 0.5, "score_share": 0.25, "ratio": True}
+
+    def call():
+        masses = attention.tile_masses(g, query, key, *of_forward, **flags, gamma=gamma)
+        kept = masses > masses.mean()
+        return masses, *attention.backward(
+            g, query, key, value, *of_forward, **flags, **shares, gamma=gamma, kept=kept
+        )  # fmt: skip
 
     repeat(call)
 

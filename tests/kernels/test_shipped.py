@@ -16,7 +16,7 @@ from lrp_fast.kernels.tiles import TABLE, find
 from lrp_fast.ops import edges as ops_edges
 from lrp_fast.ops.attention import Kept, Reach, Trace
 from lrp_fast.rules import Rules
-from tests.kernels import test_attention, test_edges, test_gated_mlp, test_linear
+from tests.kernels import test_attention, test_bounded, test_edges, test_gated_mlp, test_linear
 from tests.kernels.executor import identity
 from tests.kernels.recording import Record
 from tests.kernels.test_compile import MODULES
@@ -116,6 +116,27 @@ def test_attention_form(form, dtype, within_rounding, monkeypatch):
     test_attention.compare(sized(replace(attention_forms()[form], dtype=dtype)), within_rounding, monkeypatch)
 
 
+def bounded_forms():
+    kept = [f"{dim}-plain" for dim in (64, 80, 96, 128, 256)]
+    kept += [f"{dim}-{form}" for dim in (64, 128, 256) for form in ("all-flags", "capped")]
+    return {form.replace("-plain", ""): attention_forms()[form] for form in [*kept, "128-cp"]}
+
+
+@pytest.mark.parametrize("form", bounded_forms())
+def test_bounded_form(form, dtype, within_rounding):
+    """With a forward pass by the definition: the kernel's is executed above. All tiles but two are kept, so that loops
+    are as long as there."""
+    case = sized(replace(bounded_forms()[form], dtype=dtype))
+    query, key, value, g, sinks, bounds = tensors = case.tensors()
+    of_forward = test_bounded.forward_by_definition(case, query, key, value, sinks, bounds)
+    found = test_bounded.masses(case, g, query, key, of_forward, bounds)
+    test_bounded.check_masses(case, found, tensors, within_rounding)
+    kept = test_bounded.some(case, share=2)
+    kept[:, 0, 0, 0] = kept[:, 1, -1, -1] = False
+    found = test_bounded.backward(case, g, query, key, value, of_forward, bounds, kept)
+    test_bounded.check(case, found, tensors, kept, within_rounding)
+
+
 # ---- Edges ----------------------------------------------------------------------------------------------------------
 
 
@@ -158,6 +179,30 @@ def test_edges_form(form, dtype, within_rounding):
     k = edges.MOST if "all-flags" in form else 16
     rows = torch.arange(case.queries)
     test_edges.check_lists(matrix, *edges.strongest(ops_edges._prepared(trace, *parts), rows, k), k)
+
+
+def bounded_edge_forms():
+    forms = {f"{dim}-{form}" for dim in (64, 128, 256) for form in ("plain", "all-flags")} | {"64-single"}
+    return {form.replace("-plain", ""): edge_forms()[form] for form in sorted(forms)}
+
+
+@pytest.mark.parametrize("form", bounded_edge_forms())
+def test_bounded_edges_form(form, dtype, within_rounding):
+    """As above, of the tiles that are kept."""
+    case = bounded_edge_forms()[form]
+    x = torch.empty(1, case.dim, dtype=dtype)
+    tiles = attention.config("edges gamma" if case.rules.attention_gamma else "edges", x, False, False)
+    _, n = attention.unit(x, case.rules.attention_gamma > 0, case.softcap is not None)
+    keys = 2 * max(tiles.keys, n) + tiles.queries
+    own = {"dim": case.dim, "softcap": case.softcap, "window": case.window and keys // 2, "kv_heads": case.kv_heads}
+    case = test_attention.Case(case.rules, tiles.queries + 5, keys, **own, dtype=dtype)
+    tensors = case.tensors()
+    parts = test_bounded.parts_of(case, "key value" if "all-flags" in form else "")
+    kept = test_bounded.some(case, share=2)
+    kept[:, 0, :, 0] = kept[:, 1, :, -1] = False
+    of_forward = test_bounded.forward_by_definition(case, *tensors[:3], *tensors[4:])
+    k = edges.MOST if "all-flags" in form else 16
+    test_bounded.check_edges(case, tensors, parts, kept, of_forward, within_rounding, k)
 
 
 def test_histogram():

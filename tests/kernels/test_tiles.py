@@ -23,6 +23,7 @@ def test_attention_s_rows_are_complete(on, monkeypatch):
                 x = torch.empty(1, dim, dtype=dtype)
                 for step in ("forward", "dkv", "dq"):
                     assert min(attention.config(step, x, gamma, capped)) > 0
+                assert min(attention.config("masses", x, False, capped)) > 0
             for step in ("edges", "edges parts", "edges gamma") if x[0].nbytes <= 512 else ():
                 assert min(attention.config(step, x, False, False)) > 0
 
@@ -66,6 +67,7 @@ def test_launches_take_their_tiles_from_the_table_that_they_are_given():
         out, lse, _ = attention.forward(query, query, query, **flags)
         shares = {"value_share": 0.5, "score_share": 0.25, "ratio": True}
         attention.backward(out, query, query, query, out, lse, None, **flags, **shares)
+        attention.tile_masses(out, query, query, out, lse, None, **flags)
         given = edges.prepare(
             out, query, query, query, out, lse, None, key_part=None, value_part=None, **plain, **shares
         )  # fmt: skip
@@ -78,7 +80,7 @@ def test_launches_take_their_tiles_from_the_table_that_they_are_given():
     with common.taken_down((9, 0)) as launched:
         launch_all()
     launches = [one[2:] for one in launched if "BLOCK_N" in one[2]]
-    assert len(launches) == 7
+    assert len(launches) == 8
     for constants, num_warps, num_stages in launches:
         assert (constants["BLOCK_M"], constants["BLOCK_N"], num_warps, num_stages) == (16, 16, 2, 1)
 
