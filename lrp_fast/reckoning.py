@@ -137,7 +137,13 @@ def _work_on_edges(size: LayerSize, context: Context) -> tuple[int, float]:
     if context.rules.attention_gamma and size.device != HOST:
         held += b * 2 * k  # |V|, and what the input contributes to it
     length = context.length  # prompts' edges are chosen one after another
-    chosen = (25 if context.rules.treatment.score else 15) * min(1 << 21, 64 * size.heads * length)
+    # Products of the queries that share a head of keys, and what is chosen from among the edges of all heads.
+    tile = w * min(1 << 21, 64 * size.heads * length)
+    chosen = (5 if context.rules.treatment.score else 3) * tile * q // (size.heads * k) + 6 * tile // size.heads
+    if size.device == HOST:
+        held += w * (q if b == w else 2 * q)
+        if context.bounded:
+            held += w * (2 * q + 2 * k)
     if context.graph.mass is not None:
         chosen += w * min(HELD, length * min(length // 2 + 32, (size.window or length) + 64))
     rules = context.rules

@@ -59,7 +59,7 @@ SHAPES = {
 def test_what_is_allocated_is_what_was_planned(shape, rule, tier, monkeypatch):
     """Within 15 %, the heap's own loss aside (benchmarks/bench_attribution.py measures the process as a whole)."""
     monkeypatch.setattr(lrp_fast.store, "_BLOCK", 0)
-    monkeypatch.setattr(lrp_fast.memory, "_heap_loss", lambda size, context: 1.0)
+    monkeypatch.setattr(lrp_fast.reckoning, "_heap_loss", lambda size, context: 1.0)
     subject, tokens = model(**SHAPES[shape]), 1024
     ids = torch.randint(0, 97, (tokens,), generator=torch.Generator().manual_seed(0))
     least = plan(subject, tokens, rule=rule).least["cpu"]
@@ -77,7 +77,7 @@ def test_what_is_allocated_is_what_was_planned(shape, rule, tier, monkeypatch):
 @pytest.mark.parametrize("tier", ["graph", "host", "file"])
 def test_prompts_in_one_pass_take_what_was_planned(tier, spec, monkeypatch):
     monkeypatch.setattr(lrp_fast.store, "_BLOCK", 0)
-    monkeypatch.setattr(lrp_fast.memory, "_heap_loss", lambda size, context: 1.0)
+    monkeypatch.setattr(lrp_fast.reckoning, "_heap_loss", lambda size, context: 1.0)
     subject, prompts, tokens = model(), 4, 256
     ids = torch.randint(0, 97, (prompts, tokens), generator=torch.Generator().manual_seed(0))
     given = {"positions": prompts, "prompts": prompts, "graph": spec}
@@ -88,7 +88,7 @@ def test_prompts_in_one_pass_take_what_was_planned(tier, spec, monkeypatch):
     assert set(planned.tiers) == {tier}
     questions = [question.read(subject, one, 3, 5, -1, "attnlrp", None) for one in ids]
     with Allocated(subject) as allocated:
-        explain_together(subject, questions, spec, planned, None)
+        explain_together(subject, questions, spec, planned, None, 0.0)
     assert allocated.peak == pytest.approx(planned.peak["cpu"], rel=0.2)
 
 
@@ -109,7 +109,7 @@ def falcon():
 def test_a_graph_of_layers_that_run_up_to_their_attention_again(build, rule, monkeypatch):
     """See `hf.contributions`."""
     monkeypatch.setattr(lrp_fast.store, "_BLOCK", 0)
-    monkeypatch.setattr(lrp_fast.memory, "_heap_loss", lambda size, context: 1.0)
+    monkeypatch.setattr(lrp_fast.reckoning, "_heap_loss", lambda size, context: 1.0)
     subject, given = build(), {"rule": rule, "graph": GraphSpec(topk=40)}
     memory = Memory(host_budget=plan(subject, 1024, **given).least["cpu"])
     planned = plan(subject, 1024, memory=memory, **given)
@@ -123,7 +123,7 @@ def test_a_graph_of_layers_that_run_up_to_their_attention_again(build, rule, mon
 @pytest.mark.parametrize("tier", ["graph", "file"])
 def test_a_graph_takes_what_was_planned(shape, rule, tier, monkeypatch):
     monkeypatch.setattr(lrp_fast.store, "_BLOCK", 0)
-    monkeypatch.setattr(lrp_fast.memory, "_heap_loss", lambda size, context: 1.0)
+    monkeypatch.setattr(lrp_fast.reckoning, "_heap_loss", lambda size, context: 1.0)
     subject, spec = model(**SHAPES[shape]), GraphSpec(topk=40)
     ids = torch.randint(0, 97, (1024,), generator=torch.Generator().manual_seed(0))
     least = plan(subject, 1024, rule=rule, graph=spec).least["cpu"]
@@ -139,9 +139,9 @@ def test_a_graph_takes_what_was_planned(shape, rule, tier, monkeypatch):
 def test_edges_that_wait_for_their_share_of_the_mass_were_planned(room, monkeypatch):
     """Where all of them have room, three tenths of what is there at that time; few are chosen."""
     monkeypatch.setattr(lrp_fast.store, "_BLOCK", 0)
-    monkeypatch.setattr(lrp_fast.memory, "_heap_loss", lambda size, context: 1.0)
+    monkeypatch.setattr(lrp_fast.reckoning, "_heap_loss", lambda size, context: 1.0)
     if room == "for a part":
-        for module in (lrp_fast.memory, lrp_fast.ops.edges):
+        for module in (lrp_fast.reckoning, lrp_fast.ops.edges):
             monkeypatch.setattr(module, "HELD", 1 << 20)
     subject, spec = model(num_hidden_layers=2), GraphSpec(mass=0.001)
     ids = torch.randint(0, 97, (4096,), generator=torch.Generator().manual_seed(0))
@@ -159,7 +159,7 @@ def test_edges_that_wait_for_their_share_of_the_mass_were_planned(room, monkeypa
 def test_dequantised_matrices_count(name, tokens, tier, monkeypatch):
     quantization = pytest.importorskip("torchao.quantization")
     monkeypatch.setattr(lrp_fast.store, "_BLOCK", 0)
-    monkeypatch.setattr(lrp_fast.memory, "_heap_loss", lambda size, context: 1.0)
+    monkeypatch.setattr(lrp_fast.reckoning, "_heap_loss", lambda size, context: 1.0)
     subject, ids = model(intermediate_size=2000), torch.arange(tokens) % 97
     config = getattr(quantization, name)(**({"set_inductor_config": False} if name.startswith("Int8") else {}))
     layers = {f"model.layers.{i}.mlp.{part}_proj" for i in range(6) for part in ("gate", "up", "down")}
@@ -183,7 +183,7 @@ def test_edges_that_no_budget_holds_are_refused():
 @pytest.mark.parametrize("rule", ["gradient", Rules(epsilon=0.1), Rules(gamma=0.1), Rules("cp", attention_gamma=0.1)])
 def test_other_rules_take_no_more_than_planned(rule, monkeypatch):
     monkeypatch.setattr(lrp_fast.store, "_BLOCK", 0)
-    monkeypatch.setattr(lrp_fast.memory, "_heap_loss", lambda size, context: 1.0)
+    monkeypatch.setattr(lrp_fast.reckoning, "_heap_loss", lambda size, context: 1.0)
     subject, ids = model(), torch.arange(1024) % 97
     for budget in (None, plan(subject, 1024, rule=rule).least["cpu"]):
         memory = Memory(host_budget=budget)

@@ -261,7 +261,7 @@ def test_an_mlp_is_split_where_tokens_are_rounded_alone(form, rule, with_outlier
     model, seen = with_outliers(form), []
     memory = least(model, rule)
     whole = attribute(model, ids, 3, 5, rule=rule)
-    monkeypatch.setattr(lrp_fast.memory, "_rows", lambda size, context: 5)
+    monkeypatch.setattr(lrp_fast.reckoning, "rows", lambda size, context: 5)
     gates = [layer.mlp.gate_proj for layer in model.model.layers]
     gate, own = gates[0], type(gates[0]).forward
 
