@@ -3,6 +3,7 @@ commit."""
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -219,7 +220,10 @@ def bench(root, folder, *arguments):
     """pytest-benchmark's JSON of a tiny run."""
     out = folder / "out.json"
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tiny", *arguments]
-    done = subprocess.run([*command, f"--benchmark-json={out}"], cwd=root, capture_output=True, text=True)
+    # Beside other workers pytest-benchmark measures nothing.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    command.append(f"--benchmark-json={out}")
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(out.read_text())
 

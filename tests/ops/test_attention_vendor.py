@@ -29,12 +29,13 @@ def used(flash_attention, monkeypatch):
         return attention._torch_forward(query, key, value, sinks, bounds, attention.Reach(**reach), rules)
 
     def backward(g, query, key, value, out, lse, size, *, bounds, value_share, score_share, ratio, epsilon, gamma,
-                 table, **reach):  # fmt: skip
+                 kept, table, **reach):  # fmt: skip
         calls.append("backward")
+        assert kept is None
         name = {(0.5, 0.25): "attnlrp", (1, 0): "cp", (1, 1): "gradient"}[value_share, score_share]
         rules = Rules(name, attention_epsilon=epsilon, attention_gamma=gamma)
-        tensors = (g, query, key, value, out, lse, size, bounds)
-        return attention._torch_backward(*tensors, attention.Reach(**reach), rules)
+        tensors = (g, query, key, value, out, lse, size, bounds, None)
+        return attention._torch_backward(*tensors, attention.Reach(**reach), rules, 0.0).grads
 
     ours = types.SimpleNamespace(forward=forward, backward=backward)
     monkeypatch.setattr(attention, "kernels", {"attention": ours}.__getitem__)
@@ -334,13 +335,13 @@ def test_a_whole_model_by_it_but_for_its_last_layer(tier, used, tiny, monkeypatc
     model = tiny("llama", torch.float64, max_position_embeddings=512)
     ids = torch.randint(0, 97, (1, 300), generator=torch.Generator().manual_seed(0))
     module = importlib.import_module("lrp_fast.attribution")
-    whole, tiers = module.plan, []
+    whole, tiers = module.planned, []
 
     def planned(*args, **named):
         tiers.append(tier)
         return dataclasses.replace(whole(*args, **named), tiers=(tier,) * 3)
 
-    monkeypatch.setattr(module, "plan", planned)
+    monkeypatch.setattr(module, "planned", planned)
     found = attribute(model, ids, target=3, contrast=5)
     assert tiers and used == [FORWARD] * 3 + ["backward", BACKWARD, BACKWARD]
     monkeypatch.setattr(attention, "fused", lambda *_, **__: False)
