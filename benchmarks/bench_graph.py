@@ -63,7 +63,7 @@ def test_transition(timed, layer, turn, case):
     n = h.shape[1]
     traces, leaf = [], h.detach().requires_grad_()
     with lrp_fast.patched(model):
-        with hf.tracing(module, traces):
+        with hf.attending(module, traces):
             whole = torch.autograd.grad(run(leaf), leaf, g)[0]
 
         def closed_form():
