@@ -19,19 +19,19 @@ from .prepare import compact, prepare
 def entry_of(p_listed, i_list, m, SUB: tl.constexpr):
     """The entry for tile number ``i_list`` of those that are listed, each standing for SUB of them; 0 unless m."""
     if SUB > 1:
-        i_entry = tl.load(p_listed + i_list // SUB, mask=m, other=0)
+        i_entry = tl.load(p_listed + i_list.to(tl.uint32) // SUB, mask=m, other=0)  # a shift and no more
     else:
         i_entry = tl.load(p_listed + i_list, mask=m, other=0)
     return i_entry
 
 
 @triton.jit
-def tile_of(i_entry, i_list, SUB: tl.constexpr):
-    """The tile itself."""
-    i_tile = i_entry
+def row_of(i_entry, i_list, SUB: tl.constexpr, BLOCK: tl.constexpr):
+    """The first of the BLOCK rows of the tile itself."""
+    i_row = i_entry * (SUB * BLOCK)
     if SUB > 1:
-        i_tile = i_entry * SUB + i_list % SUB
-    return i_tile
+        i_row += (i_list & (SUB - 1)) * BLOCK  # SUB being a power of two
+    return i_row
 
 
 @triton.jit
@@ -60,7 +60,7 @@ def collect(b_dk, b_dv, b_more, b_k, b_v, b_abs, q, u, u_more, p_lse, p_passed, 
         i_list += tl.where(jump_at <= 0, jump, 0)
     i_entry = entry_of(p_listed, i_list, count > 0, SUB)
     for it in range(0, count):
-        o_t = tile_of(i_entry, i_list, SUB) * BLOCK_M + tl.arange(0, BLOCK_M)
+        o_t = row_of(i_entry, i_list, SUB, BLOCK_M) + tl.arange(0, BLOCK_M)
         # The next tile's entry is fetched a tile ahead: loads whose address is loaded in their own iteration would
         # have to be pipelined behind it, and would take its stages.
         i_list = start + it + 1
@@ -193,7 +193,7 @@ def return_to_queries(b_dq, b_q, b_u, b_more, b_lse, b_passed, k, v, v_abs, p_li
         i_entry = entry_of(p_listed, i_list, count > 0, SUB)
     for it in range(0, count):
         if SUB > 0:
-            i_n = tile_of(i_entry, i_list, SUB)
+            i_row = row_of(i_entry, i_list, SUB, BLOCK_N)
             i_list = start + it + 1
             if MASKED:
                 i_list += tl.where(it + 1 >= jump_at, jump, 0)
@@ -202,7 +202,8 @@ def return_to_queries(b_dq, b_q, b_u, b_more, b_lse, b_passed, k, v, v_abs, p_li
             i_n = start + it
             if MASKED:
                 i_n += tl.where(it >= jump_at, jump, 0)
-        o_j = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+            i_row = i_n * BLOCK_N
+        o_j = i_row + tl.arange(0, BLOCK_N)
         b_k = load_tile(k, o_j, stride_ks, stride_kd, first, end, HEAD_DIM, BLOCK_D, MASKED)
         # (BLOCK_M, BLOCK_N)
         b_qk = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
