@@ -47,8 +47,8 @@ class Trace(NamedTuple):
     reach: Reach
     rules: Rules
     # Of a bounded pass: what was not left out of each prompt, (H, tiles of queries, tiles of keys) bool; None: all.
-    tiles: list[Tensor | None] | None
-    unit: tuple[int, int] | None  # queries and keys of a tile
+    tiles: list[Tensor | None] | None = None
+    unit: tuple[int, int] | None = None  # queries and keys of a tile
 
     def of(self, prompt: int, start: int, end: int) -> Trace:
         """That of one prompt of a batch, whose tokens are ``start`` ... ``end`` - 1 of as many queries as keys."""

@@ -104,6 +104,7 @@ def _prepared(trace: Trace, key_part: Tensor | None, value_part: Tensor | None):
         epsilon=trace.rules.attention_epsilon,
         gamma=trace.rules.attention_gamma,
         kept=None if trace.tiles is None else trace.tiles[0][None],
+        table=table(trace.query),
     )
 
 
