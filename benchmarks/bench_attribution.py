@@ -15,7 +15,7 @@ from turns import Reference
 LENGTHS = {128: 9, 512: 5, 1024: 3, 2048: 3}  # tokens: turns
 TINY = {64: 2}
 EXACT = 1024  # tokens up to which there is a reference in float64
-TOLERANCE = 0.01
+TOLERANCE = 0.005
 BOUND = 1e-4
 CONSERVED = "the explained value"  # without biases cp hands on all that it gets: the relevance of the tokens sums to it
 HALF_OF_BFLOAT16 = (
