@@ -15,6 +15,7 @@ from turns import Reference
 LENGTHS = {128: 9, 512: 5, 1024: 3, 2048: 3}  # tokens: turns
 TINY = {64: 2}
 EXACT = 1024  # tokens up to which there is a reference in float64
+WARM = 2048  # and up to which a call follows one like it: beyond, all contenders' heaps together would not fit
 TOLERANCE = 0.005
 BOUND = 1e-4
 CONSERVED = "the explained value"  # without biases cp hands on all that it gets: the relevance of the tokens sums to it
@@ -86,7 +87,7 @@ def measure(found, contender, tokenizer, tokens, turn, case):
     info, numbers = {"tokens": tokens, "own_forward": OWN_FORWARD.get(case, "forward")}, None
     if held and held.name == CONSERVED:
         numbers = lambda result: [sum(result["relevance"])]  # noqa: E731
-    warm_ups = 1 if tokens <= EXACT else 0
+    warm_ups = 1 if tokens <= WARM else 0
     result = contender(group, case, peer, call, asked | given, against=held, numbers=numbers, warm_ups=warm_ups, **info)
     if numbers:
         found.results[group, CONSERVED] = [result["value"]]

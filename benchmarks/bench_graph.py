@@ -32,7 +32,7 @@ def test_graph(request, contender, tokenizer, turn, case):
     asked = prompts.needle(tokenizer, tokens)
     held = None if case == "alone" else Reference("alone", BOUND)
     given = asked | {"graph": SPECS[case]}
-    contender(f"graph, {tokens} tokens", case, "ours", "attribute", given, against=held, warm_ups=0)
+    contender(f"graph, {tokens} tokens", case, "ours", "attribute", given, against=held)
 
 
 @pytest.fixture(scope="module")

@@ -44,14 +44,15 @@ class Worker:
         )  # fmt: skip
         self.versions = self._answer()["versions"]
 
-    def prepare(self, call: str, given: dict) -> None:
-        self._ask({"prepare": call, "given": given})
+    def prepare(self, call: str, given: dict, fresh: bool = True) -> None:
+        """``fresh``: the heap is given back before the call and after it, and its peak is measured."""
+        self._ask({"prepare": call, "given": given, "fresh": fresh})
 
     def run(self) -> None:
         self._ask({"run": True})
 
     def report(self) -> dict:
-        """``peak_mb`` above what was resident before, 10^6 bytes, and the call's ``result``."""
+        """``peak_mb`` above what was resident before, 10^6 bytes, of a fresh call; and the call's ``result``."""
         return self._ask({"report": True})
 
     def close(self) -> None:

@@ -7,7 +7,8 @@ Runs in whatever environment the contender needs, and imports nothing of ours bu
 
 Requests, each answered by one line:
 
-    {"prepare": name, "given": {...}}   the heap is given back and the peak's mark set; nothing runs
+    {"prepare": name, "given": {...}, "fresh": true}   the heap is given back and the peak's mark set, unless it is not
+                                        to be fresh; nothing runs
     {"run": true}                       the call. It is timed from the other end, with a tenth of a millisecond of pipe
     {"report": true}                    {"peak_mb": ..., "result": ...}, what the call returned, its tensors as lists
 
@@ -50,16 +51,17 @@ def main() -> None:
             if "prepare" in request:
                 result = None  # the last one's tensors are no part of the next one's peak
                 call, given = calls[request["prepare"]], request["given"]
-                start = memory.start()
+                start = memory.start() if request["fresh"] else None
                 answer({})
             elif "run" in request:
                 result = call(**given)
                 answer({})
             else:
-                peak = memory.above(start)
-                answer({"peak_mb": peak / 1e6, "result": plain(result)})
+                peak = None if start is None else memory.above(start) / 1e6
+                answer({"peak_mb": peak, "result": plain(result)})
                 result = None
-                memory.start()  # what it need not hold while the others have their turn, it gives back
+                if start is not None:
+                    memory.start()  # what it need not hold while the others have their turn, it gives back
         except Exception as error:
             answer({"failed": sentence(error)})
 
