@@ -171,3 +171,12 @@ def test_files_from_before_there_was_a_tolerance_are_of_exact_passes(made, promp
     assert again.tolerance == 0.0
     assert torch.equal(again.dropped, result.dropped)
     assert torch.equal(again.layers, result.layers)
+
+
+def test_an_exact_pass_within_patched_says_that_nothing_was_left_out(made, prompt):
+    model, dropped = made("llama"), []
+    with patched(model, dropped=dropped):
+        x = model.get_input_embeddings()(prompt).detach().requires_grad_()
+        model(inputs_embeds=x).logits[0, -1, 3].backward()
+    assert torch.equal(torch.cat(dropped), torch.zeros(3, dtype=torch.float64))
+    assert not any("lrp_fast" in name for module in model.modules() for name in module.__dict__)

@@ -63,7 +63,8 @@ def patched(
             forward is overridden already.
     """
     rules, tolerance = as_rules(rule), read_tolerance(tolerance)
-    bounded = attending(model, None, tolerance, dropped, _REFUSAL) if tolerance else nullcontext()
+    told = tolerance or dropped is not None
+    bounded = attending(model, None, tolerance, dropped, _REFUSAL) if told else nullcontext()
     with owned(model, passing=False), overlaid(model, rules, _REFUSAL), bounded:
         yield model
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .attention_tiled import capped, reached
-from .bounded import choose
+from .bounded import UNITS, choose
 
 TILE = 64  # queries, and keys, of a tile
 _BATCH = 32  # tiles of head_dim 64 in one product: measured, with more of them they leave the cache
@@ -45,10 +45,14 @@ def backward(
     Returns:
         None where the whole pass costs no more, or what it is given is not finite.
     """
-    if -(-query.shape[2] // TILE) < _FEWEST:
-        return None
     wide = torch.promote_types(query.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(g[0], dim=-1, dtype=wide)  # (H, T)
+    # In units of the largest: squares of what is below 1e-19 would be 0.
+    unit = torch.linalg.vector_norm(g, torch.inf).to(wide)
+    norm = torch.linalg.vector_norm(g[0].to(wide) / unit, dim=-1)  # (H, T)
+    # Padding behind a prompt carries none: in company it is bounded where it is alone.
+    carry = norm.any(0).nonzero()
+    if len(carry) == 0 or int(carry[-1]) // TILE + 1 < _FEWEST or not lse.isfinite().all():
+        return None
     weighed = norm if sinks is None else norm * (1 - torch.exp(sinks.to(wide)[:, None] - lse[0]))
     total = weighed.sum(dtype=torch.float64).item()
     guessed = _guessed(norm, query, key, lse, reach)
@@ -63,7 +67,8 @@ def backward(
         dropped = max(0.0, 1 - sums.mass / total) if total else 0.0
         if dropped <= tolerance:
             return Grads(*sums.grads(), kept, dropped)
-        if bool((kept == (guessed > 0)).all()):  # rounding alone is above so small a tolerance
+        # Rounding alone is above so small a tolerance; some tiles weigh too little for any.
+        if goal * UNITS < 1 or bool((kept == (guessed > 0)).all()):
             return None
         goal *= min(0.7, 0.9 * tolerance / dropped)
         chosen = choose(guessed, goal)
@@ -73,14 +78,15 @@ def _guessed(norm: Tensor, query: Tensor, key: Tensor, lse: Tensor, reach) -> Te
     """(H, tiles of queries, tiles of keys) masses, unbiased, by `_DRAWN` queries a tile: as many as there are equal
     parts of its |u_i|, from the middle of each. Above 0 wherever a query with relevance reads a key."""
     (heads, queries), keys, wide = query.shape[1:3], key.shape[2], norm.dtype
+    on = {"device": query.device}
     rows, columns = -(-queries // TILE), -(-keys // TILE)
     u = torch.nn.functional.pad(norm, (0, -queries % TILE)).view(heads, rows, TILE).cumsum(-1)
     mass = u[..., -1:].contiguous()
-    middles = (torch.arange(_DRAWN, dtype=wide) + 0.5) / _DRAWN * mass
-    drawn = torch.searchsorted(u, middles).clamp_(max=TILE - 1) + torch.arange(0, rows * TILE, TILE)[:, None]
+    middles = (torch.arange(_DRAWN, dtype=wide, **on) + 0.5) / _DRAWN * mass
+    drawn = torch.searchsorted(u, middles).clamp_(max=TILE - 1) + torch.arange(0, rows * TILE, TILE, **on)[:, None]
     drawn = drawn.clamp_(max=queries - 1)  # (H, rows, _DRAWN)
-    guessed = torch.zeros(heads, rows, columns, dtype=wide)
-    of_head = torch.arange(heads)[:, None]
+    guessed = torch.zeros(heads, rows, columns, dtype=wide, **on)
+    of_head = torch.arange(heads, **on)[:, None]
     each = TILE // _DRAWN
     for first in range(0, rows, each):
         here = slice(first, min(first + each, rows))
@@ -90,7 +96,7 @@ def _guessed(norm: Tensor, query: Tensor, key: Tensor, lse: Tensor, reach) -> Te
         first_read, last_read = int(position.min()), int(position.max())
         read = reached(first_read, last_read, keys, reach)
         low = read.start // TILE * TILE
-        j = torch.arange(low, read.stop)
+        j = torch.arange(low, read.stop, **on)
         for one in range(key.shape[1]):  # a head of keys at a time: what is at work stays in the cache
             own = slice(one * heads // key.shape[1], (one + 1) * heads // key.shape[1])
             s = q[own].flatten(0, 1) @ key[0, one, low : read.stop].to(wide).T
@@ -106,8 +112,8 @@ def _guessed(norm: Tensor, query: Tensor, key: Tensor, lse: Tensor, reach) -> Te
             s = torch.nn.functional.pad(s, (0, -len(j) % TILE)).unflatten(-1, (-1, TILE)).sum(-1)
             of_keys = slice(low // TILE, low // TILE + s.shape[-1])
             guessed[own, here, of_keys] = s.unflatten(0, (-1, here.stop - first, _DRAWN)).sum(2)
-    first_of, last_of = (torch.arange(rows) * TILE + (keys - queries), torch.arange(columns) * TILE)
-    there = torch.ones(rows, columns, dtype=torch.bool)
+    first_of, last_of = (torch.arange(rows, **on) * TILE + (keys - queries), torch.arange(columns, **on) * TILE)
+    there = torch.ones(rows, columns, dtype=torch.bool, **on)
     if reach.causal:
         there &= last_of <= (first_of[:, None] + TILE - 1)
     if reach.window is not None:
@@ -176,7 +182,8 @@ def visits(
         cut = cut | (ahead + TILE > reach.window)
     a, b = head * rows + row, head // (heads // key.shape[1]) * columns + column
     each = max(1, _BATCH * 64 // max(64, query.shape[3]))
-    i, j = torch.arange(TILE)[:, None], torch.arange(TILE)
+    j = torch.arange(TILE, device=kept.device)
+    i = j[:, None]
     for whole in (True, False):
         for part in (~cut if whole else cut).nonzero().flatten().split(each):
             hidden = None

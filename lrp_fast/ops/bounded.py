@@ -19,7 +19,7 @@ from torch import Tensor
 
 SAMPLED = 8  # every so many tiles of queries are looked at before the others
 
-_UNITS = 2.0**60  # of which all masses together are: sums of whole numbers come out the same in any order
+UNITS = 2.0**60  # of which all masses together are: sums of whole numbers come out the same in any order
 
 
 class Chosen(NamedTuple):
@@ -63,13 +63,13 @@ def choose(masses: Tensor, tolerance: float) -> Chosen | None:
         return Chosen(torch.zeros_like(masses, dtype=torch.bool), 0.0)
     there = masses[masses > 0]
     ascending = there.sort().values
-    sums = (ascending.double() / total * _UNITS).long().cumsum_(0)
-    goes = int((sums <= int(tolerance * _UNITS)).sum())
+    sums = (ascending.double() / total * UNITS).long().cumsum_(0)
+    goes = int((sums <= int(tolerance * UNITS)).sum())
     if goes == len(ascending):  # a sum of roundings may be one
         goes -= 1
     kept = masses >= ascending[goes]
     first = int(torch.searchsorted(ascending, ascending[goes]))
-    return Chosen(kept, int(sums[first - 1]) / _UNITS if first else 0.0)
+    return Chosen(kept, int(sums[first - 1]) / UNITS if first else 0.0)
 
 
 def kept_share(masses: Tensor, tolerance: float) -> float:

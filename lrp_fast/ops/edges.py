@@ -157,7 +157,7 @@ def bounded_tiles(
     for row, wanted in enumerate(torch.bincount(rows // TILE, minlength=kept.shape[1]).tolist()):
         if not wanted:
             continue
-        edges = torch.zeros(columns, TILE, TILE, dtype=given.q.dtype)  # by tile of keys
+        edges = given.q.new_zeros(columns, TILE, TILE)  # by tile of keys
         for a, b, hides in visits(kept[:, row : row + 1], query, trace.key, reach, row):
             q, u, lse, passed = (t.index_select(0, a) for t in given[:4])
             k, v, k_part, v_part = (None if t is None else t.index_select(0, b) for t in given[4:])

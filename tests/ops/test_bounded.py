@@ -216,3 +216,61 @@ def test_what_is_short_or_of_one_query_is_computed_whole():
     g[:, :, :-1] = 0  # as above the last layer: other rows are skipped anyway
     _, dropped, trace = run(query, key, value, g, 0.4)
     assert dropped.item() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_how_large_relevance_is_does_not_matter(dtype, whatever_it_saves):
+    """Squares of what is below 1e-19 are 0 in float32."""
+    query, key, value, g = (t.to(dtype) for t in make(320, 320))
+    grads, dropped, _ = run(query, key, value, g, 0.4)
+    small = 2.0 ** (-90 if dtype == torch.float32 else -600)
+    for one, other in zip(run(query, key, value, g * small, 0.4)[0], grads, strict=True):
+        assert (one - other * small).abs().max() <= 1e-5 * other.abs().max() * small
+    assert run(query, key, value, g * small, 0.4)[1] == pytest.approx(dropped.item(), rel=1e-5)
+
+
+def test_a_query_that_is_not_a_number_is_not_left_out():
+    query, key, value, g = make(320, 320)
+    query[0, 1, 101, 3] = torch.nan  # none of those that are drawn
+    grads, dropped, trace = run(query, key, value, g, 0.4)
+    exact, _, _ = run(query, key, value, g, 0.0)
+    assert trace.tiles is None
+    assert dropped.item() == 0
+    assert all(torch.equal(one.isnan(), other.isnan()) for one, other in zip(grads, exact, strict=True))
+
+
+def test_no_tolerance_is_too_small_to_come_to_an_end():
+    """Of queries that read their neighbours alone, most tiles weigh less than any tolerance, and rounding more."""
+    t, half = torch.arange(1024, dtype=torch.float64), torch.zeros(1, 2, 1024, 8, dtype=torch.float64)
+    query, key = half.clone(), half.clone()
+    query[..., 0], query[..., 1] = 0.4 * t, -0.2  # scores fall with the square of the distance
+    key[..., 0], key[..., 1] = t, t * t
+    generator = torch.Generator().manual_seed(0)
+    value, g = (torch.randn(half.shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    for tolerance in (1e-16, 1e-17, 1e-300):
+        _, dropped, _ = run(query, key, value, g, tolerance)
+        assert dropped.item() <= tolerance
+
+
+def test_padding_bounds_no_prompt_that_is_computed_whole_alone(whatever_it_saves):
+    query, key, value, g = make(320, 320)
+    g[:, :, 192:] = 0
+    grads, dropped, trace = run(query, key, value, g, 0.4)
+    alone = run(*(t[:, :, :192] for t in (query, key, value, g)), 0.4)[0]
+    assert trace.tiles is None
+    assert dropped.item() == 0
+    for one, other in zip(grads, alone, strict=True):
+        assert (one[:, :, :192] - other).abs().max() <= 1e-12 * other.abs().max()
+
+
+def test_tensors_are_made_where_those_of_the_caller_are(whatever_it_saves):
+    """As on a CUDA device that the kernels do not serve: none is made on the default one."""
+    query, key, value, g = make(320, 320)
+    kept = ops.attention_forward(query, key, value, scale=0.4)
+    reach = run(query, key, value, g, 0.4)[2].reach
+    with torch.device("meta"):
+        found = attention_bounded.backward(
+            g, query, key, value, *kept[:2], reach, sinks=None, tolerance=0.4, scores=True, ratio=False
+        )
+    assert found is not None
+    assert found.query.device.type == "cpu"
