@@ -52,7 +52,7 @@ class Attribution:
 
     def __post_init__(self) -> None:
         if self.dropped is None:
-            object.__setattr__(self, "dropped", torch.zeros(len(self.layers) - 1, dtype=torch.float64))
+            object.__setattr__(self, "dropped", torch.zeros(len(self.layers) - 1, dtype=torch.float64, device="cpu"))
 
     @property
     def relevance(self) -> torch.Tensor:

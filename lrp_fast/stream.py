@@ -76,7 +76,7 @@ class _Pass:
         """For each target (B,), the largest share that an attention of the layer left out."""
         each = len(self.dropped) // targets
         if each == 0:
-            return [torch.zeros(prompts, dtype=torch.float64)] * targets
+            return [torch.zeros(prompts, dtype=torch.float64, device="cpu")] * targets
         return [torch.stack(self.dropped[i * each : (i + 1) * each]).amax(0) for i in range(targets)]
 
 

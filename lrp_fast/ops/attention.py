@@ -129,6 +129,8 @@ def attention(
     tolerance = bounded.read_tolerance(tolerance)
     if tolerance and impl == "vendor":
         raise ValueError("PyTorch's FlashAttention leaves nothing out: with a tolerance, use impl='auto'")
+    if tolerance and traces is not None and bounds is not None:
+        raise ValueError("traces of a bounded backward pass are of prompts without bounds: leave out bounds=")
     given = (query, key, value, sinks, bounds, reach, as_rules(rule))
     return _Attention.apply(*given, _paths(*given, impl), kept, traces, tolerance, dropped)
 
