@@ -53,6 +53,8 @@ STACK = {
     "attention/*-forward_kernel": 48,
     # With Triton 3.9 on sm_90, for three stages that hide the copy; 40 with 3.7 and 48 with 3.6.
     "attention/256-*-dkv_kernel": 264,
+    # With Triton 3.6 on sm_100; the lists of what is kept are walked beside the sums.
+    "attention/64-bfloat16-kept-all-flags-dkv_kernel": 120,
     "attention/*-dkv_kernel": 112,
     "attention/*-dq_kernel": 48,
     # Rows of W that begin at any address: each element is loaded by itself.
@@ -62,6 +64,9 @@ STACK = {
     "linear/gamma_forward-*": 88,
     # The lists are kept beside the sums. Triton 3.9 spills most, on sm_90 without parts; 3.6 and 3.7 spill 8 there.
     "edges/*-plain-strongest_kernel": 336,
+    # The same at head_dim 128, where heads that keep nothing are passed over.
+    "edges/128-*-kept-strongest_kernel": 280,
+    "edges/128-*-kept-tile_kernel": 272,
     "edges/*-cp-strongest_kernel": 264,
     "edges/*-strongest_kernel": 208,
     "edges/*": 112,
