@@ -16,7 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-WRITTEN = ("benchmarks/results", "README.md", "docs")  # by the benchmarks: no change to what they measure
+# What the benchmarks write, what only reads that, and the tests: no change to what they measure.
+BESIDE = ("benchmarks/results", "benchmarks/results.py", "benchmarks/tables.py", "README.md", "docs", "tests")
 PACKAGES = ("lrp-fast", "torch", "transformers", "triton", "numpy", "scipy", "pytest-benchmark")
 
 
@@ -27,8 +28,8 @@ def git(*arguments) -> subprocess.CompletedProcess | None:
 
 
 def changed_since(commit: str) -> bool:
-    """Whether the working tree differs from that commit in anything but what the benchmarks write."""
-    found = git("diff", "--quiet", commit, "--", ".", *(f":(exclude){path}" for path in WRITTEN))
+    """Whether the working tree differs from that commit in anything that the benchmarks measure, or measure with."""
+    found = git("diff", "--quiet", commit, "--", ".", *(f":(exclude){path}" for path in BESIDE))
     return found is None or found.returncode != 0
 
 

@@ -208,7 +208,10 @@ def test_figures_are_current_until_the_code_changes(modules, tmp_path, monkeypat
         (results.RESULTS / "graph.json").write_text(json.dumps(of | {"tiny": tiny}))
         assert results.current("graph") != tiny
     git("add", ".")
-    git("commit", "-qm", "its figures")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_code.py").write_text("1")
+    git("add", ".")
+    git("commit", "-qm", "its figures, and a test")
     assert results.current("graph")
     (tmp_path / "code.py").write_text("2")
     assert not results.current("graph")
