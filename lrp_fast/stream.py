@@ -23,6 +23,7 @@ from .hf import (
     here,
     is_watched,
     keeping_rotations,
+    keeps_logits,
     passing,
     recording,
     replaying,
@@ -124,6 +125,11 @@ def propagate(
             relevance.append([one.cpu() for one in nodes])
             dropped.append(layer.most_dropped(len(nodes), len(x)))
             if observe is not None:
+                if len(layer.traces) != len(nodes):
+                    raise ValueError(
+                        f"layer {count - done}: its attention runs {len(layer.traces) // len(nodes)} times, and the "
+                        "closed form of edges is that of one run: leave the graph out"
+                    )
                 with torch.no_grad():
                     parts = contributions(layer.module, rules, x, layer.rest, layer.named)
                     for target in range(len(nodes)):
@@ -265,7 +271,7 @@ def _descent(model, input_ids, positions, objective, rules, plan, tell, trace) -
 
 def _logits(model: nn.Module, input_ids: Tensor, positions: list[int]) -> Tensor:
     """(P, V) logits at the positions alone: those of a long context would not fit."""
-    if len(input_ids) == 1:
+    if len(input_ids) == 1 and keeps_logits(model):
         # A list: a tensor would have to lie where the last layer does.
         return model(input_ids=input_ids, use_cache=False, logits_to_keep=positions).logits[0]
     with head_reads(model, positions):

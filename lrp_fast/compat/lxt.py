@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..hf import handlers
-from ..hf.families import FAMILIES, handler_of
+from ..hf.families import handler_of
 from ..hf.overlay import laid
 from ..hf.owner import is_ours, owned
 from ..hf.patching import overlaid
@@ -73,9 +73,7 @@ def monkey_patch(module: ModuleType, patch_map: Rules | None = None, verbose: bo
         raise RuntimeError(f"{module.__name__} is patched already: call unpatch first")
     classes = _model_classes(module)
     if not any(handler_of(cls) for cls in classes):
-        raise ValueError(
-            f"{module.__name__} holds no model that a propagation rule covers (families covered: {', '.join(FAMILIES)})"
-        )
+        raise ValueError(f"{module.__name__} holds no model that a propagation rule covers")
     changes = _in_force[module] = []
     for cls in classes:
         for name in ("__call__", "forward"):  # accelerate lays a forward of its own over instances

@@ -2,7 +2,7 @@
 
 from . import handlers
 from .attention import real_tokens, register_attention
-from .contributions import contributions
+from .contributions import check_closed_form, contributions
 from .coverage import Coverage, UnsupportedModuleError, check, coverage
 from .definitions import gaps_to_definitions
 from .families import at_rest, register
@@ -15,7 +15,7 @@ from .sizes import LayerSize, head_dims, layer_sizes, weight_bytes
 from .taken import check_language_model, check_weights, language_model_class, reads_token_types
 from .threads import here
 from .together import padding_shows, prompts_meet
-from .vocabulary import head_reads, share_a_row, vocabulary_size
+from .vocabulary import head_reads, keeps_logits, share_a_row, vocabulary_size
 from .weights import device_of, unreadable_format
 from .wrappers import give_language_model
 
@@ -29,6 +29,7 @@ __all__ = [
     "at_rest",
     "attending",
     "check",
+    "check_closed_form",
     "check_edges",
     "check_hooks",
     "check_language_model",
@@ -45,6 +46,7 @@ __all__ = [
     "here",
     "is_watched",
     "keeping_rotations",
+    "keeps_logits",
     "language_model_class",
     "layer_sizes",
     "made_for",

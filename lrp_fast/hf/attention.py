@@ -7,8 +7,9 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import causal_mask_function
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
 from .. import ops
 from ..rules import Rules
@@ -53,6 +54,8 @@ def attention_forward(
     unknown = sorted(name for name, given in kwargs.items() if given is not None and name not in _IGNORED)
     if unknown:
         raise ValueError(f"{layer} passes {', '.join(unknown)} to its attention, which lrp_fast has no rule for")
+    if attention_mask is not None and attention_mask.shape == (query.shape[0], 0):
+        raise ValueError(f"{layer} is given a mask for reading in both directions, which lrp_fast has no rule for")
     if attention_mask is not None and attention_mask.shape != (query.shape[0], 2):
         raise ValueError(
             f"a ready attention mask of shape {tuple(attention_mask.shape)} reached {layer}: "
@@ -69,6 +72,11 @@ def attention_forward(
     attend = getattr(module, "lrp_fast_attend", ops.attention) if ours else ops.attention
     if attention_mask is not None and query.shape[2] < key.shape[2]:
         attend = partial(_each_row_without_its_padding, attend)
+    width, most = value.shape[-1], max(value.shape[-1], query.shape[-1])
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    if width != query.shape[-1]:  # zeros change no score and no output
+        query, key, value = (F.pad(one, (0, most - one.shape[-1])) for one in (query, key, value))
     out = attend(
         query,
         key,
@@ -81,7 +89,7 @@ def attention_forward(
         softcap=softcap,
         sinks=s_aux,
     )
-    return out.transpose(1, 2).contiguous(), None
+    return out[..., :width].transpose(1, 2).contiguous(), None
 
 
 def both_ways(module: nn.Module) -> str | None:
@@ -126,6 +134,8 @@ def mask_bounds(
     sizes_known = "q_offset" in kwargs
     if sizes_known and kwargs["kv_offset"] + kwargs["kv_length"] > kwargs["q_offset"] + kwargs["q_length"]:
         raise ValueError("the cache is longer than what it holds (a StaticCache): use a DynamicCache, or none")
+    if kwargs.get("mask_function") is bidirectional_mask_function and attention_mask is None:
+        return torch.empty(batch_size, 0)  # which no attention of ours takes: it is for an encoder's, that does not run
     # Falcon wants its mask spelt out, whatever it is.
     if not (allow_is_causal_skip or (sizes_known and kwargs.get("mask_function") is causal_mask_function)):
         raise ValueError(

@@ -11,8 +11,9 @@ from torch.autograd import forward_ad
 from .. import ops
 from ..rules import Rules
 from . import experts, handlers, weights
-from .families import Part, branch_dtype, handled, handler_of, mlps, mlps_among
+from .families import Part, branch_dtype, handled, handler_of, mlps, mlps_among, moves_tokens
 from .overlay import forward_name, laid
+from .state_space import STATE_SPACES
 from .walk import modules_of
 
 _HOMOGENEOUS = (
@@ -23,6 +24,23 @@ _HOMOGENEOUS = (
     *handlers.LINEARS,
     *handlers.NORMS,
 )
+
+
+def check_closed_form(layers: list[nn.Module]) -> None:
+    """Refuse layers whose tokens meet otherwise than in one attention: no closed form of their edges is known here.
+
+    Raises:
+        ValueError: for the first.
+    """
+    for i, layer in enumerate(layers):
+        held = handled(layer)
+        attentions = [module for _, module, handler in held if handler in handlers.ATTENTIONS]
+        others = [module for _, module, handler in held if handler in STATE_SPACES or moves_tokens(module)]
+        if others or len(attentions) != 1:
+            why = f"tokens meet in its {type(others[0]).__name__}" if others else f"it holds {len(attentions)} attentions"
+            raise ValueError(
+                f"layer {i}: {why}, and the closed form of edges is that of one attention: leave the graph out"
+            )
 
 
 def contributions(
@@ -47,10 +65,12 @@ def contributions(
         if handler in handlers.LINEARS:
             dtype = weights.own_dtype(module) or branch_dtype(layer)
             overlays.append((module, forward_name(module), _linear(module, rules, dtype)))
-        elif handler in _NORMS:
+        elif handler in _NORMS:  # one that is spelt out is a linear map already
             overlays.append((module, forward_name(module), _norm(module, _NORMS[handler], rules)))
         elif handler in handlers.ATTENTIONS:
             overlays.append((module, "lrp_fast_attend", attend))
+        elif hasattr(handler, "kind"):  # behind the attention
+            overlays.append((module, forward_name(module), lambda z: z))
     for mlp in mlps(layer):  # behind the attention
         paired = handler_of(mlp) is experts.paired_mixture
         overlays.append((mlp, forward_name(mlp), (lambda x: (x, None)) if paired else lambda x: x))

@@ -8,9 +8,10 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import experts, handlers, weights, wrappers
+from . import experts, handlers, state_space, weights, wrappers
 from .attention import both_ways
-from .families import FAMILIES, at_rest, handled, handler_of
+from .audit import NOT_AUDITED
+from .families import at_rest, handled, handler_of, vouch
 from .walk import modules_of, named_modules_of, own_weights
 
 LOAD = "transformers.AutoModelForCausalLM.from_pretrained"
@@ -23,6 +24,7 @@ class UnsupportedModuleError(TypeError):
 def check(model: nn.Module) -> None:
     """Raise `UnsupportedModuleError` for the first module of ``model`` that has no handler, or is refused with it."""
     check_module(model)
+    findings = vouch(model)
     if handler_of(model) is None and (why := wraps(model)) is not None:
         raise UnsupportedModuleError(why)
     for module in modules_of(model):
@@ -34,15 +36,22 @@ def check(model: nn.Module) -> None:
     flawed = [
         (path, module, handler, why)
         for path, module, handler in handled(model)
-        if (why := _refused(module, handler)) is not None or handler is None
+        if (why := _refused(module, handler, findings)) is not None or handler is None
     ]
     if not flawed:
         return
     # Whatever else is not covered, to teach it would not help.
     flawed.sort(key=lambda part: part[2] not in handlers.ATTENTIONS or both_ways(part[1]) is None)
+    # What stopped the audit comes before what it did not come to.
+    flawed.sort(key=lambda part: findings.get(type(part[1]), "").startswith(NOT_AUDITED))
     path, module, _, why = flawed[0]
     name = type(module).__name__
     where = f"module {path!r}, a {name}" if path else f"the model itself, a {name}"
+    if type(module) in findings:
+        raise UnsupportedModuleError(
+            f"no propagation rule covers {where}, which {why}: register a rule with lrp_fast.hf.register({name}, "
+            "handler), where lrp_fast.hf.handlers has ready ones"
+        )
     if why is not None:
         raise UnsupportedModuleError(f"{where}, {why}")
     made_by = type(module).__module__
@@ -50,8 +59,8 @@ def check(model: nn.Module) -> None:
     if quantised is not None and not made_by.startswith("transformers.models."):
         raise UnsupportedModuleError(f"no propagation rule covers {where}: {quantised}")
     raise UnsupportedModuleError(
-        f"no propagation rule covers {where} (families covered: {', '.join(FAMILIES)}): register one with "
-        f"lrp_fast.hf.register({name}, handler), where lrp_fast.hf.handlers has ready ones"
+        f"no propagation rule covers {where}: register one with lrp_fast.hf.register({name}, handler), where "
+        "lrp_fast.hf.handlers has ready ones"
     )
 
 
@@ -97,19 +106,20 @@ class Coverage(NamedTuple):
 def coverage(model: nn.Module) -> list[Coverage]:
     """One entry a module class, in the order in which the model holds them. The model may be on the "meta" device."""
     found: dict[tuple, list[str]] = {}
+    findings = vouch(model)
     teach = "lrp_fast.hf.register teaches a class its rule"
     for path, module, handler in handled(model):
-        rule, kernel = _treatment(module, handler)
-        mend = "" if rule is not None else _refused(module, handler) or teach
+        rule, kernel = _treatment(module, handler, findings)
+        mend = "" if rule is not None else _refused(module, handler, findings) or teach
         found.setdefault((type(module), rule, kernel, mend), []).append(path)
     for path, module in at_rest(model):
         found.setdefault((type(module), _AT_REST, "", ""), []).append(path)
     return [Coverage(cls.__name__, len(paths), paths[0], *how) for (cls, *how), paths in found.items()]
 
 
-def _treatment(module: nn.Module, handler: handlers.Handler | None) -> tuple[str | None, str]:
+def _treatment(module: nn.Module, handler: handlers.Handler | None, findings: dict) -> tuple[str | None, str]:
     """The rule in words, and the kernel."""
-    if handler is None or _refused(module, handler) is not None:
+    if handler is None or _refused(module, handler, findings) is not None:
         return None, ""
     if hasattr(handler, "kind"):
         return f"identity: {handler.kind}(z)/z", "Triton"
@@ -121,8 +131,11 @@ def _treatment(module: nn.Module, handler: handlers.Handler | None) -> tuple[str
 _OF_FLOATS = (*experts.ROUTERS, *experts.EXPERTS, *handlers.NORMS)
 
 
-def _refused(module: nn.Module, handler: handlers.Handler | None) -> str | None:
-    """Why a rule does not cover a module of a class that it covers, as the end of a sentence that names the module."""
+def _refused(module: nn.Module, handler: handlers.Handler | None, findings: dict[type, str]) -> str | None:
+    """Why a rule does not cover a module of a class that it covers, as the end of a sentence that names the module;
+    ``findings`` are those of `vouch`."""
+    if type(module) in findings:
+        return findings[type(module)]
     if handler is None:
         return weights.unreadable_adapter(module)
     if handler is handlers.falcon_attention and module.config.alibi:
@@ -140,6 +153,11 @@ def _refused(module: nn.Module, handler: handlers.Handler | None) -> str | None:
 
 
 def _words() -> Iterator[tuple]:
+    for handler in (handlers.holder, handlers.idle, handlers.part):
+        yield handler, (_AT_REST, "")
+    yield state_space.state_space, ("time step, B, C are constants; gate and output half each (cp: output)", "PyTorch")
+    yield state_space.gated_delta_net, ("values half, queries and keys' side a quarter each (cp: values)", "PyTorch")
+    yield state_space.short_convolution, ("gates and what they gate half each (cp: what they gate)", "PyTorch")
     for handler in (handlers.leave, handlers.masking_model, handlers.dropout, *wrappers.HANDLERS):
         yield handler, ("left as it is: sums, constants, parts with rules of their own", "")
     for handler in (handlers.decoder_layer, handlers.pre_norm_decoder_layer):
@@ -150,15 +168,18 @@ def _words() -> Iterator[tuple]:
     yield handlers.adapted_embedding, ("left as it is: a look-up", "")
     for handler in (handlers.rms_norm, handlers.wide_rms_norm, handlers.offset_rms_norm, handlers.layer_norm):
         yield handler, ("rstd is a constant", "Triton")
+    yield handlers.spelt_out_norm, ("rstd is a constant", "PyTorch")
+    yield handlers.spelt_out, ("by its own code: products half each, functions of one number by f(z)/z", "PyTorch")
+    yield handlers.spelt_out_mlp, ("act(gate) and up half each (cp: up)", "PyTorch")
     yield handlers.centred_rms_norm, ("rstd is a constant", "Triton, the mean by PyTorch")
     for handler in (handlers.gated_mlp, handlers.fused_gated_mlp):
         yield handler, ("act(gate) and up half each (cp: up)", "Triton")
     for handler in (handlers.mlp, handlers.falcon_mlp, handlers.gpt2_mlp):
         yield handler, ("left as it is: parts with rules of their own", "")
     yield handlers.capped_language_model, ("a cap on its logits: identity", "PyTorch")
-    for handler in experts.ROUTERS:
-        yield handler, ("plain softmax and transpose; the choice passes nothing", "PyTorch")
+    yield experts.router, ("plain softmax, sigmoid and transpose; the choice passes nothing", "PyTorch")
     yield experts.gated_experts, ("act(gate) and up half each (cp: up); routing weight and output half each", "Triton")
+    yield experts.plain_experts, ("as an MLP; routing weight and output half each", "Triton")
     yield experts.clamped_experts, ("as a gated MLP; clamps: identity", "PyTorch")
     for handler in (experts.mixture, experts.paired_mixture, experts.shared_mixture):
         yield handler, ("routing weight and expert half each (cp: expert)", "PyTorch")

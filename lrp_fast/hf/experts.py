@@ -11,51 +11,18 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .. import ops
 from ..rules import Rules
-from .handlers import Overlay, kind_of
+from .handlers import Overlay, kind_of, spelt_out
 
 
-def softmax_router(module: nn.Module, rules: Rules) -> Overlay:
-    """Mixtral's and Qwen's: the best of a softmax over all experts, made to sum to one where the model says so."""
+def router(module: nn.Module, rules: Rules) -> Overlay:
+    """Any whose own code makes logits of all experts, (N, k) weights and (N, k) choices: `functions` are treated there.
 
-    def forward(hidden_states):
-        logits = _logits(module, hidden_states.reshape(-1, module.hidden_dim), rules)
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        weights, chosen = _best(module, torch.softmax(logits.to(wide), -1))
-        if getattr(module, "norm_topk_prob", True):
-            weights = weights / weights.sum(-1, keepdim=True)
-        # Mixtral's stay wide.
-        return logits, weights.to(logits.dtype) if hasattr(module, "norm_topk_prob") else weights, chosen
-
-    return {"forward": forward}
-
-
-def top_k_router(module: nn.Module, rules: Rules) -> Overlay:
-    """GPT-OSS's: a softmax over the logits of the best."""
-
-    def forward(hidden_states):
-        logits = _logits(module, hidden_states, rules)
-        best, chosen = _best(module, logits)
-        return logits, torch.softmax(best, -1), chosen
-
-    return {"forward": forward}
-
-
-def _logits(router: nn.Module, x: Tensor, rules: Rules) -> Tensor:
-    bias = getattr(router, "bias", None)
-    return ops.linear(x, router.weight, bias, epsilon=rules.epsilon, gamma=rules.gamma)
-
-
-def _best(router: nn.Module, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, k) scores and which they are: the best or, while a layer is replayed, those that were the best before."""
-    chosen = getattr(router, "lrp_fast_chosen", None)
-    if chosen is None:
-        return torch.topk(scores, router.top_k, dim=-1)
-    chosen = chosen.to(torch.long)
-    return scores.gather(-1, chosen), chosen
+    Softmax or sigmoid, a bias that only the choice reads, groups of experts of which some are chosen first.
+    """
+    return spelt_out(module, rules)
 
 
 def gated_experts(module: nn.Module, rules: Rules) -> Overlay:
@@ -71,6 +38,15 @@ def gated_experts(module: nn.Module, rules: Rules) -> Overlay:
     return {"forward": forward}
 
 
+def plain_experts(module: nn.Module, rules: Rules) -> Overlay:
+    """Each an MLP without a gate (Nemotron-H); their weights (E, out, in)."""
+
+    def forward(hidden_states, top_k_index, top_k_weights):
+        return _mixed(module, hidden_states, top_k_index, top_k_weights, module.act_fn, rules, "up_proj")
+
+    return {"forward": forward}
+
+
 def clamped_experts(module: nn.Module, rules: Rules) -> Overlay:
     """GPT-OSS's: gate and up take turns and are clamped; their product is (up + 1) gate sigmoid(alpha gate).
 
@@ -81,8 +57,7 @@ def clamped_experts(module: nn.Module, rules: Rules) -> Overlay:
         gate, up = both[..., ::2], both[..., 1::2]
         gate = _identity(gate, lambda z: _swish(z.clamp(max=module.limit), module.alpha), _gate_ratio, rules)
         up = _identity(up, lambda z: z.clamp(-module.limit, module.limit), _clamp_ratio, rules)
-        shares = rules.treatment
-        return (ops.share(up, shares.up) + 1) * ops.share(gate, shares.gate)
+        return ops.product(gate, up + 1, rule=rules)
 
     def _gate_ratio(z):
         clamped = z.clamp(max=module.limit)
@@ -109,7 +84,7 @@ def _identity(z: Tensor, function: Callable, ratio: Callable, rules: Rules) -> T
     return ops.identity(z, y, r)
 
 
-def _mixed(experts, x, chosen, weights, between, rules) -> Tensor:
+def _mixed(experts, x, chosen, weights, between, rules, first: str = "gate_up_proj") -> Tensor:
     """(N, D) from (N, D), the chosen experts (N, k) and their weights (N, k): a product an expert, of its own rows."""
     count = chosen.shape[-1]
     experts_of, order = chosen.flatten().sort(stable=True)
@@ -119,10 +94,9 @@ def _mixed(experts, x, chosen, weights, between, rules) -> Tensor:
     sizes = torch.bincount(experts_of, minlength=experts.num_experts).tolist()
     for expert, part in enumerate(rows.split(sizes)):
         if len(part):
-            hidden = between(ops.linear(part, *matrix_of(experts, "gate_up_proj", expert), **stabilisers))
+            hidden = between(ops.linear(part, *matrix_of(experts, first, expert), **stabilisers))
             parts.append(ops.linear(hidden, *matrix_of(experts, "down_proj", expert), **stabilisers))
-    shares = rules.treatment
-    out = ops.share(torch.cat(parts), shares.up) * ops.share(weights.flatten()[order].unsqueeze(-1), shares.gate)
+    out = ops.product(weights.flatten()[order].unsqueeze(-1), torch.cat(parts), rule=rules)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     return out[back].view(len(x), count, -1).sum(1).to(x.dtype)
 
@@ -130,7 +104,7 @@ def _mixed(experts, x, chosen, weights, between, rules) -> Tensor:
 def matrix_of(experts: nn.Module, name: str, expert: int) -> tuple[Tensor, Tensor | None]:
     """(out, in) and bias of one expert."""
     weight, bias = getattr(experts, name)[expert], getattr(experts, f"{name}_bias", None)
-    return weight.T if experts.is_transposed else weight, None if bias is None else bias[expert]
+    return weight.T if getattr(experts, "is_transposed", False) else weight, None if bias is None else bias[expert]
 
 
 def mixture(module: nn.Module, rules: Rules) -> Overlay:
@@ -145,17 +119,7 @@ def paired_mixture(module: nn.Module, rules: Rules) -> Overlay:
 
 def shared_mixture(module: nn.Module, rules: Rules) -> Overlay:
     """As `mixture`, with an expert for all tokens, whose weight is a sigmoid: a softmax over its logit and 0."""
-
-    def forward(hidden_states):
-        x = hidden_states.view(-1, hidden_states.shape[-1])
-        shares = rules.treatment
-        everyone = ops.share(module.shared_expert(x), shares.up)
-        _, weights, chosen = module.gate(x)
-        out = module.experts(x, chosen, weights)
-        everyone = ops.share(F.sigmoid(module.shared_expert_gate(x)), shares.gate) * everyone
-        return (out + everyone).view_as(hidden_states)
-
-    return {"forward": forward}
+    return spelt_out(module, rules)
 
 
-ROUTERS, EXPERTS = (softmax_router, top_k_router), (gated_experts, clamped_experts)
+ROUTERS, EXPERTS = (router,), (gated_experts, plain_experts, clamped_experts)

@@ -1,109 +1,32 @@
-"""Which module class is handled how: one table, keyed by qualified class name, so that no model file is imported."""
+"""Which module class is handled how.
+
+PyTorch's own and those of other packages by their names; those of models by their form (`forms`), whatever they are
+called; and what has neither, if an audit of the model vouches for it (`audit`).
+"""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from . import experts, handlers, wrappers
+from . import experts, forms, handlers, state_space, wrappers
+from .audit import audit
 from .handlers import Handler
-from .walk import modules_of, named_modules_of
+from .walk import modules_of, named_modules_of, own_weights
 from .weights import ADAPTED, is_adapter, mixes_tokens, qualified_name
 
-# What transformers calls the parts of a model, and how most of them are built: pre-norm blocks with RMSNorm, rotary
-# positions and a gated MLP.
-_PARTS = {
-    "ForCausalLM": handlers.leave,
-    "Model": handlers.leave,
-    "DecoderLayer": handlers.pre_norm_decoder_layer,
-    "Attention": handlers.attention,
-    "MLP": handlers.gated_mlp,
-    "RMSNorm": handlers.rms_norm,
-    "RotaryEmbedding": handlers.leave,
-}
-_POST_NORM = {"DecoderLayer": handlers.decoder_layer, "RMSNorm": handlers.wide_rms_norm}
-_GEMMA = {"RMSNorm": handlers.offset_rms_norm, "TextScaledWordEmbedding": handlers.leave}
-_GEMMA_POST_NORM = _GEMMA | {
-    "ForCausalLM": handlers.capped_language_model,
-    "TextModel": handlers.leave,
-    "DecoderLayer": handlers.decoder_layer,
-}
-
-_MIXTURE = {
-    "TopKRouter": experts.softmax_router,
-    "Experts": experts.gated_experts,
-    "SparseMoeBlock": experts.mixture,
-}
-
-# family: (its module in transformers, what its classes begin with, parts that differ from the above)
-_FAMILIES = {
-    "Llama": ("llama", "Llama", {}),
-    "Mistral": ("mistral", "Mistral", {}),
-    "Qwen2": ("qwen2", "Qwen2", {}),
-    "Qwen3": ("qwen3", "Qwen3", {}),
-    "SmolLM3": ("smollm3", "SmolLM3", {}),
-    "Phi-3": ("phi3", "Phi3", {"MLP": handlers.fused_gated_mlp}),
-    "OLMo 2": ("olmo2", "Olmo2", _POST_NORM),
-    "OLMo 3": ("olmo3", "Olmo3", _POST_NORM),
-    "Granite": ("granite", "Granite", {}),
-    "Gemma": ("gemma", "Gemma", _GEMMA),
-    "Gemma 2": ("gemma2", "Gemma2", _GEMMA_POST_NORM | {"Attention": handlers.capped_attention}),
-    "Gemma 3": ("gemma3", "Gemma3", _GEMMA_POST_NORM),
-    "StableLM": (
-        "stablelm",
-        "StableLm",
-        {"Model": handlers.masking_model, "LayerNormPerHead": handlers.leave},
-    ),
-    "Cohere": ("cohere", "Cohere", {"LayerNorm": handlers.centred_rms_norm}),
-    "GPT-NeoX": ("gpt_neox", "GPTNeoX", {"Layer": handlers.pre_norm_decoder_layer, "MLP": handlers.mlp}),
-    "Falcon": (
-        "falcon",
-        "Falcon",
-        {
-            "Model": handlers.masking_model,
-            "DecoderLayer": handlers.decoder_layer,
-            "Attention": handlers.falcon_attention,
-            "FlashAttention2": handlers.falcon_attention,
-            "MLP": handlers.falcon_mlp,
-            "Linear": handlers.linear,
-        },
-    ),
-    "GPT-2": (
-        "gpt2",
-        "GPT2",
-        {"LMHeadModel": handlers.leave, "Block": handlers.pre_norm_decoder_layer, "MLP": handlers.gpt2_mlp},
-    ),
-    "Mixtral": ("mixtral", "Mixtral", _MIXTURE),
-    "Qwen2-MoE": ("qwen2_moe", "Qwen2Moe", _MIXTURE | {"SparseMoeBlock": experts.shared_mixture}),
-    "Qwen3-MoE": ("qwen3_moe", "Qwen3Moe", _MIXTURE),
-    "GPT-OSS": (
-        "gpt_oss",
-        "GptOss",
-        {
-            "RMSNorm": handlers.wide_rms_norm,
-            "TopKRouter": experts.top_k_router,
-            "Experts": experts.clamped_experts,
-            "MLP": experts.paired_mixture,
-        },
-    ),
-}
-# family: its module in transformers
-FAMILIES = {family: home for family, (home, *_) in _FAMILIES.items()}
-
-# Modules that send each token through on its own (but see `splits`), and the linear map that makes what they put out,
-# where one does.
-MLPS = {
-    handlers.gated_mlp: "down_proj",
-    handlers.fused_gated_mlp: "down_proj",
-    handlers.mlp: "dense_4h_to_h",
-    handlers.falcon_mlp: "dense_4h_to_h",
-    handlers.gpt2_mlp: "c_proj",
-    experts.mixture: None,
-    experts.shared_mixture: None,
-    experts.paired_mixture: None,
-}
+# Modules that send each token through on its own (but see `splits`).
+MIXTURES = (experts.mixture, experts.shared_mixture, experts.paired_mixture)
+MLPS = (
+    handlers.gated_mlp, handlers.fused_gated_mlp, handlers.spelt_out_mlp, handlers.mlp, handlers.falcon_mlp,
+    handlers.gpt2_mlp, *MIXTURES,
+)  # fmt: skip
+# What an MLP calls the linear map that makes what it puts out.
+_LAST = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "Wo", "output_linear")
 
 
 _TABLE: dict[str, Handler] = {
@@ -129,6 +52,7 @@ _TABLE: dict[str, Handler] = {
         for task in ("CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering")
     },
     "torch.nn.modules.normalization.LayerNorm": handlers.layer_norm,
+    "torch.nn.modules.normalization.RMSNorm": handlers.spelt_out_norm,
     "torch.nn.modules.activation.SiLU": handlers.activation("silu"),
     "torch.nn.modules.activation.ReLU": handlers.activation("relu"),
     "transformers.activations.SiLUActivation": handlers.activation("silu"),
@@ -136,10 +60,12 @@ _TABLE: dict[str, Handler] = {
     "transformers.activations.GELUTanh": handlers.activation("gelu_tanh"),
     "transformers.activations.NewGELUActivation": handlers.spelt_out_activation("gelu_tanh"),
     "transformers.activations.ReLUSquaredActivation": handlers.activation("relu2"),
+    "torch.nn.modules.conv.Conv1d": handlers.part,
+    "torch.nn.modules.activation.Tanh": handlers.pointwise(1.0),
+    "transformers.activations.QuickGELUActivation": handlers.pointwise(0.5),
+    "transformers.activations.FastGELUActivation": handlers.pointwise(0.5),
+    "transformers.activations.XIELUActivation": handlers.pointwise("beta"),
 }
-for _home, _prefix, _different in _FAMILIES.values():
-    for _part, _handler in (_PARTS | _different).items():
-        _TABLE[f"transformers.models.{_home}.modeling_{_home}.{_prefix}{_part}"] = _handler
 for _home, _prefix in wrappers.WRAPPERS.items():
     _TABLE[f"transformers.models.{_home}.modeling_{_home}.{_prefix}Model"] = wrappers.wrapper
     _TABLE[f"transformers.models.{_home}.modeling_{_home}.{_prefix}ForConditionalGeneration"] = wrappers.headed_wrapper
@@ -148,9 +74,54 @@ for _home, _prefix in wrappers.WRAPPERS.items():
 Part = tuple[str, nn.Module, Handler | None]  # its path and its handler
 
 
+_AUDITED: dict[type[nn.Module], Handler] = {}
+_MOVING: set[type[nn.Module]] = set()
+_IDLE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_KINDS = {
+    "glue": handlers.leave, "attention": handlers.attention, "decoder layer": handlers.decoder_layer,
+    "holder": handlers.holder,
+}  # fmt: skip
+_ROOMS = (handlers, experts, state_space)
+_MODELS = ("transformers.models.", "transformers_modules.")  # shipped, and brought by a checkpoint
+
+
 def handler_of(module: nn.Module | type[nn.Module]) -> Handler | None:
     """The handler of exactly this class (a subclass may compute something else), or None."""
-    return _TABLE.get(qualified_name(module if isinstance(module, type) else type(module)))
+    if isinstance(module, type):
+        return _of_its_own(module) or _AUDITED.get(module)
+    return handlers.idle if module in _IDLE else _of_its_own(type(module)) or _AUDITED.get(type(module))
+
+
+def _of_its_own(cls: type[nn.Module]) -> Handler | None:
+    found = _TABLE.get(qualified_name(cls))
+    if found is None and (name := forms.handler_name(cls)) is not None:
+        found = next(found for room in _ROOMS if (found := getattr(room, name, None)) is not None)
+    return found
+
+
+def vouch(model: nn.Module) -> dict[type[nn.Module], str]:
+    """Audit the classes of a model that have no handler of their own, once for its config: those that are found to need
+    none have one from then on. Of the others, why not, as the end of a sentence that names them."""
+    core = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's
+    if not isinstance(core, PreTrainedModel) or not any(map(_is_unknown, {type(one) for one in modules_of(core)})):
+        return {}
+    classes = {type(module) for _, module, _ in handled(core)}
+    stubs = {cls for cls in classes if _of_its_own(cls) in experts.EXPERTS}
+    past = {cls for cls in classes if _of_its_own(cls) is handlers.own_attention}
+    seen = audit(core, {cls for cls in classes if _is_unknown(cls)}, stubs, past)
+    _AUDITED.update({cls: _KINDS[kind] for cls, kind in seen.kinds.items()})
+    _MOVING.update(seen.moving)
+    _IDLE.update(core.get_submodule(path) for path in seen.idle)
+    return seen.findings
+
+
+def moves_tokens(module: nn.Module) -> bool:
+    """Whether an audit saw tokens meet in the module's own code."""
+    return type(module) in _MOVING
+
+
+def _is_unknown(cls: type[nn.Module]) -> bool:
+    return cls.__module__.startswith(_MODELS) and _of_its_own(cls) is None
 
 
 def register(cls: type[nn.Module], handler: Handler) -> None:
@@ -179,10 +150,10 @@ def handled(model: nn.Module) -> list[Part]:
         if module in inside:
             continue
         if type(module) not in of_class:
-            of_class[type(module)] = handler_of(module)
-        handler = of_class[type(module)]
+            of_class[type(module)] = handler_of(type(module))
+        handler = handlers.idle if module in _IDLE else of_class[type(module)]
         found.append((path, module, handler))
-        if handler in handlers.WHOLE or (handler is None and is_adapter(module)):
+        if handler in (*handlers.WHOLE, handlers.idle) or (handler is None and is_adapter(module)):
             inside.update(modules_of(module))
         elif handler in wrappers.HANDLERS:
             for _, part in wrappers.beside(module):
@@ -204,13 +175,16 @@ def at_rest(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def branch_dtype(layer: nn.Module) -> torch.dtype:
     """What a decoder layer's norms hand to the linear maps that have no dtype of their own."""
-    return next(module.weight.dtype for module in modules_of(layer) if handler_of(module) in handlers.NORMS)
+    norms = [module for module in modules_of(layer) if handler_of(module) in handlers.NORMS]
+    weights = [weight for module in (*norms, *modules_of(layer)) for _, weight in own_weights(module)]
+    return next(weight.dtype for weight in weights if weight.is_floating_point())
 
 
 def last_linear(mlp: nn.Module) -> nn.Module | None:
     """The linear map that makes what an MLP puts out; None where there is no such one."""
-    name = MLPS[handler_of(mlp)]
-    last = getattr(mlp, name) if name else None
+    if handler_of(mlp) in MIXTURES:
+        return None
+    last = next((getattr(mlp, name) for name in _LAST if hasattr(mlp, name)), None)
     return last if handler_of(last) in handlers.LINEARS else None
 
 

@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .. import ops
 from ..ops.activation import ratio as ratio_of
 from ..rules import Rules
 from .attention import attention_forward, mask_bounds
+from .functions import by_rule
 from .hooks import check_unhooked
 from .overlay import forward_name, forward_of, laid
 from .walk import modules_of
@@ -47,6 +49,11 @@ def masking_model(module: nn.Module, rules: Rules) -> Overlay:
         return mask_bounds(len(input_tensor), attention_mask, **sizes)
 
     return {"_update_causal_mask": bounds} if hasattr(module, "_update_causal_mask") else {}
+
+
+def part(module: nn.Module, rules: Rules) -> Overlay:
+    """What another module takes its weights from, and is not called itself: refused where it is."""
+    return holder(module, rules)
 
 
 def decoder_layer(module: nn.Module, rules: Rules) -> Overlay:
@@ -93,7 +100,42 @@ def falcon_attention(module: nn.Module, rules: Rules) -> Overlay:
     return {"forward": forward, **attention(module, rules)}
 
 
-ATTENTIONS = (attention, capped_attention, falcon_attention)
+def spelt_out(module: nn.Module, rules: Rules) -> Overlay:
+    """A module by its own code, in which `functions` are treated."""
+    own = forward_of(module)
+
+    def forward(*given, **named):
+        with by_rule(module, rules):
+            return own(*given, **named)
+
+    return {"forward": forward}
+
+
+def gated_attention(module: nn.Module, rules: Rules) -> Overlay:
+    """As `attention`, with a sigmoid's share of what each head reads, or clipped projections: `spelt_out`."""
+    return {**spelt_out(module, rules), **attention(module, rules)}
+
+
+def own_attention(module: nn.Module, rules: Rules) -> Overlay:
+    """GPT-J's and its kin's, which go past the interface, by a method of their own: (B, H, T, D) in and out."""
+    window = module.config.window_size if getattr(module, "attention_type", None) == "local" else None  # GPT-Neo's
+
+    def attend(query, key, value, attention_mask=None):
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        given = {"scaling": _scale_of(module), "sliding_window": window}
+        out, _ = attention_forward(module, query, key, value, attention_mask, **given)
+        return out.transpose(1, 2), None
+
+    return {"_attn": attend, **attention(module, rules)}
+
+
+def _scale_of(attention: nn.Module) -> float:
+    """GPT-J divides the scores by a buffer, GPT-NeoX Japanese by a number, GPT-Neo by nothing."""
+    by = getattr(attention, "scale_attn", getattr(attention, "norm_factor", 1.0))
+    return 1 / float(by)
+
+
+ATTENTIONS = (attention, capped_attention, falcon_attention, gated_attention, own_attention)
 
 
 def dropout(module: nn.Module, rules: Rules) -> Overlay:
@@ -195,7 +237,18 @@ def layer_norm(module: nn.Module, rules: Rules) -> Overlay:
     return {"forward": forward}
 
 
-NORMS = (rms_norm, wide_rms_norm, offset_rms_norm, centred_rms_norm, layer_norm)
+def spelt_out_norm(module: nn.Module, rules: Rules) -> Overlay:
+    """A norm by its own code, with a weight or without: `functions` are treated there."""
+    own = forward_of(module)
+
+    def forward(x):
+        with by_rule(module, rules):
+            return own(x).to(getattr(module, "lrp_fast_dtype", x.dtype))
+
+    return {"forward": forward}
+
+
+NORMS = (rms_norm, wide_rms_norm, offset_rms_norm, centred_rms_norm, layer_norm, spelt_out_norm)
 
 
 def activation(kind: str) -> Handler:
@@ -227,8 +280,50 @@ def spelt_out_activation(kind: str) -> Handler:
     return handler
 
 
+def pointwise(limit: float | str) -> Handler:
+    """The handler of a function of one number that has no kernel: relevance passes by f(z)/z, which is ``limit`` at 0
+    (a number, or the name of a buffer that holds it)."""
+
+    def handler(module: nn.Module, rules: Rules) -> Overlay:
+        own = forward_of(module)
+
+        def forward(input):
+            if not rules.treatment.ratio:
+                return own(input)
+            with torch.no_grad():
+                z = input.to(torch.promote_types(input.dtype, torch.float32))
+                at_0 = getattr(module, limit).to(z.dtype) if isinstance(limit, str) else z.new_tensor(limit)
+                ratio = torch.where(z == 0, at_0, own(z) / z)
+                y = own(input)
+            return ops.identity(input, y, ratio)
+
+        return {"forward": forward}
+
+    handler.kind = "f"
+    return handler
+
+
+def holder(module: nn.Module, rules: Rules) -> Overlay:
+    """What does not run itself where text alone is read, as an audit saw, though its parts may: refused where it does.
+    """
+
+    def forward(*given, **named):
+        raise ValueError(
+            f"{type(module).__name__} does not run where a prompt of text is read, and lrp_fast has no rule for it"
+        )
+
+    return {"forward": forward}
+
+
+def idle(module: nn.Module, rules: Rules) -> Overlay:
+    """As `holder`, its parts included."""
+    return holder(module, rules)
+
+
 def kind_of(act_fn: nn.Module) -> str:
     """What a patched activation computes; it is not called itself, so nothing may hang on its call."""
+    if act_fn is F.silu:  # LFM2-MoE's experts hold the function itself
+        return "silu"
     check_unhooked(act_fn, "the activation of a gated MLP")
     if not hasattr(act_fn, "lrp_fast_kind"):
         raise TypeError(
@@ -259,8 +354,13 @@ def fused_gated_mlp(module: nn.Module, rules: Rules) -> Overlay:
     return {"forward": forward}
 
 
+def spelt_out_mlp(module: nn.Module, rules: Rules) -> Overlay:
+    """A gated MLP by its own code, whatever it calls its parts: `spelt_out`."""
+    return spelt_out(module, rules)
+
+
 def mlp(module: nn.Module, rules: Rules) -> Overlay:
-    """GPT-NeoX's: dense_4h_to_h(act(dense_h_to_4h(x)))."""
+    """last(act(first(x))), without a gate."""
     return {}
 
 

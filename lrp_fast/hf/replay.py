@@ -20,6 +20,7 @@ from ..ops import Kept, Trace
 from ..rules import Rules
 from . import experts, handlers, weights
 from .families import branch_dtype, handled, handler_of, last_linear, mlps, splits
+from .functions import Choices
 from .hooks import is_watched
 from .overlay import forward_name, forward_of, laid
 from .threads import acting_for, here
@@ -29,7 +30,7 @@ class Recorded(NamedTuple):
     """What a layer's first run leaves for its second."""
 
     attention: list[Kept]  # one an attention
-    experts: list[Tensor]  # one a router: (N, k) int16, those that each token went to
+    experts: list[Tensor]  # one a router: (N, k) int16, its `Choices`
 
     def each(self, do: Callable) -> Recorded:
         """The same with ``do(tensor)`` in place of every tensor."""
@@ -50,14 +51,12 @@ def recording(layer: nn.Module, rows: int) -> Iterator[Recorded]:
         found.attention.append(ops.attention_forward(query, key, value, **given))
         return _cut(found.attention[-1].out)
 
-    routers = _handled(layer, *experts.ROUTERS)
-    chosen: list[list[Tensor]] = [[] for _ in routers]
-    overlays = _attend(layer, attend)
-    overlays += [(one, forward_name(one), _noting(one, parts)) for one, parts in zip(routers, chosen, strict=True)]
+    choices = [(router, "lrp_fast_choices", Choices()) for router in _handled(layer, *experts.ROUTERS)]
+    overlays = [*_attend(layer, attend), *choices]
     overlays += [(mlp, forward_name(mlp), _in_parts(mlp, rows)) for mlp in _unwatched_mlps(layer) if splits(mlp)]
     with laid(overlays):
         yield found
-    found.experts.extend(torch.cat(parts) for parts in chosen)
+    found.experts.extend(noting.noted() for _, _, noting in choices)
 
 
 @contextmanager
@@ -102,7 +101,7 @@ def replaying(
 
     overlays = _attend(layer, attend)
     for router, chosen in zip(_handled(layer, *experts.ROUTERS), recorded.experts, strict=True):
-        overlays.append((router, "lrp_fast_chosen", chosen))
+        overlays.append((router, "lrp_fast_choices", Choices(chosen)))
     for module in _handled(layer, *handlers.LINEARS, *handlers.NORMS):
         overlays.append((module, "lrp_fast_dtype", weights.own_dtype(module) or branch_dtype(layer)))
     for mlp in _unwatched_mlps(layer):
@@ -131,17 +130,6 @@ def _unwatched_mlps(layer: nn.Module) -> list[nn.Module]:
 
 def _attend(layer: nn.Module, attend: Callable) -> list[tuple[nn.Module, str, object]]:
     return [(module, "lrp_fast_attend", attend) for module in _handled(layer, *handlers.ATTENTIONS)]
-
-
-def _noting(router: nn.Module, chosen: list[Tensor]) -> Callable:
-    own = forward_of(router)
-
-    def forward(hidden_states):
-        found = own(hidden_states)
-        chosen.append(found[2].to(torch.int16))
-        return found
-
-    return forward
 
 
 def _transposed(linear: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -177,7 +165,7 @@ def _checkpointed(mlp: nn.Module, rows: int, unread: bool) -> Callable[[Tensor],
 
     def part(x, start):
         of_these = slice(start, start + x.shape[1])
-        with laid([(router, "lrp_fast_chosen", router.lrp_fast_chosen[of_these]) for router in routers]):
+        with laid([(router, "lrp_fast_choices", router.lrp_fast_choices[of_these]) for router in routers]):
             return whole(x)
 
     def forward(x):

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from . import experts, handlers
+from . import experts, handlers, state_space
 from .contributions import is_homogeneous
-from .families import MLPS, branch_dtype, handled, handler_of, mlps_among, splits
+from .families import MIXTURES, branch_dtype, handled, handler_of, last_linear, mlps_among, splits
 from .layers import decoder_layers
-from .walk import modules_of
+from .walk import modules_of, own_weights
 from .weights import copies, device_of, is_offloaded, is_plain, nbytes, own_dtype, shape
 
 
@@ -37,13 +37,15 @@ class LayerSize(NamedTuple):
 
 def layer_sizes(model: nn.Module) -> list[LayerSize]:
     """One entry a decoder layer, first to last. The model may be on the "meta" device."""
-    return [_layer_size(layer) for layer in decoder_layers(model)]
+    config = model.config.get_text_config() if hasattr(model, "config") else None
+    return [_layer_size(layer, config) for layer in decoder_layers(model)]
 
 
 def head_dims(model: nn.Module) -> tuple[int, ...]:
     """Features of a head in the model's attentions, ascending, each once. The model may be on the "meta" device."""
     attention = [module for module in modules_of(model) if handler_of(module) in handlers.ATTENTIONS]
-    return tuple(sorted({_heads(module)[2] for module in attention}))
+    config = model.config.get_text_config() if hasattr(model, "config") else None
+    return tuple(sorted({_heads(module, config)[2] for module in attention}))
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -53,30 +55,37 @@ def weight_bytes(model: nn.Module) -> int:
     return sum(map(nbytes, tensors.values()))
 
 
-def _layer_size(layer: nn.Module) -> LayerSize:
+def _layer_size(layer: nn.Module, config) -> LayerSize:
     held = handled(layer)
     found = mlps_among(held)
     attention = [module for _, module, handler in held if handler in handlers.ATTENTIONS]
-    lasts = [getattr(mlp, MLPS[handler_of(mlp)]) for mlp in found if MLPS[handler_of(mlp)]]
-    mixtures = [_mixture(mlp) for mlp in found if not MLPS[handler_of(mlp)]]
+    mixtures = [_mixture(mlp) for mlp in found if handler_of(mlp) in MIXTURES]
+    lasts = [last for mlp in found if (last := last_linear(mlp)) is not None]
     projections = {part for module in attention for part in modules_of(module)}
     linears = [module for _, module, handler in held if handler in handlers.LINEARS]
     outside = [linear for linear in linears if linear in projections]
     inside = [linear for linear in linears if linear not in projections]
     skips = handler_of(layer) is handlers.pre_norm_decoder_layer
-    heads = [_heads(module) for module in attention]
+    heads = [_heads(module, config) for module in attention]
+    own = next((module.config for module in attention if hasattr(module, "config")), config)
+    widths = [_inner(mlp) for mlp in found if handler_of(mlp) not in MIXTURES] + [width for width, _ in mixtures]
+    carrying = [module for _, module, handler in held if handler in state_space.STATE_SPACES]
+    whole = bool(carrying) or not (found and all(map(splits, found)))
+    if not widths:  # spelt out in a class that was audited: it takes all tokens at once
+        widths = [max(shape(linear)) for linear in inside]
+    widths += [_carried(module, handler_of(module)) for module in carrying]
     return LayerSize(
         device=device_of(layer),
-        hidden=attention[0].config.hidden_size,
+        hidden=own.hidden_size,
         heads=sum(queries for queries, _, _ in heads),
         query=sum(queries * features for queries, _, features in heads),
         key=sum(keys * features for _, keys, features in heads),
-        mlp=max([_inner(mlp) for mlp in found if MLPS[handler_of(mlp)]] + [width for width, _ in mixtures], default=0),
-        whole=not all(map(splits, found)),
+        mlp=max(widths, default=1),
+        whole=whole,
         attention_weights=_elements(outside),
         mlp_weights=_elements(inside) + sum(elements for _, elements in mixtures),
         skipped_weights=_elements(lasts) if skips else 0,
-        window=_window(attention),
+        window=_window(attention) if attention else 1,
         loaded=sum(_loaded_bytes(module) for module in modules_of(layer)),
         unpacked=max((_unpacked_bytes(linear, layer) for linear in linears if not is_plain(linear)), default=0),
         plain=is_homogeneous(held),
@@ -89,8 +98,20 @@ _MORE = {handlers.fused_gated_mlp: 1.4, handlers.mlp: 1.5, handlers.falcon_mlp: 
 
 
 def _inner(mlp: nn.Module) -> int:
-    last = getattr(mlp, MLPS[handler_of(mlp)])
-    return int(_MORE.get(handler_of(mlp), 1) * shape(last)[1])
+    return int(_MORE.get(handler_of(mlp), 1) * shape(last_linear(mlp))[1])
+
+
+def _carried(module: nn.Module, handler: handlers.Handler) -> int:
+    """Of a layer that carries a state, features a token of what autograd keeps of it, as a fourth of an MLP's five."""
+    if handler is state_space.gated_delta_net:
+        features = module.num_v_heads * (3 * 64 + 8 * (module.head_k_dim + module.head_v_dim))
+    elif handler is state_space.short_convolution:
+        features = 4 * shape(module.in_proj)[0]
+    elif hasattr(module, "num_heads"):  # Mamba 2, in chunks
+        features = module.num_heads * (3 * module.chunk_size + 4 * module.ssm_state_size) + 4 * module.intermediate_size
+    else:
+        features = 4 * module.intermediate_size * module.ssm_state_size
+    return features // 4
 
 
 def _mixture(mlp: nn.Module) -> tuple[int, int]:
@@ -100,11 +121,12 @@ def _mixture(mlp: nn.Module) -> tuple[int, int]:
     """
     (router,) = (part for part in modules_of(mlp) if handler_of(part) in experts.ROUTERS)
     (mixed,) = (part for part in modules_of(mlp) if handler_of(part) in experts.EXPERTS)
-    of_each = sum(mixed.get_parameter(name)[0].numel() for name in ("gate_up_proj", "down_proj"))
-    hidden = router.weight.shape[1]
+    of_each = sum(weight[0].numel() for _, weight in own_weights(mixed) if weight.ndim == 3)
+    scores = [weight for part in modules_of(router) for _, weight in own_weights(part) if weight.ndim == 2]
+    hidden = mixed.hidden_dim if hasattr(mixed, "hidden_dim") else scores[0].shape[1]
     inner = mixed.down_proj[0].numel() // hidden
     shared = [shape(part.down_proj)[1] for part in modules_of(mlp) if handler_of(part) is handlers.gated_mlp]
-    return router.top_k * (inner + hidden) + sum(shared), router.top_k * of_each + router.weight.numel()
+    return router.top_k * (inner + hidden) + sum(shared), router.top_k * of_each + sum(map(torch.numel, scores))
 
 
 def _elements(linears: list[nn.Module]) -> int:
@@ -116,17 +138,20 @@ def _unpacked_bytes(linear: nn.Module, layer: nn.Module) -> int:
     return copies(linear) * math.prod(shape(linear)) * max(4, dtype.itemsize)
 
 
-def _heads(attention: nn.Module) -> tuple[int, int, int]:
-    """Heads, key/value heads, and features of each, as the families write them."""
-    config = attention.config
+def _heads(attention: nn.Module, config) -> tuple[int, int, int]:
+    """Heads, key/value heads, and features of each, as the families write them; ``config`` is the model's."""
+    config = getattr(attention, "config", config)
     queries = config.num_attention_heads
-    features = getattr(attention, "head_dim", None) or config.hidden_size // queries
+    features = getattr(attention, "qk_head_dim", None) or getattr(attention, "head_dim", None)
+    features = features or config.hidden_size // queries
     keys = getattr(attention, "num_kv_heads", None) or queries // getattr(attention, "num_key_value_groups", 1)
     return queries, keys, features
 
 
 def _window(attention: list[nn.Module]) -> int | None:
-    found = [getattr(one, "sliding_window", getattr(one.config, "sliding_window", None)) for one in attention]
+    configs = (getattr(one, "config", None) for one in attention)
+    of_configs = [getattr(config, "sliding_window", None) for config in configs]
+    found = [getattr(one, "sliding_window", other) for one, other in zip(attention, of_configs, strict=True)]
     return None if None in found else max(found, default=None)
 
 

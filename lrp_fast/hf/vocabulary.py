@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,12 @@ _TOGETHER = 32  # quantised rows may be kept in groups of so many
 def vocabulary_size(model: nn.Module) -> int:
     """How many logits a position has."""
     return shape(model.get_output_embeddings())[0]
+
+
+def keeps_logits(model: nn.Module) -> bool:
+    """Whether a model knows what ``logits_to_keep`` means; some hand it on to their attention."""
+    core = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's
+    return "logits_to_keep" in inspect.signature(core.forward).parameters
 
 
 @contextmanager

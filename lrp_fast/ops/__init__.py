@@ -8,9 +8,10 @@ gradients go back once, one at a time: ``create_graph=True`` and ``is_grads_batc
 from .activation import activation
 from .attention import Kept, Trace, attention, attention_forward
 from .bounded import read_tolerance
+from .delta import gated_delta_rule
 from .edges import attention_edges, crossing
 from .gated_mlp import gated_mlp
-from .identity import identity, share
+from .identity import identity, product
 from .linear import linear, linear_jvp, linear_unread
 from .linear_by_rows import Rows, linear_by_rows, linear_by_rows_jvp
 from .norm import layer_norm, layer_norm_jvp, rms_norm, rms_norm_jvp
@@ -25,6 +26,7 @@ __all__ = [
     "attention_edges",
     "attention_forward",
     "crossing",
+    "gated_delta_rule",
     "gated_mlp",
     "identity",
     "layer_norm",
@@ -35,8 +37,8 @@ __all__ = [
     "linear_jvp",
     "linear_unread",
     "node_relevance",
+    "product",
     "read_tolerance",
     "rms_norm",
     "rms_norm_jvp",
-    "share",
 ]

@@ -6,8 +6,9 @@ inputs; relevance is always ``x * g``. Slow on purpose (contributions are formed
 
 from .activation import activation, activation_backward
 from .attention import attention, attention_backward, attention_mass, visible
+from .delta import gated_delta_rule, gated_delta_rule_backward
 from .edges import attention_edges
-from .gated_mlp import gated_mlp, gated_mlp_backward
+from .gated_mlp import gated_mlp, gated_mlp_backward, product_backward
 from .linear import epsilon_factor, linear, linear_backward
 from .norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 
@@ -19,12 +20,15 @@ __all__ = [
     "attention_edges",
     "attention_mass",
     "epsilon_factor",
+    "gated_delta_rule",
+    "gated_delta_rule_backward",
     "gated_mlp",
     "gated_mlp_backward",
     "layer_norm",
     "layer_norm_backward",
     "linear",
     "linear_backward",
+    "product_backward",
     "rms_norm",
     "rms_norm_backward",
     "visible",

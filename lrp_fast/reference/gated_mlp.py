@@ -1,4 +1,4 @@
-"""The product in a gated MLP, act(gate) * up."""
+"""The product of two factors that are both explained, and that in a gated MLP, act(gate) * up."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ def gated_mlp(gate: Tensor, up: Tensor, kind: str) -> Tensor:
     return activation(gate, kind) * up
 
 
+def product_backward(g: Tensor, gate: Tensor, up: Tensor, *, rule: str = "attnlrp") -> tuple[Tensor, Tensor]:
+    """Relevance gradients of (gate, up), of shapes that broadcast, in gate * up. attnlrp: half each; cp: all to up;
+    gradient: the product rule."""
+    gate_share, up_share = {"attnlrp": (0.5, 0.5), "cp": (0.0, 1.0), "gradient": (1.0, 1.0)}[rule]
+    return (gate_share * g * up).sum_to_size(gate.shape), (up_share * g * gate).sum_to_size(up.shape)
+
+
 def gated_mlp_backward(
     g: Tensor, gate: Tensor, up: Tensor, kind: str, *, rule: str = "attnlrp"
 ) -> tuple[Tensor, Tensor]:
     """Relevance gradients of (gate, up). attnlrp: half each; cp: all to up; gradient: the product rule."""
-    gate_share, up_share = {"attnlrp": (0.5, 0.5), "cp": (0.0, 1.0), "gradient": (1.0, 1.0)}[rule]
-    g_gate = activation_backward(gate_share * g * up, gate, kind, rule=rule)
-    return g_gate, up_share * g * activation(gate, kind)
+    g_activated, g_up = product_backward(g, activation(gate, kind), up, rule=rule)
+    return activation_backward(g_activated, gate, kind, rule=rule), g_up

@@ -1,0 +1,367 @@
+"""Classes without a handler of their own: what they do to what they are given, found out by running them.
+
+A copy of the model, without weights, reads a few tokens on PyTorch's "meta" device. Every operation of the code of such
+a class (what it calls of classes with handlers apart) is looked at. Vouched for is what is linear in all that depends
+on the hidden states: sums, views, casts, gathers by constant indices, products with constants such as rotary tables and
+scales. Plain gradients are the rule for that. The call of transformers' attention interface is an attention. Anything
+else, a product of two numbers that both depend on them among it, is a finding, and the class is refused.
+
+What is found is true of the code that ran: of the model's config, in eval mode, without cache and padding. What the
+code asks of constants (is the mask full, are the positions those of one prompt) is answered with yes.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import linecache
+import sys
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+NAME = "lrp_fast_audit"
+NOT_AUDITED = "has not been audited"
+_TOKENS = 7
+
+# Linear in all that they are given, or in what is no index, mask or shape.
+_LINEAR = {
+    "_conj", "_reshape_alias", "_to_copy", "_unsafe_view", "add", "add_", "alias", "as_strided", "cat", "chunk",
+    "clone", "conj", "constant_pad_nd", "contiguous", "copy", "copy_", "cumsum", "diagonal", "expand", "flip",
+    "gather", "index", "index_add", "index_add_", "index_copy", "index_copy_", "index_put", "index_put_",
+    "index_select", "lift_fresh", "masked_fill", "masked_fill_", "masked_scatter", "mean", "movedim", "narrow",
+    "neg", "permute", "pixel_shuffle", "repeat", "repeat_interleave", "reshape", "roll", "rsub", "scatter",
+    "scatter_", "scatter_add", "scatter_add_", "select", "select_scatter", "slice", "slice_scatter", "split",
+    "split_with_sizes", "squeeze", "squeeze_", "stack", "sub", "sub_", "sum", "swapaxes", "t", "transpose",
+    "transpose_", "tril", "triu", "unbind", "unflatten", "unfold", "unsafe_split", "unsqueeze", "unsqueeze_",
+    "view", "view_as_complex", "view_as_real", "where",
+}  # fmt: skip
+# As many as one of what they multiply may depend on the hidden states.
+_PRODUCTS = {
+    "_grouped_mm", "addbmm", "addcmul", "addmm", "baddbmm", "bmm", "convolution", "dot", "einsum", "linear",
+    "matmul", "mm", "mul", "mul_", "mv",
+}  # fmt: skip
+_ASKING = ("_local_scalar_dense", "is_nonzero", "item")
+_QUOTIENTS = ("div", "div_")  # the first of two
+# Make a tensor like another, with nothing in it of what that holds.
+_LIKE = {
+    "empty_like", "full_like", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros", "ones_like",
+    "zeros_like",
+}  # fmt: skip
+
+
+class Seen(NamedTuple):
+    """What an audit found out.
+
+    Attributes:
+        kinds: for each class that it vouches for, what it is: "glue", "attention", "decoder layer", or a "holder" of
+            others that does not run itself.
+        findings: for each that it does not vouch for, why, as the end of a sentence that names it.
+        idle: the paths of modules that did not run, but for what only holds others.
+        moving: classes in whose own code, within a decoder layer, tokens meet.
+    """
+
+    kinds: dict[type[nn.Module], str]
+    findings: dict[type[nn.Module], str]
+    idle: tuple[str, ...] = ()
+    moving: frozenset[type[nn.Module]] = frozenset()
+
+
+_seen: dict[tuple, Seen] = {}
+_now = threading.local()
+
+
+def audit(
+    model: PreTrainedModel, unknown: set[type[nn.Module]], stubs: set[type[nn.Module]], past: set[type[nn.Module]]
+) -> Seen:
+    """What the classes ``unknown`` of a model do; those of ``stubs`` put out what has the shape of what they are given,
+    and the attentions of ``past`` go past transformers' interface, by a method of their own.
+
+    Once for a model class and config in a process.
+    """
+    key = (type(model), _said(model.config), frozenset(unknown))
+    if key not in _seen:
+        _seen[key] = _run(model, unknown, stubs, past)
+    return _seen[key]
+
+
+def _said(config) -> str:
+    told = config.to_dict()
+    return json.dumps({name: told[name] for name in sorted(told) if not name.startswith("_")}, default=str)
+
+
+def _run(model: PreTrainedModel, unknown: set[type], stubs: set[type], past: set[type]) -> Seen:
+    watch = _Watch(unknown, stubs)
+    try:
+        blank = _blank(model)
+    except Exception as error:  # whatever a set-up cannot do without weights: not audited, and so refused
+        why = f"has not been audited, as a copy without weights cannot be made ({type(error).__name__}: {error})"
+        return Seen({}, dict.fromkeys(unknown, why))
+    watch.nodes = _layers(blank)
+    for module in blank.modules():
+        if type(module) in stubs:
+            module.forward = lambda hidden_states, *_, **__: hidden_states.clone()
+        elif type(module) in past:
+            module._attn = lambda query, key, value, *_: (torch.empty_like(query) * query + 0 * value, None)
+        elif type(module).__name__.endswith("RotaryEmbedding"):  # not what stretches tables by the prompt's length
+            module.forward = inspect.unwrap(type(module).forward).__get__(module)
+        watch.idle.add(module)
+        module.register_forward_pre_hook(watch.enter, with_kwargs=True)
+        module.register_forward_hook(watch.leave, always_call=True)
+    blank.get_input_embeddings().register_forward_hook(lambda *given: given[-1].detach().requires_grad_())
+    token = torch.zeros(1, _TOKENS, dtype=torch.int64, device="meta")
+    _now.watch = watch
+    try:
+        with torch.enable_grad(), watch:
+            blank(input_ids=token, use_cache=False)
+    except Exception as error:  # of their code: what it may be, the class it is found in says
+        watch.stopped(error)
+    finally:
+        del _now.watch
+    return watch.seen(blank)
+
+
+def _layers(model: nn.Module) -> set[nn.Module]:
+    """Between which the hidden states are nodes: what transformers can checkpoint, or else the longest list of
+    modules."""
+    found = {module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)}
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    found = found or set(max(lists, key=len, default=()))
+    return found - {part for one in found for part in one.modules() if part is not one}
+
+
+def _blank(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model without weights, on the "meta" device, that calls our attention."""
+    config = copy.deepcopy(model.config)
+    config._attn_implementation = "eager"
+    config._experts_implementation = "batched_mm"  # the one that asks no numbers
+    with torch.device("meta"):
+        blank = type(model)(config)
+    blank.eval().requires_grad_(False)
+    for module in blank.modules():
+        own = module.__dict__.get("config")
+        if own is not None and hasattr(own, "_attn_implementation"):
+            own._attn_implementation = NAME
+    config._attn_implementation = NAME
+    return blank
+
+
+class _Watch(TorchDispatchMode):
+    """Looks at the operations of some classes' own code."""
+
+    def __init__(self, classes: set[type[nn.Module]], stubs: set[type[nn.Module]]) -> None:
+        super().__init__()
+        self.classes, self.stubs, self.within = classes, stubs, []
+        self.ran: set[type] = set()
+        self.idle: set[nn.Module] = set()
+        self.moving: set[type] = set()
+        self.attentions: set[type] = set()
+        self.layers: set[type] = set()
+        self.findings: dict[type, str] = {}
+        self.masks: dict[int, tuple] = {}
+        self.between: Tensor | None = None  # what the last decoder layer put out
+        self.nodes: set[nn.Module] = set()
+        self.blind = self.inside = False  # inside: of a decoder layer
+        self.unfinished: str | None = None  # why, where the model did not run to its end
+
+    def seen(self, model: nn.Module) -> Seen:
+        if self.unfinished is not None:  # nobody has run to their end
+            return Seen({}, dict.fromkeys(self.classes, self.unfinished) | self.findings)
+        kinds = dict.fromkeys(self.classes - self.ran, "holder")
+        kinds |= dict.fromkeys(self.ran & self.classes - self.findings.keys(), "glue")
+        kinds |= {cls: "attention" for cls in self.attentions & kinds.keys()}
+        kinds |= {cls: "decoder layer" for cls in self.layers & kinds.keys()}
+        return Seen(kinds, self.findings, tuple(self._idle_paths("", model)), frozenset(self.moving))
+
+    def _idle_paths(self, path: str, module: nn.Module) -> Iterator[str]:
+        """The outermost, classes of PyTorch's and what is called past its forward pass apart."""
+        for name, part in module.named_children():
+            below = f"{path}.{name}".lstrip(".")
+            runs = not self.idle.issuperset(part.modules())
+            if runs or type(part).__module__.startswith("torch."):
+                yield from self._idle_paths(below, part)
+            else:
+                yield below
+
+    def find(self, cls: type | None, why: str) -> None:
+        if cls in self.classes:
+            self.findings.setdefault(cls, why + _line(cls))
+
+    def enter(self, module: nn.Module, args: tuple, named: dict) -> None:
+        above, cls = self.within[-1] if self.within else None, type(module)
+        self.within.append(cls)
+        self.ran.add(cls)
+        self.idle.difference_update(module.modules() if cls in self.stubs else [module])
+        if module not in self.nodes:
+            return
+        self.layers.add(cls)
+        self.inside = True
+        hidden, *others = [one for one in tree_leaves((args, named)) if _depends(one)] or [None]
+        if hidden is None:
+            self.find(cls, "is a decoder layer that is given no hidden states")
+        elif others:
+            self.find(cls, "is a decoder layer that is given more than one tensor that depends on the hidden states")
+        if self.between is not None and hidden is not self.between:
+            self.find(above, "changes the hidden states between its decoder layers")
+
+    def leave(self, module: nn.Module, args: tuple, out: object) -> None:
+        cls = self.within.pop()
+        if out is None:  # an error is on its way
+            return
+        if module in self.nodes:
+            self.inside = False
+            found = [one for one in tree_leaves(out) if _depends(one)]
+            if len(found) != 1:
+                self.find(cls, f"is a decoder layer that hands on {len(found)} tensors made of its hidden states")
+            self.between = found[0] if found else None
+
+    def attend(self, module, query, key, value, mask, window, causal) -> Tensor:
+        cls = type(module)
+        self.attentions.add(cls)
+        self.blind = True
+        out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]).requires_grad_()
+        self.blind = False
+        if mask is not None and id(mask) in self.masks:
+            why = _not_like(self.masks[id(mask)][0], window)
+            if why:
+                self.find(cls, why)
+        elif mask is not None:
+            self.find(cls, "is given a mask that its model makes by itself")
+        return out
+
+    def stopped(self, error: Exception) -> None:
+        """By an error, within the classes that are still running."""
+        name, text = type(error).__name__, str(error).splitlines()[0] if str(error) else ""
+        at, running = error.__traceback__, []
+        while at is not None:
+            running.append(type(at.tb_frame.f_locals.get("self")))
+            at = at.tb_next
+        cls = next((one for one in reversed(running) if one in self.classes), None)
+        why = f"has not been audited to its end: without weights its code stops with {name}: {text[:200]}"
+        self.unfinished = f"{NOT_AUDITED}: {cls.__name__} cannot be" if cls is not None else why
+        if cls is not None:
+            self.findings.setdefault(cls, why + _line(cls, error.__traceback__))
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.overloadpacket.__name__ in _ASKING and args[0].dtype == torch.bool and not _depends(args[0]):
+            return True  # whether a mask is of ones, positions of one prompt
+        cls = self.within[-1] if self.within else None
+        if not self.blind and cls in self.classes:
+            given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+            if any(map(_depends, given)):
+                why = _objection(func, args, kwargs)
+                if why is not None:
+                    self.find(cls, why)
+                if self.inside and _moves(func, args, kwargs):
+                    self.moving.add(cls)
+        return func(*args, **kwargs)
+
+
+def _depends(one: object) -> bool:
+    return isinstance(one, Tensor) and one.requires_grad
+
+
+def _objection(func, args: tuple, kwargs: dict) -> str | None:
+    """Why an operation on what depends on the hidden states is none that plain gradients are the rule of."""
+    name = func.overloadpacket.__name__
+    if name in _LIKE:
+        return None
+    if not torch.is_grad_enabled():
+        return f"computes {name} of what depends on the hidden states without gradients"
+    if name in _LINEAR:
+        return None
+    depending = [place for place, one in enumerate(args) if any(map(_depends, tree_leaves(one)))]
+    if name in _PRODUCTS:
+        factors = [place for place in depending if not (place == 0 and name.startswith(("add", "baddbmm")))]
+        if len(factors) < 2 and not any(map(_depends, tree_leaves(kwargs))):
+            return None
+        return f"multiplies ({name}) two tensors that both depend on the hidden states"
+    if name in _QUOTIENTS:
+        rounded = kwargs.get("rounding_mode") is not None
+        return None if depending == [0] and not rounded else "divides by what depends on the hidden states"
+    if name == "detach":
+        return "cuts what depends on the hidden states off from its gradients (detach)"
+    if name in _ASKING:
+        return "decides by numbers that depend on the hidden states"
+    return f"computes {name} of what depends on the hidden states"
+
+
+def _moves(func, args: tuple, kwargs: dict) -> bool:
+    """Whether an operation along a dimension as long as the prompt lets tokens meet, or changes their places. No other
+    dimension of a model is likely to be as long; one that is costs a graph, not a number."""
+    name, x = func.overloadpacket.__name__, next((one for one in tree_leaves(args) if isinstance(one, Tensor)), None)
+    if name in ("convolution", "roll", "flip", "unfold"):
+        return _TOKENS in x.shape
+    if name in ("mm", "bmm", "matmul", "mv", "dot", "einsum", "linear"):
+        return _TOKENS in (args[0].shape[-1], args[1].shape[-min(2, args[1].ndim)])
+    if name in ("addmm", "baddbmm", "addbmm"):
+        return _TOKENS in (args[1].shape[-1], args[2].shape[-2])
+    if name in ("sum", "mean", "cumsum"):
+        dims = args[1] if len(args) > 1 and args[1] is not None else range(x.ndim)
+        return any(x.shape[dim] == _TOKENS for dim in ([dims] if isinstance(dims, int) else dims) if x.ndim)
+    if name in ("constant_pad_nd", "cat", "stack", "slice", "select", "index_select", "gather", "slice_scatter"):
+        out = func(*args, **kwargs)
+        return x.shape.numel() > 0 and list(x.shape).count(_TOKENS) != list(out.shape).count(_TOKENS)
+    return False
+
+
+def _line(cls: type, traceback=None) -> str:
+    """Where the code of a class is just now: ", at modeling_llama.py:123: `x = x * x`"."""
+    home = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    frames = []
+    if traceback is not None:
+        while traceback is not None:
+            frames.insert(0, (traceback.tb_frame.f_code.co_filename, traceback.tb_lineno))
+            traceback = traceback.tb_next
+    else:
+        frame = sys._getframe(2)
+        while frame is not None:
+            frames.append((frame.f_code.co_filename, frame.f_lineno))
+            frame = frame.f_back
+    for file, number in frames:
+        if file == home:
+            line = linecache.getline(file, number).strip()
+            return f", at {file.replace(chr(92), '/').rsplit('/', 1)[-1]}:{number}: {line}"
+    return ""
+
+
+def _not_like(mask_function, window: int | None) -> str | None:
+    """Whether a mask of transformers' hides anything but the future, and what lies before the attention's window."""
+    edge = window or 8
+    places = torch.tensor(sorted({0, 1, edge - 1, edge, edge + 1, 2 * edge, 2 * edge + 1, 3 * edge + 2, 5 * edge}))
+    query, key = places[:, None], places[None]
+    expected = (key <= query) & (query - key < edge if window else True)
+    zero = torch.zeros((), dtype=torch.int64)
+    with torch.device("cpu"):
+        found = torch.stack([
+            torch.stack([torch.as_tensor(mask_function(zero, zero, q, k)) for k in places]) for q in places
+        ])  # fmt: skip
+    if torch.equal(found.bool(), expected):
+        return None
+    return f"is masked otherwise than causally within the window that it passes on ({window})"
+
+
+def _attention(module, query, key, value, attention_mask, **given):
+    window = given.get("sliding_window", getattr(module, "sliding_window", None))
+    watch = _now.watch
+    return watch.attend(module, query, key, value, attention_mask, window, given.get("is_causal")), None
+
+
+def _mask(batch_size: int, mask_function=None, **given) -> Tensor:
+    with torch.device("cpu"):
+        mask = torch.empty(batch_size, 2, dtype=torch.int64)
+    _now.watch.masks[id(mask)] = (mask_function, mask)
+    return mask
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, _mask)

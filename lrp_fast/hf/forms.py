@@ -1,0 +1,131 @@
+"""What a class does by its code, whatever it is called: classes whose code is equal share a handler.
+
+`forms.json` has, for each handler, a digest of every form of code that somebody has read and found right for it. What
+counts is what is computed: annotations, docstrings, comments, decorators, set-up and the family's own name do not. A
+class that changes upstream falls out of the table, and is audited like any other that is not in it.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.resources
+import inspect
+import json
+import re
+import sys
+import textwrap
+from types import CodeType, FunctionType
+
+from torch import nn
+
+_SET_UP = ("__init__", "extra_repr", "compute_default_rope_parameters")
+# Of transformers' plumbing: whatever it does, it is none of a layer's own computation.
+_PLUMBING = ("torch.", "transformers.modeling_", "transformers.generation.", "transformers.integrations.", "builtins")
+# Called by attentions where no other implementation is named; patched models name ours.
+_REPLACED = ("eager_attention_forward", "repeat_kv")
+
+
+@functools.cache
+def known() -> dict[str, str]:
+    """Digest -> the name of its handler; "function" for functions that classes call, which need none."""
+    text = (importlib.resources.files(__package__) / "forms.json").read_text(encoding="utf-8")
+    return {digest: handler for handler, digests in json.loads(text).items() for digest in digests}
+
+
+@functools.cache
+def handler_name(cls: type[nn.Module]) -> str | None:
+    """The name of the handler of a class's form, in `handlers` or `experts`; None for a form that is not known, and
+    for one that calls a function whose form is not."""
+    found = known().get(form(cls) or "")
+    if found is None or any(known().get(form(one) or "") != "function" for one in functions_of(cls)):
+        return None
+    return found
+
+
+@functools.cache
+def form(thing: type | FunctionType) -> str | None:
+    """12 hexadecimal digits of what a function or the methods of a class do, but for those that set it up; None where
+    there is no source, or nothing in it."""
+    try:
+        methods = [thing] if inspect.isfunction(thing) else _methods(thing).values()
+        text = "\n".join(filter(None, (_bare(one, _prefix(thing)) for one in methods)))
+    except (OSError, TypeError, SyntaxError):  # no source: an interactive class, a frozen program
+        return None
+    return hashlib.sha256(text.encode()).hexdigest()[:12] if text else None
+
+
+def functions_of(cls: type[nn.Module]) -> list[FunctionType]:
+    """The functions of its own module that a class's methods call, and those that they call."""
+    coming = [one.__code__ for one in map(inspect.unwrap, _methods(cls).values()) if hasattr(one, "__code__")]
+    home, found = vars(sys.modules.get(cls.__module__)) if cls.__module__ in sys.modules else {}, {}
+    while coming:
+        for name in _names(coming.pop()):
+            one = inspect.unwrap(home[name]) if inspect.isfunction(home.get(name)) else None
+            if one is None or one.__module__ != cls.__module__ or name in _REPLACED or one in found:
+                continue
+            found[one] = None
+            coming.append(one.__code__)
+    return list(found)
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = (one for one in code.co_consts if isinstance(one, CodeType))
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _methods(cls: type) -> dict[str, FunctionType]:
+    """Its own and those that it inherits, up to what PyTorch and transformers give to all modules."""
+    found = {}
+    for base in reversed(cls.__mro__):
+        if not f"{base.__module__}.".startswith(_PLUMBING):
+            found |= {name: _function(one) for name, one in vars(base).items() if _function(one) is not None}
+    return {name: one for name, one in found.items() if name not in _SET_UP}
+
+
+def _function(one: object) -> FunctionType | None:
+    one = one.fget if isinstance(one, property) else getattr(one, "__func__", one)
+    return inspect.unwrap(one) if inspect.isfunction(one) else None
+
+
+def _prefix(thing: type | FunctionType) -> str:
+    """What the names of its family begin with: modeling_gpt_neox.py has GPTNeoXMLP."""
+    stem = thing.__module__.rsplit(".", 1)[-1].removeprefix("modeling_").replace("_", "")
+    taken, name = "", thing.__name__
+    for end in range(len(name), 0, -1):
+        if name[:end].replace("_", "").lower() == stem:
+            taken = name[:end]
+            break
+    return taken
+
+
+class _Bare(ast.NodeTransformer):
+    """Without annotations, decorators and docstrings, as without comments and line breaks."""
+
+    def visit_FunctionDef(self, node):
+        self.generic_visit(node)
+        node.returns, node.decorator_list = None, []
+        if ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+        return node
+
+    def visit_arg(self, node):
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node):
+        self.generic_visit(node)
+        if node.value is None:
+            return None
+        return ast.copy_location(ast.Assign([node.target], node.value, lineno=node.lineno), node)
+
+
+def _bare(function: FunctionType, prefix: str) -> str:
+    (node,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    text = ast.unparse(_Bare().visit(node))
+    if prefix:
+        text = re.sub(rf"\b{prefix}(?=[A-Z_a-z])", "", text)
+    # transformers 5.24 calls a cache otherwise, and hands it all that the layer was given.
+    text = re.sub(r"(\.update\(.*), kwargs=kwargs\)", r"\1)", text)
+    return re.sub(r"\b(cache|cache_params)\b", "past_key_values", text)

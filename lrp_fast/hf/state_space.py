@@ -1,0 +1,127 @@
+"""Handlers of layers that carry a state from token to token: Mamba 1 and 2, gated delta nets, short convolutions.
+
+Their own code runs, with functions of ours where it calls transformers' functions of a name, and `functions` treated in
+between. Nothing of transformers changes: the module gets a copy of the code that looks those names up elsewhere.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import FunctionType, MethodType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import ops
+from ..rules import Rules
+from .functions import by_rule
+from .handlers import Overlay
+from .weights import is_offloaded
+
+
+def state_space(module: nn.Module, rules: Rules) -> Overlay:
+    """Mamba's and Mamba 2's mixer, by MambaLRP (arXiv 2406.07592): what a token chooses of the state (time step, B, C)
+    is a constant, so that the output is linear in what is carried, and relevance is conserved; the gate and what it
+    gates get half each (cp: what it gates); SiLU is identity."""
+    names = {}
+    if "mamba_selective_scan" in _globals(module):
+        names["mamba_selective_scan"] = _selective_scan(_globals(module)["mamba_selective_scan"], rules)
+    if "mamba2_chunk_scan" in _globals(module):
+        names["mamba2_chunk_scan"] = _chunk_scan(_globals(module)["mamba2_chunk_scan"], rules)
+    return _calling(module, rules, **names)
+
+
+def gated_delta_net(module: nn.Module, rules: Rules) -> Overlay:
+    """Qwen3-Next's and its kin's: `ops.gated_delta_rule`, between convolutions and a gated norm."""
+
+    def delta(query, key, value, *, g, beta, use_qk_l2norm_in_kernel=False, **_):
+        dtype = query.dtype
+        query, key = (_unit(one, rules) if use_qk_l2norm_in_kernel else one for one in (query, key))
+        repeated = value.shape[2] // key.shape[2]
+        query, key = (one.repeat_interleave(repeated, 2) for one in (query, key))
+        query = query * query.shape[-1] ** -0.5
+        with torch._C.DisableTorchFunction():  # its products have shares of their own
+            return ops.gated_delta_rule(query, key, value, g, beta, rule=rules).to(dtype), None
+
+    return _calling(module, rules, torch_chunk_gated_delta_rule=delta)
+
+
+def short_convolution(module: nn.Module, rules: Rules) -> Overlay:
+    """LFM2's: C * conv(B * x), in which B and C are gates: half each at both products (cp: all to what is carried)."""
+    return _calling(module, rules, gates={torch.Tensor.chunk: (0, 1)})
+
+
+STATE_SPACES = (state_space, gated_delta_net, short_convolution)
+
+
+def _globals(module: nn.Module) -> dict:
+    return inspect.unwrap(type(module).forward).__globals__
+
+
+def _calling(module: nn.Module, rules: Rules, gates: dict | None = None, **names: Callable) -> Overlay:
+    if rules.epsilon or rules.gamma:
+        raise ValueError(
+            f"{type(module).__name__} convolves, for which lrp_fast has no epsilon and gamma rule: leave both 0"
+        )
+    if any(map(is_offloaded, module.modules())):
+        raise ValueError(f"{type(module).__name__} is offloaded, which its rule cannot follow: load it whole")
+    own = inspect.unwrap(type(module).forward)
+    names["causal_conv1d_fn"] = _convolution(rules)
+    code = FunctionType(own.__code__, own.__globals__ | names, own.__name__, own.__defaults__, own.__closure__)
+    code.__kwdefaults__ = own.__kwdefaults__
+    forward = MethodType(code, module)
+
+    def ruled(*given, **named):
+        if module.training:
+            raise ValueError("the model is in training mode: call model.eval() first")
+        with by_rule(module, rules, gates):
+            return forward(*given, **named)
+
+    return {"forward": ruled}
+
+
+def _convolution(rules: Rules) -> Callable:
+    def convolve(x, weight, bias=None, activation=None, **_):
+        """(B, C, T), each channel by itself, no token reading a later one."""
+        weight, bias = (None if one is None else one.detach().to(x.dtype) for one in (weight, bias))
+        y = F.conv1d(F.pad(x, (weight.shape[-1] - 1, 0)), weight.unsqueeze(1), bias, groups=len(weight))
+        return y if activation is None else ops.activation(y, {"swish": "silu"}.get(activation, activation), rule=rules)
+
+    return convolve
+
+
+def _constant(x: Tensor, rules: Rules) -> Tensor:
+    return x if rules.name == "gradient" else x.detach()
+
+
+def _weights(named: dict) -> dict:
+    return {name: one.detach() if isinstance(one, Tensor) else one for name, one in named.items()}
+
+
+def _selective_scan(function: Callable, rules: Rules) -> Callable:
+    own = inspect.unwrap(function)
+
+    def scan(hidden_states, dt, A, B, C, D=None, z=None, **named):
+        dt, B, C = (_constant(one, rules) for one in (dt, B, C))
+        y = own(hidden_states, dt, A, B, C, D=D, z=None, **_weights(named))
+        return y if z is None else ops.gated_mlp(z, y.to(z.dtype), "silu", rule=rules)
+
+    return scan
+
+
+def _chunk_scan(function: Callable, rules: Rules) -> Callable:
+    own = inspect.unwrap(function)
+
+    def scan(hidden_states, dt, A, B, C, *rest, **named):
+        dt, B, C = (_constant(one, rules) for one in (dt, B, C))
+        return own(hidden_states, dt, A, B, C, *rest, **_weights(named))
+
+    return scan
+
+
+def _unit(x: Tensor, rules: Rules) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = torch.rsqrt(wide.square().sum(-1, keepdim=True) + 1e-6)
+    return wide * (scale.detach() if rules.treatment.frozen_norm else scale)

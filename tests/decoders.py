@@ -1,0 +1,174 @@
+"""Small random models of every decoder that transformers has."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+# What a config is told, where it knows the name.
+SIZES = {
+    "hidden_size": 64, "n_embd": 64, "d_model": 64, "embed_dim": 64, "word_embed_proj_dim": 64, "dim": 64,
+    "emb_dim": 64, "embedding_size": 64,
+    "num_hidden_layers": 3, "n_layer": 3, "n_layers": 3, "num_layers": 3, "decoder_layers": 3, "encoder_layers": 1,
+    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4, "decoder_attention_heads": 4,
+    "encoder_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 96, "n_inner": 96, "ffn_dim": 96, "decoder_ffn_dim": 96, "encoder_ffn_dim": 96, "dff": 96,
+    "ffn_hidden_size": 96, "d_inner": 96, "intermediate_size_mlp": 96, "dim_ff": 96, "moe_intermediate_size": 40,
+    "shared_expert_intermediate_size": 40, "shared_intermediate_size": 40, "moe_shared_expert_intermediate_size": 40,
+    "expert_ffn_hidden_size": 40,
+    "vocab_size": 97, "max_position_embeddings": 128, "n_positions": 128, "max_seq_len": 128, "n_ctx": 128,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2,
+    "moe_topk": 2, "moe_k": 2, "n_group": 2, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1,
+    "q_lora_rank": 24, "kv_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10,
+    "sliding_window": 7,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False,
+    "dropout": 0.0, "attention_dropout": 0.0,
+}  # fmt: skip
+# What brings out what is particular about a family, or what its small model cannot do without.
+TEXT = {
+    "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 97,
+    "intermediate_size": 96, "sliding_window": 7,
+}  # fmt: skip
+HEADS = {"num_key_value_heads": 4}
+DECODER = {"is_decoder": True, "hidden_act": "gelu"}
+PARTICULAR: dict[str, dict] = {
+    **dict.fromkeys(("deepseek_v3", "deepseek_v2", "axk1", "glm4_moe_lite", "youtu", "minicpm3"), HEADS),
+    **dict.fromkeys(
+        ("bert", "bert-generation", "camembert", "data2vec-text", "electra", "ernie", "roberta", "roberta-prelayernorm",
+         "xlm-roberta", "xlm-roberta-xl", "xmod", "big_bird", "roc_bert", "megatron-bert", "rembert", "roformer"),
+        DECODER,
+    ),
+    **dict.fromkeys(("helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), {"head_dim": 16}),
+    **dict.fromkeys(("gptj", "codegen"), {"rotary_dim": 8}),
+    "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]], "window_size": 7},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 8, "n_groups": 2},
+    "gemma3": {"text_config": TEXT | {"head_dim": 16}, "vision_config": TEXT | {"image_size": 28, "patch_size": 14}},
+    "roc_bert": DECODER | {"pronunciation_embed_dim": 8, "shape_embed_dim": 8, "pronunciation_vocab_size": 10,
+                           "shape_vocab_size": 10, "concat_input": False, "enable_pronunciation": False,
+                           "enable_shape": False},
+    **dict.fromkeys(
+        ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_5", "qwen3_5_moe"),
+        {"head_dim": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
+         "linear_value_head_dim": 12, "layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+    ),
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
+    "lfm3": {"layer_types": ["conv", "full_attention", "conv"]},
+    "olmo_hybrid": {"layer_types": ["linear_attention", "full_attention", "linear_attention"],
+                    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
+                    "linear_value_head_dim": 12},
+}  # fmt: skip
+
+
+# They rotate queries and keys, or carry a state, in float32 whatever the model's dtype.
+IN_FLOAT32 = (
+    "cohere", "cohere2", "cohere2_moe", "deepseek_v2", "ernie4_5", "ernie4_5_moe", "falcon_mamba", "hy_v3", "mamba",
+    "mamba2", "modernbert-decoder", "mllama",
+)  # fmt: skip
+# What their own code says of their softmax or experts is another product than the one of the rule: against definitions
+# in test_layers.py, and here by plain gradients alone.
+BY_GRADIENT = ("falcon", "gpt_oss", "granite_swa", "granitemoe_swa")
+# A token meets others in more than one attention.
+WITHOUT_GRAPH = (
+    "bamba", "diffllama", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "lfm2", "lfm2_moe", "lfm3", "mamba",
+    "mamba2", "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
+)  # fmt: skip
+# Language models with towers beside them: tests/hf/test_wrappers.py.
+WRAPPERS = ("got_ocr2", "moss_transcribe_diarize")
+_PRODUCTS = "its attention goes past transformers' interface"
+_INDEXED = "its attention reads chosen keys alone"
+_BESIDE = "its layers hand on more than the hidden states"
+# Why not, as the README says it, and what the refusal says.
+REFUSED = {
+    "axk2": ("its norms have gates", "AXK2GatedRMSNorm, which computes sigmoid"),
+    "bailing_hybrid": ("Kimi's delta rule", "DeltaAttention, which computes silu"),
+    "beam": ("its cap on logits is in float32", "BeamForCausalLM, which computes tanh"),
+    "big_bird": ("its attention draws blocks at random", "BigBird"),
+    "bigbird_pegasus": ("its attention is for encoders", "reads tokens in both directions"),
+    "bloom": ("ALiBi", "BloomAttention, which multiplies"),
+    "blt": ("byte patches", "Blt"),
+    "cpmant": (_PRODUCTS, "CpmAntAttention, which multiplies"),
+    "ctrl": (_PRODUCTS, "Sequential"),
+    "deepseek_v32": (_INDEXED, "DeepseekV32"),
+    "deepseek_v4": ("hyper-connections", "DeepseekV4"),
+    "doge": ("its attention's mask depends on the values", "DogeAttention, which computes softplus"),
+    "dots3_note": (_INDEXED, "Dots3NoteTextIndexer"),
+    "dots3_note_text": (_INDEXED, "Dots3NoteTextIndexer"),
+    "gemma3n_text": ("AltUp", "Gemma3n"),
+    "gemma4": ("per-layer embeddings", "given more than one tensor"),
+    "gemma4_text": ("per-layer embeddings", "given more than one tensor"),
+    "gemma4_unified": ("reads in both directions", "Gemma4Unified"),
+    "gemma4_unified_text": ("reads in both directions", "reads tokens in both directions"),
+    "git": ("an image encoder of its own", "Conv2d"),
+    "glm_moe_dsa": (_INDEXED, "GlmMoeDsa"),
+    "hrm_text": ("recurrent stacks", "HrmTextModel"),
+    "hy_v4": ("hyper-connections", "HYV4HyperConnection, which multiplies"),
+    "inkling2_text": (_BESIDE, "given more than one tensor"),
+    "inkling_text": ("relative positions, short convolutions", "Inkling"),
+    "jetmoe": ("mixtures of attentions", "JetMoe"),
+    "kimi_linear": ("Kimi's delta rule", "KimiLinearDeltaAttention, which computes silu"),
+    "llama4": ("chunked attention, its mixture", "Llama4"),
+    "llama4_text": ("chunked attention, its mixture", "Llama4"),
+    "longcat_flash": ("two attentions a layer, experts that do nothing", "LongcatFlash"),
+    "megatron-bert": (_PRODUCTS, "MegatronBertSelfAttention, which multiplies"),
+    "minimax": ("lightning attention", "MiniMaxLightningAttention, which multiplies"),
+    "minimax_m3_vl_text": (_INDEXED, "MiniMaxM3VL"),
+    "mpt": ("ALiBi", "MptAttention, which multiplies"),
+    "musicgen": ("several codebooks", "Musicgen"),
+    "musicgen_melody": ("several codebooks", "Musicgen"),
+    "mvp": (_PRODUCTS, "MvpAttention, which multiplies"),
+    "openai-gpt": (_PRODUCTS, "Attention, which multiplies"),
+    "phimoe": ("its router", "PhimoeTopKRouter, which computes"),
+    "prophetnet": (_PRODUCTS, "ProphetNetNgramSelfAttention, which multiplies"),
+    "recurrent_gemma": ("RG-LRU", "RecurrentGemma"),
+    "rembert": (_PRODUCTS, "RemBertSelfAttention, which multiplies"),
+    "roformer": (_PRODUCTS, "RoFormerSelfAttention, which multiplies"),
+    "rwkv": ("RWKV's recurrence", "Rwkv"),
+    "trocr": (_PRODUCTS, "TrOCRAttention, which multiplies"),
+    "xglm": (_PRODUCTS, "XGLMAttention, which multiplies"),
+    "xlm": (_PRODUCTS, "XLM"),
+    "xlnet": ("relative positions", "XLNetModel, which cuts"),
+    "xlstm": ("xLSTM", "xLSTM"),
+    "xmod": ("adapters chosen by language", "Xmod"),
+    "zamba": (_BESIDE, "given more than one tensor"),
+    "zamba2": (_BESIDE, "given more than one tensor"),
+    "zaya": (_BESIDE, "ZayaDecoderLayer, which is a decoder layer that hands on"),
+}
+# Of these no small model has been built.
+NOT_TRIED = (
+    "cohere_compass_text", "dbrx", "fuyu", "gemma3n", "gemma4_assistant", "gemma4_unified_assistant",
+    "phi4_multimodal", "qwen4_exp", "qwen4_exp_text", "reformer",
+)  # fmt: skip
+ALL = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+COVERED = tuple(name for name in ALL if name not in (*REFUSED, *NOT_TRIED, *WRAPPERS))
+
+
+def blank(model_type: str):
+    """Of its config's own size, without weights."""
+    cls = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
+    with torch.device("meta"):
+        return cls(cls.config_class())
+
+
+def build(model_type: str, dtype=torch.float64, seed: int = 0, **more):
+    """Of a few layers, with random weights that are large enough to matter."""
+    cls = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
+    known = {*cls.config_class().to_dict(), "pad_token_id", "tie_word_embeddings"}
+    settings = {name: value for name, value in SIZES.items() if name in known}
+    config = cls.config_class(**settings | PARTICULAR.get(model_type, {}) | more)
+    with torch.device("meta"):
+        size = sum(map(torch.numel, cls(config).parameters()))
+    if size > 3_000_000:
+        raise ValueError(f"{model_type} has {size:,} parameters: tell its config to be smaller")
+    torch.manual_seed(seed)
+    model = cls(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            spread = {1: 0.5, 2: 1.5 * parameter[0].numel() ** -0.5}.get(parameter.ndim, 0.3)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread + ("norm" in name))
+        for name, buffer in model.named_buffers():
+            if "bias" in name and buffer.is_floating_point():  # of a router's choice
+                buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.1)
+    return model.to(dtype).eval()

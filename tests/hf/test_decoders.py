@@ -1,0 +1,70 @@
+"""Every decoder of transformers: against rules that are applied by detaching to the model as it is, or refused."""
+
+import pytest
+import torch
+import transformers
+from packaging.version import Version
+
+import lrp_fast
+from lrp_fast import GraphSpec, Memory, attribute
+from lrp_fast.hf import check, decoder_layers
+from tests import decoders
+from tests.oracles.functional import explained
+
+pytestmark = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"), reason="the table is of what transformers 5.23 and later have"
+)
+ALL = GraphSpec(topk=10**6)
+IDS = torch.randint(3, 97, (1, 11), generator=torch.Generator().manual_seed(1))
+RULES = ["attnlrp", "cp", "gradient"]
+
+
+def shown(model_type):
+    graph = [] if model_type in decoders.WITHOUT_GRAPH else [pytest.mark.shows("graph")]
+    return pytest.param(model_type, marks=[pytest.mark.shows("attribution"), *graph])
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("model_type", [shown(one) for one in decoders.COVERED])
+def test_nodes_and_edges_are_those_of_detached_rules(model_type, rule):
+    if model_type in decoders.BY_GRADIENT:
+        rule = "gradient"
+    model, plain = (decoders.build(model_type) for _ in range(2))
+    check(plain)
+    value, nodes, edges = explained(plain, decoder_layers(plain), IDS, 3, 5, rule)
+    allowed = 1e-5 if model_type in decoders.IN_FLOAT32 else 1e-12 if rule == "gradient" else 1e-11
+    graph = None if model_type in decoders.WITHOUT_GRAPH else ALL
+    found = attribute(model, IDS, 3, 5, rule=rule, graph=graph)
+    assert abs(found.value - value) <= max(allowed, 1e-12) * max(abs(value), 1)
+    assert (found.layers - nodes).abs().max() <= allowed * nodes.abs().max()
+    for layer, matrix in enumerate(edges if graph else []):
+        assert (found.graph.dense(layer) - matrix).abs().max() <= 10 * allowed * matrix.abs().max()
+
+
+@pytest.mark.parametrize("model_type", decoders.WITHOUT_GRAPH)
+def test_where_no_closed_form_is_known_a_graph_is_refused(model_type):
+    with pytest.raises(ValueError, match="leave the graph out"):
+        attribute(decoders.build(model_type), IDS, 3, 5, graph=ALL)
+
+
+@pytest.mark.shows("streaming")
+@pytest.mark.parametrize("model_type", decoders.COVERED)
+def test_what_waits_in_files_changes_nothing(model_type):
+    model = decoders.build(model_type)
+    found = attribute(model, IDS, 3, 5)
+    tight = Memory(host_budget=lrp_fast.plan(model, IDS.shape[1]).least["cpu"])
+    allowed = 1e-5 if model_type in decoders.IN_FLOAT32 else 1e-11
+    assert (attribute(model, IDS, 3, 5, memory=tight).layers - found.layers).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("model_type", decoders.REFUSED)
+def test_a_decoder_without_a_rule_is_refused(model_type, record_property):
+    why, words = decoders.REFUSED[model_type]
+    record_property("why", why)
+    with pytest.raises(lrp_fast.UnsupportedModuleError, match=words):
+        check(decoders.blank(model_type))
+
+
+def test_none_is_left_out():
+    assert {*decoders.COVERED, *decoders.REFUSED, *decoders.NOT_TRIED, *decoders.WRAPPERS} == {*decoders.ALL}
+    assert len(decoders.COVERED) + len(decoders.REFUSED) + len(decoders.NOT_TRIED) + len(decoders.WRAPPERS) == 189

@@ -1,0 +1,231 @@
+"""AttnLRP, CP-LRP and gradient x input by detaching, on a model that nothing was laid over.
+
+Every function of PyTorch that the model's own code calls is replaced, under the rule, by one of the same value whose
+plain gradient is the rule's: for a product of two explained tensors each factor is a half of itself and a half of its
+value; what divides by a root mean square is its value; a function of one number is z times the value of f(z)/z. It
+knows no class and no handler, and of the package the definition of the delta rule alone. Attention has to be eager, for
+its products to be seen.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from lrp_fast import reference
+
+PRODUCTS = {
+    torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm,
+    Tensor.bmm, torch.einsum, torch.baddbmm,
+}  # fmt: skip
+SCALES = {torch.rsqrt, Tensor.rsqrt, torch.sqrt, Tensor.sqrt, torch.linalg.vector_norm, Tensor.norm, torch.norm}
+SQUASHES = {torch.sigmoid, Tensor.sigmoid, F.sigmoid, F.softplus, torch.softmax, Tensor.softmax, F.softmax}
+POINTWISE = {
+    F.silu, F.gelu, F.relu, torch.relu, Tensor.relu, torch.tanh, Tensor.tanh, F.tanh, torch.clamp, Tensor.clamp,
+    torch.square, Tensor.square,
+}  # fmt: skip
+CASTS = {Tensor.float, Tensor.to, Tensor.type, Tensor.double}
+ALIKE = {
+    Tensor.reshape, Tensor.view, Tensor.unsqueeze, Tensor.squeeze, Tensor.transpose, Tensor.expand, Tensor.flatten,
+    Tensor.__getitem__, Tensor.gather, Tensor.contiguous, F.dropout, Tensor.permute, torch.index_select,
+    Tensor.float, Tensor.to, Tensor.type, Tensor.type_as, Tensor.div, Tensor.__truediv__, torch.div, torch.gather,
+}  # fmt: skip
+
+
+def _explained(one) -> bool:
+    return isinstance(one, Tensor) and one.requires_grad and torch.is_grad_enabled()
+
+
+class Detached(TorchFunctionMode):
+    """Within it, backward passes of what the model computes are those of ``rule``."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__()
+        self.rule = rule
+        self.gates: list[Tensor] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        x = args[0] if args else None
+        if isinstance(x, Tensor) and x.dtype == torch.float64 and "dtype" in kwargs and func in SQUASHES:
+            kwargs.pop("dtype")
+        if func in CASTS and isinstance(x, Tensor) and x.dtype == torch.float64 and torch.is_grad_enabled():
+            out = func(*args, **kwargs)
+            out = x if out.dtype in (torch.float32, torch.bfloat16, torch.float16) else out
+        elif self.rule == "gradient":
+            return func(*args, **kwargs)
+        else:
+            out = self.treat(func, args, kwargs)
+        if func in SQUASHES or (func in ALIKE and self.is_gate(x)):
+            self.gates.append(out)
+        elif func is Tensor.chunk and args[1:] == (3,) and kwargs == {"dim": -2}:  # of a short convolution
+            self.gates += out[:2]
+        elif func in (torch.topk, Tensor.topk) and self.is_gate(x):
+            self.gates.append(out[0])
+        return out
+
+    def is_gate(self, one) -> bool:
+        return any(one is gate for gate in self.gates)
+
+    def treat(self, func, args, kwargs):
+        if func in PRODUCTS:
+            places = [place for place, one in enumerate(args) if _explained(one)]
+            if len(places) == 2:
+                return self.product(func, args, kwargs, places)
+            out = func(*args, **kwargs)
+            if places and self.is_gate(args[places[0]]):
+                self.gates.append(out)
+            return out
+        elif func in SCALES:
+            return func(*args, **kwargs).detach()
+        elif func in (Tensor.pow, torch.pow, Tensor.__pow__):
+            return func(*args, **kwargs).detach() if args[1] < 0 else func(*args, **kwargs)
+        elif func in POINTWISE and _explained(args[0]):
+            return self.identity(lambda z: func(z, *args[1:], **kwargs), args[0])
+        elif func is F.layer_norm:
+            return self.layer_norm(*args, **kwargs)
+        elif func is F.rms_norm:
+            x, _, weight, eps = (*args, *kwargs.values())
+            out = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps).detach()
+            return out if weight is None else out * weight
+        elif func is Tensor.clamp_ and _explained(args[0]):
+            z = args[0].clone()
+            return args[0].copy_(self.identity(lambda z: z.clamp(*args[1:], **kwargs), z))
+        return func(*args, **kwargs)
+
+    def product(self, func, args, kwargs, places):
+        one, two = places
+        args = list(args)
+        if self.rule == "attnlrp":
+            for place in places:
+                args[place] = 0.5 * args[place] + 0.5 * args[place].detach()
+        else:
+            of_one, of_two = self.is_gate(args[one]), self.is_gate(args[two])
+            if of_one != of_two:
+                place = one if of_one else two
+                args[place] = args[place].detach()
+            else:  # of two that no softmax made, one comes of the activation of a gated MLP; or it is a score
+                score = func not in (torch.mul, Tensor.mul, Tensor.__mul__)
+                marked = [place for place in places if getattr(args[place], "activated", False)]
+                for place in places if score else marked:
+                    args[place] = args[place].detach()
+        return func(*args, **kwargs)
+
+    def identity(self, f, z):
+        y = f(z.detach())
+        ratio = torch.where(z == 0, 0.5, y / torch.where(z == 0, 1, z)).detach()
+        out = z * ratio
+        out.activated = True
+        return out
+
+    def layer_norm(self, x, shape, weight=None, bias=None, eps=1e-5):
+        centred = x - x.mean(-1, keepdim=True)
+        y = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps).detach()
+        y = y if weight is None else y * weight
+        return y if bias is None else y + bias
+
+
+def _part(x: Tensor, share: float) -> Tensor:
+    return share * x + (1 - share) * x.detach()
+
+
+@contextmanager
+def carried(model, mode: Detached):
+    """transformers' scans by their rules: what a token chooses of a state is a constant, and the delta rule's factors
+    get their shares. Their own code, or the definition, runs in between without any."""
+    own, rule = {}, mode.rule
+    constant = (lambda x: x) if rule == "gradient" else Tensor.detach
+
+    def plainly(function, *args, **named):
+        mode.rule = "gradient"
+        try:
+            return inspect.unwrap(function)(*args, **named)
+        finally:
+            mode.rule = rule
+
+    def selective(x, dt, A, B, C, D=None, z=None, **named):
+        function = own["mamba_selective_scan"]
+        y = plainly(function, x, constant(dt), A, constant(B), constant(C), D=D, z=None, **named)
+        return y * F.silu(z)
+
+    def chunked(x, dt, A, B, C, *rest, **named):
+        return plainly(own["mamba2_chunk_scan"], x, constant(dt), A, constant(B), constant(C), *rest, **named)
+
+    def delta(query, key, value, *, g, beta, use_qk_l2norm_in_kernel=False, **_):
+        if use_qk_l2norm_in_kernel:
+            query, key = (x * torch.rsqrt((x * x).sum(-1, keepdim=True) + 1e-6) for x in (query, key))
+        query, key = (x.repeat_interleave(value.shape[2] // key.shape[2], 2) for x in (query, key))
+        part, of_value = {"attnlrp": (0.25, 0.5), "cp": (0, 1), "gradient": (1, 1)}[rule]
+        given = [_part(x, part) for x in (query * query.shape[-1] ** -0.5, key)]
+        given += [_part(value, of_value), _part(g, part), _part(beta, part)]
+        return plainly(reference.gated_delta_rule, *given), None
+
+    scans = {"mamba_selective_scan": selective, "mamba2_chunk_scan": chunked, "torch_chunk_gated_delta_rule": delta}
+    homes = {sys.modules[type(module).__module__] for module in model.modules()}
+    found = [(home, name) for home in homes for name in scans if hasattr(home, name)]
+    try:
+        for home, name in found:
+            own[name] = getattr(home, name)
+            setattr(home, name, scans[name])
+        yield
+    finally:
+        for home, name in found:
+            setattr(home, name, own[name])
+
+
+def explained(
+    model, layers: list, ids: Tensor, target: int, contrast: int, rule: str
+) -> tuple[float, Tensor, list[Tensor]]:
+    """The logit difference of the last position, (L + 1, N) node relevance, and (N, N) edges a decoder layer: a
+    backward pass a target row, through the layer alone. The model is changed for good."""
+    model.set_attn_implementation("eager")
+    model.config._experts_implementation = "eager"
+    model.requires_grad_(False)
+    mode, calls, outputs = Detached(rule), {}, {}
+    for module in model.modules():
+        if rule != "gradient" and type(module).__module__.endswith((".activations", ".activation")):
+            module.forward = partial(mode.identity, module.forward)
+
+    def enter(module, args, named):
+        calls.setdefault(module, (args, named))
+
+    def leave(module, args, output):
+        outputs.setdefault(module, output[0] if isinstance(output, tuple) else output)
+
+    handles = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in layers]
+    handles += [layer.register_forward_hook(leave) for layer in layers]
+    embeddings = model.get_input_embeddings()
+    handles.append(embeddings.register_forward_hook(lambda *given: given[-1].requires_grad_()))
+    with carried(model, mode), mode:
+        logits = model(input_ids=ids, use_cache=False).logits[0, -1]
+    for handle in handles:
+        handle.remove()
+    value = logits[target] - logits[contrast]
+    inputs = [_hidden(*calls[layer]) for layer in layers]
+    nodes = [*inputs, outputs[layers[-1]]]
+    gs = torch.autograd.grad(value, nodes)
+    edges = []
+    for layer, h, g in zip(layers, inputs, gs[1:], strict=True):
+        leaf, (args, named) = h.detach().requires_grad_(), calls[layer]
+        with carried(model, mode), mode:
+            output = layer(leaf, *args[1:], **named) if args else layer(**named | {"hidden_states": leaf})
+        output = output[0] if isinstance(output, tuple) else output
+        rows = []
+        for j in range(ids.shape[1]):
+            only = torch.zeros_like(g)
+            only[:, j] = g[:, j]
+            rows.append((torch.autograd.grad(output, leaf, only, retain_graph=True)[0] * leaf).sum(-1)[0].detach())
+        edges.append(torch.stack(rows))
+    relevance = [(node * g).sum(-1)[0].detach() for node, g in zip(nodes, gs, strict=True)]
+    return value.item(), torch.stack(relevance), edges
+
+
+def _hidden(args: tuple, named: dict) -> Tensor:
+    return args[0] if args else named["hidden_states"]
