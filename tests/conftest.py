@@ -62,7 +62,7 @@ FAMILIES = {
 }
 
 
-# (family, column of the README's table) -> how the tests came out that are marked to show it
+# (model_type, column of the README's table) -> how the tests came out that are marked to show it
 shown = defaultdict(Counter)
 
 
@@ -116,18 +116,26 @@ def pytest_runtest_makereport(item):
     report = yield
     for mark in item.iter_markers("shows"):
         (column,) = mark.args
-        family = mark.kwargs.get("family") or item.callspec.params["family"]
         if (report.when == "call" or not report.passed) and (column != "gpu" or "gpu" in item.keywords):
-            shown[family, column][report.outcome] += 1
+            shown[_model_type(item, mark), column][report.outcome] += 1
+    for name, why in item.user_properties if report.when == "call" and report.passed else ():
+        if name == "refused":
+            shown[item.callspec.params["model_type"], name][why] += 1
     return report
+
+
+def _model_type(item, mark):
+    family = mark.kwargs.get("family") or item.callspec.params.get("family")
+    if family is None:
+        return item.callspec.params["model_type"]
+    return getattr(transformers, FAMILIES[family][0]).config_class.model_type
 
 
 def pytest_sessionfinish(session, exitstatus):
     if session.config.option.families and exitstatus in (0, 1, 5):  # all that was selected ran; none was
-        names, found = {home: name for name, home in lrp_fast.hf.families.FAMILIES.items()}, {}
-        for (family, column), outcomes in shown.items():
-            home = getattr(transformers, FAMILIES[family][0]).__module__.split(".")[-2]
-            found.setdefault(names[home], {}).setdefault(column, Counter()).update(outcomes)
+        found = {}
+        for (model_type, column), outcomes in shown.items():
+            found.setdefault(model_type, {})[column] = outcomes
         Path(session.config.option.families).write_text(json.dumps(found, indent=1))
 
 

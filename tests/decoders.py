@@ -64,7 +64,7 @@ PARTICULAR: dict[str, dict] = {
 # They rotate queries and keys, or carry a state, in float32 whatever the model's dtype.
 IN_FLOAT32 = (
     "cohere", "cohere2", "cohere2_moe", "deepseek_v2", "ernie4_5", "ernie4_5_moe", "falcon_mamba", "hy_v3", "mamba",
-    "mamba2", "modernbert-decoder", "mllama",
+    "mamba2", "modernbert-decoder", "mllama", "nemotron_h",
 )  # fmt: skip
 # What their own code says of their softmax or experts is another product than the one of the rule: against definitions
 # in test_layers.py, and here by plain gradients alone.
@@ -81,7 +81,7 @@ _INDEXED = "its attention reads chosen keys alone"
 _BESIDE = "its layers hand on more than the hidden states"
 # Why not, as the README says it, and what the refusal says.
 REFUSED = {
-    "axk2": ("its norms have gates", "AXK2GatedRMSNorm, which computes sigmoid"),
+    "axk2": ("its norms have gates", "AXK2"),
     "bailing_hybrid": ("Kimi's delta rule", "DeltaAttention, which computes silu"),
     "beam": ("its cap on logits is in float32", "BeamForCausalLM, which computes tanh"),
     "big_bird": ("its attention draws blocks at random", "BigBird"),
@@ -103,7 +103,7 @@ REFUSED = {
     "git": ("an image encoder of its own", "Conv2d"),
     "glm_moe_dsa": (_INDEXED, "GlmMoeDsa"),
     "hrm_text": ("recurrent stacks", "HrmTextModel"),
-    "hy_v4": ("hyper-connections", "HYV4HyperConnection, which multiplies"),
+    "hy_v4": ("hyper-connections", "HYV4"),
     "inkling2_text": (_BESIDE, "given more than one tensor"),
     "inkling_text": ("relative positions, short convolutions", "Inkling"),
     "jetmoe": ("mixtures of attentions", "JetMoe"),

@@ -31,10 +31,19 @@ def test_a_config_without_a_causal_language_model_is_refused():
         doctor.examine(transformers.T5Config())
 
 
+RWKV = transformers.RwkvConfig(hidden_size=32, attention_hidden_size=32, num_hidden_layers=2, vocab_size=50)
+
+
 def test_what_no_rule_covers_is_named_and_nothing_is_checked():
+    found, checks = doctor.examine(RWKV)
+    (block,) = [one for one in found if one.name == "RwkvSelfAttention"]
+    assert block.rule is None and block.count == 2 and block.path == "rwkv.blocks.0.attention" and checks == []
+
+
+def test_a_config_that_no_small_copy_can_be_made_of():
     found, checks = doctor.examine(transformers.MambaConfig(num_hidden_layers=2, hidden_size=32, vocab_size=50))
-    (mixer,) = [one for one in found if one.name == "MambaMixer"]
-    assert mixer.rule is None and mixer.count == 2 and mixer.path == "backbone.layers.0.mixer" and checks == []
+    assert all(one.rule is not None for one in found)
+    assert len(checks) == 1 and not checks[0].passed and "no small copy can be made" in checks[0].what
 
 
 @pytest.mark.parametrize(
@@ -110,8 +119,8 @@ def plain_product(own):
         ("gpt_neox", "activation", told("gradient"), ["activations"]),
         ("gemma2", "attention", told("cp"), ["attentions"]),
         ("gpt_oss", "attention", told("gradient"), ["attentions"]),
-        ("mixtral", "share", lambda own: lambda x, share: x, ["experts"]),
-        ("gpt_oss", "share", lambda own: lambda x, share: x, ["experts"]),
+        ("mixtral", "product", lambda own: lambda a, b, rule: a * b, ["experts"]),
+        ("gpt_oss", "product", lambda own: lambda a, b, rule: a * b, ["experts"]),
         ("gpt_oss", "identity", lambda own: lambda z, y, ratio: z * (y / z).detach() / 2, ["experts"]),
         (
             "gpt2",
@@ -152,11 +161,11 @@ def test_the_command_line(tiny, tmp_path, capsys):
     assert told["healthy"] and {"name", "count", "path", "rule", "kernel", "mend"} == set(told["modules"][0])
     assert not any(one["mend"] for one in told["modules"])
 
-    transformers.MambaConfig(num_hidden_layers=2, hidden_size=32, vocab_size=50).save_pretrained(tmp_path / "bad")
+    RWKV.save_pretrained(tmp_path / "bad")
     assert main(["doctor", str(tmp_path / "bad")]) == 1
     out = capsys.readouterr().out
-    assert "NOT COVERED: backbone.layers.0.mixer" in out and "NOT COVERED: the model" in out
-    assert "  MambaForCausalLM and 5 more: lrp_fast.hf.register teaches a class its rule\n" in out
+    assert "NOT COVERED: rwkv.blocks.0.attention" in out
+    assert "  RwkvModel: " in out and " of what depends on the hidden states, at modeling_rwkv.py:" in out
     assert main(["doctor", str(tmp_path / "nothing")]) == 2
     assert torch.get_default_dtype() == torch.float32
 

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..hf import handlers
+from ..hf.audit import is_running
 from ..hf.families import handler_of
 from ..hf.overlay import laid
 from ..hf.owner import is_ours, owned
@@ -126,7 +127,7 @@ def _propagating(own: Callable, rules: Rules) -> Callable:
 @contextmanager
 def _patched_unless_it_is(module: nn.Module, rules: Rules) -> Iterator[None]:
     """`patched`, but within a model that is patched, by whichever rule, that one's stays in force."""
-    if is_ours(module):
+    if is_ours(module) or is_running():
         yield
         return
     with owned(module, passing=True):

@@ -2,7 +2,7 @@
 
 from . import handlers
 from .attention import real_tokens, register_attention
-from .contributions import check_closed_form, contributions
+from .contributions import check_closed_form, contributions, has_closed_form
 from .coverage import Coverage, UnsupportedModuleError, check, coverage
 from .definitions import gaps_to_definitions
 from .families import at_rest, register
@@ -41,6 +41,7 @@ __all__ = [
     "gaps_to_definitions",
     "give_language_model",
     "handlers",
+    "has_closed_form",
     "head_dims",
     "head_reads",
     "here",

@@ -24,9 +24,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .forms import reads_past_autograd
 
 NAME = "lrp_fast_audit"
 NOT_AUDITED = "has not been audited"
@@ -116,17 +118,25 @@ def _run(model: PreTrainedModel, unknown: set[type], stubs: set[type], past: set
         watch.idle.add(module)
         module.register_forward_pre_hook(watch.enter, with_kwargs=True)
         module.register_forward_hook(watch.leave, always_call=True)
-    blank.get_input_embeddings().register_forward_hook(lambda *given: given[-1].detach().requires_grad_())
+    blank.get_input_embeddings().register_forward_hook(lambda *given: _leaf(given[-1]).clone())  # written into by some
     token = torch.zeros(1, _TOKENS, dtype=torch.int64, device="meta")
+    for cls in unknown:
+        if reads_past_autograd(cls):
+            watch.findings[cls] = "reads .data of a tensor, which no gradient follows"
     _now.watch = watch
     try:
-        with torch.enable_grad(), watch:
+        with torch.device("meta"), torch.enable_grad(), watch:
             blank(input_ids=token, use_cache=False)
     except Exception as error:  # of their code: what it may be, the class it is found in says
         watch.stopped(error)
     finally:
-        del _now.watch
+        _now.watch = None
     return watch.seen(blank)
+
+
+def is_running() -> bool:
+    """Whether this thread is at an audit."""
+    return getattr(_now, "watch", None) is not None
 
 
 def _layers(model: nn.Module) -> set[nn.Module]:
@@ -168,6 +178,7 @@ class _Watch(TorchDispatchMode):
         self.findings: dict[type, str] = {}
         self.masks: dict[int, tuple] = {}
         self.between: Tensor | None = None  # what the last decoder layer put out
+        self.leaves: dict[int, Tensor] = {}  # where what this one puts out may come from: its input, its attention
         self.nodes: set[nn.Module] = set()
         self.blind = self.inside = False  # inside: of a decoder layer
         self.unfinished: str | None = None  # why, where the model did not run to its end
@@ -175,7 +186,10 @@ class _Watch(TorchDispatchMode):
     def seen(self, model: nn.Module) -> Seen:
         if self.unfinished is not None:  # nobody has run to their end
             return Seen({}, dict.fromkeys(self.classes, self.unfinished) | self.findings)
-        kinds = dict.fromkeys(self.classes - self.ran, "holder")
+        held = {type(module) for module in model.modules()}
+        for cls in self.classes - held:
+            self.findings[cls] = f"{NOT_AUDITED}: it is not what the model's config makes"
+        kinds = dict.fromkeys(self.classes & held - self.ran, "holder")
         kinds |= dict.fromkeys(self.ran & self.classes - self.findings.keys(), "glue")
         kinds |= {cls: "attention" for cls in self.attentions & kinds.keys()}
         kinds |= {cls: "decoder layer" for cls in self.layers & kinds.keys()}
@@ -195,13 +209,14 @@ class _Watch(TorchDispatchMode):
         if cls in self.classes:
             self.findings.setdefault(cls, why + _line(cls))
 
-    def enter(self, module: nn.Module, args: tuple, named: dict) -> None:
+    def enter(self, module: nn.Module, args: tuple, named: dict) -> tuple[tuple, dict] | None:
+        """A decoder layer gets its hidden states as a leaf of autograd's: see `leave`."""
         above, cls = self.within[-1] if self.within else None, type(module)
         self.within.append(cls)
         self.ran.add(cls)
         self.idle.difference_update(module.modules() if cls in self.stubs else [module])
         if module not in self.nodes:
-            return
+            return None
         self.layers.add(cls)
         self.inside = True
         hidden, *others = [one for one in tree_leaves((args, named)) if _depends(one)] or [None]
@@ -211,6 +226,14 @@ class _Watch(TorchDispatchMode):
             self.find(cls, "is a decoder layer that is given more than one tensor that depends on the hidden states")
         if self.between is not None and hidden is not self.between:
             self.find(above, "changes the hidden states between its decoder layers")
+        if hidden is None:
+            return None
+        self.blind = True
+        leaf = _leaf(hidden)
+        given = leaf.clone()
+        self.blind = False
+        self.leaves = {id(leaf): leaf}
+        return tree_map(lambda one: given if one is hidden else one, (args, named))
 
     def leave(self, module: nn.Module, args: tuple, out: object) -> None:
         cls = self.within.pop()
@@ -222,6 +245,9 @@ class _Watch(TorchDispatchMode):
             if len(found) != 1:
                 self.find(cls, f"is a decoder layer that hands on {len(found)} tensors made of its hidden states")
             self.between = found[0] if found else None
+            if any(id(leaf) not in self.leaves for leaf in _leaves(found)):  # one of its unknown parts is to blame
+                for one in {type(part) for part in module.modules()}:
+                    self.find(one, "is, or is part of, a decoder layer that reads what others have left behind")
 
     def attend(self, module, query, key, value, mask, window, causal) -> Tensor:
         cls = type(module)
@@ -229,6 +255,7 @@ class _Watch(TorchDispatchMode):
         self.blind = True
         out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]).requires_grad_()
         self.blind = False
+        self.leaves[id(out)] = out
         if mask is not None and id(mask) in self.masks:
             why = _not_like(self.masks[id(mask)][0], window)
             if why:
@@ -245,7 +272,7 @@ class _Watch(TorchDispatchMode):
             running.append(type(at.tb_frame.f_locals.get("self")))
             at = at.tb_next
         cls = next((one for one in reversed(running) if one in self.classes), None)
-        why = f"has not been audited to its end: without weights its code stops with {name}: {text[:200]}"
+        why = f"cannot be audited: run without weights, its code stops with {name}: {text[:200]}"
         self.unfinished = f"{NOT_AUDITED}: {cls.__name__} cannot be" if cls is not None else why
         if cls is not None:
             self.findings.setdefault(cls, why + _line(cls, error.__traceback__))
@@ -263,11 +290,37 @@ class _Watch(TorchDispatchMode):
                     self.find(cls, why)
                 if self.inside and _moves(func, args, kwargs):
                     self.moving.add(cls)
+                out = func(*args, **kwargs)
+                if func.overloadpacket.__name__ not in _LIKE and not all(map(_is_number, tree_leaves(out))):
+                    self.find(cls, "makes integers of what depends on the hidden states")
+                return out
         return func(*args, **kwargs)
+
+
+def _is_number(one: object) -> bool:
+    """One that gradients go through; or no tensor."""
+    return not isinstance(one, Tensor) or one.is_floating_point() or one.is_complex()
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return x.detach().requires_grad_()
 
 
 def _depends(one: object) -> bool:
     return isinstance(one, Tensor) and one.requires_grad
+
+
+def _leaves(tensors: list[Tensor]) -> Iterator[Tensor]:
+    """Where autograd's graph of them begins."""
+    coming, seen = [one.grad_fn for one in tensors], set()
+    while coming:
+        node = coming.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        coming += [before for before, _ in node.next_functions]
 
 
 def _objection(func, args: tuple, kwargs: dict) -> str | None:
@@ -277,7 +330,7 @@ def _objection(func, args: tuple, kwargs: dict) -> str | None:
         return None
     if not torch.is_grad_enabled():
         return f"computes {name} of what depends on the hidden states without gradients"
-    if name in _LINEAR:
+    if name in _LINEAR and "reduce" not in func._overloadname:
         return None
     depending = [place for place, one in enumerate(args) if any(map(_depends, tree_leaves(one)))]
     if name in _PRODUCTS:
@@ -337,15 +390,14 @@ def _line(cls: type, traceback=None) -> str:
 def _not_like(mask_function, window: int | None) -> str | None:
     """Whether a mask of transformers' hides anything but the future, and what lies before the attention's window."""
     edge = window or 8
-    places = torch.tensor(sorted({0, 1, edge - 1, edge, edge + 1, 2 * edge, 2 * edge + 1, 3 * edge + 2, 5 * edge}))
-    query, key = places[:, None], places[None]
-    expected = (key <= query) & (query - key < edge if window else True)
-    zero = torch.zeros((), dtype=torch.int64)
     with torch.device("cpu"):
-        found = torch.stack([
-            torch.stack([torch.as_tensor(mask_function(zero, zero, q, k)) for k in places]) for q in places
-        ])  # fmt: skip
-    if torch.equal(found.bool(), expected):
+        places = torch.tensor(sorted({0, 1, edge - 1, edge, edge + 1, 2 * edge, 2 * edge + 1, 3 * edge + 2, 5 * edge}))
+        zero = torch.zeros((), dtype=torch.int64)
+        rows = [[torch.as_tensor(mask_function(zero, zero, q, k)) for k in places] for q in places]
+    found = torch.stack([torch.stack(row) for row in rows]).bool()
+    query, key = places[:, None], places[None]
+    expected = (key <= query) & (query - key < edge) if window else key <= query
+    if torch.equal(found, expected):
         return None
     return f"is masked otherwise than causally within the window that it passes on ({window})"
 

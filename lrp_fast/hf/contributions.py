@@ -33,14 +33,21 @@ def check_closed_form(layers: list[nn.Module]) -> None:
         ValueError: for the first.
     """
     for i, layer in enumerate(layers):
-        held = handled(layer)
-        attentions = [module for _, module, handler in held if handler in handlers.ATTENTIONS]
-        others = [module for _, module, handler in held if handler in STATE_SPACES or moves_tokens(module)]
-        if others or len(attentions) != 1:
-            why = f"tokens meet in its {type(others[0]).__name__}" if others else f"it holds {len(attentions)} attentions"
-            raise ValueError(
-                f"layer {i}: {why}, and the closed form of edges is that of one attention: leave the graph out"
-            )
+        if (why := _why_none(layer)) is not None:
+            raise ValueError(f"layer {i}: {why}, and the closed form of edges is of one attention: leave the graph out")
+
+
+def has_closed_form(layers: list[nn.Module]) -> bool:
+    return all(_why_none(layer) is None for layer in layers)
+
+
+def _why_none(layer: nn.Module) -> str | None:
+    held = handled(layer)
+    others = [module for _, module, handler in held if handler in STATE_SPACES or moves_tokens(module)]
+    if others:
+        return f"tokens meet in its {type(others[0]).__name__}"
+    attentions = [module for _, module, handler in held if handler in handlers.ATTENTIONS]
+    return None if len(attentions) == 1 else f"it holds {len(attentions)} attentions"
 
 
 def contributions(

@@ -122,7 +122,7 @@ def _treatment(module: nn.Module, handler: handlers.Handler | None, findings: di
     if handler is None or _refused(module, handler, findings) is not None:
         return None, ""
     if hasattr(handler, "kind"):
-        return f"identity: {handler.kind}(z)/z", "Triton"
+        return f"identity: {handler.kind}(z)/z", "PyTorch" if handler.kind == "f" else "Triton"
     if handler in handlers.LINEARS and not weights.is_plain(module):
         return _BY_ROWS
     return _WORDS.get(handler, _REGISTERED)

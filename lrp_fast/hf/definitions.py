@@ -69,7 +69,7 @@ def gaps_to_definitions(model: nn.Module, ids: Tensor) -> dict[str, float]:
 def _definition(handler: handlers.Handler) -> tuple[str, Definition] | None:
     if handler in handlers.LINEARS:
         return "linear maps", _linear
-    if hasattr(handler, "kind"):
+    if getattr(handler, "kind", "f") != "f":
         return "activations", _activation
     return _DEFINITIONS.get(handler)
 

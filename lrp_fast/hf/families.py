@@ -99,6 +99,11 @@ def _of_its_own(cls: type[nn.Module]) -> Handler | None:
     return found
 
 
+def is_covered_by_itself(module: nn.Module) -> bool:
+    """Whether its class has a handler that no audit gave it."""
+    return _of_its_own(type(module)) is not None
+
+
 def vouch(model: nn.Module) -> dict[type[nn.Module], str]:
     """Audit the classes of a model that have no handler of their own, once for its config: those that are found to need
     none have one from then on. Of the others, why not, as the end of a sentence that names them."""
@@ -135,7 +140,7 @@ def register(cls: type[nn.Module], handler: Handler) -> None:
         raise TypeError(f"register takes a torch.nn.Module class, not {cls!r}")
     if not callable(handler):
         raise TypeError(f"the handler of {cls.__name__} must be callable: (module, rules) -> dict of attributes")
-    if qualified_name(cls) in _TABLE:
+    if _of_its_own(cls) is not None:
         raise ValueError(f"{qualified_name(cls)} has a handler already")
     _TABLE[qualified_name(cls)] = handler
 

@@ -14,13 +14,12 @@ import importlib.resources
 import inspect
 import json
 import re
-import sys
 import textwrap
 from types import CodeType, FunctionType
 
 from torch import nn
 
-_SET_UP = ("__init__", "extra_repr", "compute_default_rope_parameters")
+_SET_UP = ("__init__", "_init_weights", "extra_repr", "compute_default_rope_parameters")
 # Of transformers' plumbing: whatever it does, it is none of a layer's own computation.
 _PLUMBING = ("torch.", "transformers.modeling_", "transformers.generation.", "transformers.integrations.", "builtins")
 # Called by attentions where no other implementation is named; patched models name ours.
@@ -50,24 +49,35 @@ def form(thing: type | FunctionType) -> str | None:
     there is no source, or nothing in it."""
     try:
         methods = [thing] if inspect.isfunction(thing) else _methods(thing).values()
-        text = "\n".join(filter(None, (_bare(one, _prefix(thing)) for one in methods)))
+        text = "\n".join(filter(None, map(_bare, methods)))
     except (OSError, TypeError, SyntaxError):  # no source: an interactive class, a frozen program
         return None
     return hashlib.sha256(text.encode()).hexdigest()[:12] if text else None
 
 
 def functions_of(cls: type[nn.Module]) -> list[FunctionType]:
-    """The functions of its own module that a class's methods call, and those that they call."""
-    coming = [one.__code__ for one in map(inspect.unwrap, _methods(cls).values()) if hasattr(one, "__code__")]
-    home, found = vars(sys.modules.get(cls.__module__)) if cls.__module__ in sys.modules else {}, {}
+    """The functions that a class's methods call, of the module that the method is from, and those that they call."""
+    coming, found = list(_methods(cls).values()), {}
     while coming:
-        for name in _names(coming.pop()):
-            one = inspect.unwrap(home[name]) if inspect.isfunction(home.get(name)) else None
-            if one is None or one.__module__ != cls.__module__ or name in _REPLACED or one in found:
+        caller = coming.pop()
+        for name in _names(caller.__code__):
+            one = caller.__globals__.get(name)
+            one = inspect.unwrap(one) if inspect.isfunction(one) else None
+            if one is None or one.__module__ != caller.__module__ or name in _REPLACED or one in found:
                 continue
             found[one] = None
-            coming.append(one.__code__)
+            coming.append(one)
     return list(found)
+
+
+def reads_past_autograd(cls: type[nn.Module]) -> bool:
+    """Whether its code says ``.data`` anywhere, which no dispatch sees."""
+    methods = [*_methods(cls).values(), *functions_of(cls)]
+    return any("data" in code.co_names for one in methods for code in _codes(inspect.unwrap(one).__code__))
+
+
+def _codes(code: CodeType) -> list[CodeType]:
+    return [code, *(part for one in code.co_consts if isinstance(one, CodeType) for part in _codes(one))]
 
 
 def _names(code: CodeType) -> set[str]:
@@ -89,10 +99,10 @@ def _function(one: object) -> FunctionType | None:
     return inspect.unwrap(one) if inspect.isfunction(one) else None
 
 
-def _prefix(thing: type | FunctionType) -> str:
+def _prefix(function: FunctionType) -> str:
     """What the names of its family begin with: modeling_gpt_neox.py has GPTNeoXMLP."""
-    stem = thing.__module__.rsplit(".", 1)[-1].removeprefix("modeling_").replace("_", "")
-    taken, name = "", thing.__name__
+    stem = function.__module__.rsplit(".", 1)[-1].removeprefix("modeling_").replace("_", "")
+    taken, name = "", function.__qualname__.partition(".")[0]
     for end in range(len(name), 0, -1):
         if name[:end].replace("_", "").lower() == stem:
             taken = name[:end]
@@ -121,10 +131,10 @@ class _Bare(ast.NodeTransformer):
         return ast.copy_location(ast.Assign([node.target], node.value, lineno=node.lineno), node)
 
 
-def _bare(function: FunctionType, prefix: str) -> str:
+def _bare(function: FunctionType) -> str:
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
     text = ast.unparse(_Bare().visit(node))
-    if prefix:
+    if prefix := _prefix(function):
         text = re.sub(rf"\b{prefix}(?=[A-Z_a-z])", "", text)
     # transformers 5.24 calls a cache otherwise, and hands it all that the layer was given.
     text = re.sub(r"(\.update\(.*), kwargs=kwargs\)", r"\1)", text)

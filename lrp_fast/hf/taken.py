@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .coverage import LOAD, UnsupportedModuleError, check, check_module, wraps
-from .families import handled, handler_of, is_wrapper
+from .families import handled, handler_of, is_covered_by_itself, is_wrapper
 from .walk import modules_of, named_modules_of, own_weights
 from .weights import loaded_as_it_runs, unreadable_adapter
 from .wrappers import WRAPPERS
@@ -96,7 +96,7 @@ def _is_language_model(module: nn.Module) -> bool:
 def _refuse(model: PreTrainedModel) -> None:
     """``model`` is no causal language model that transformers has, though it may have next-token logits."""
     name, base = type(model).__name__, model.base_model
-    if model.can_generate() or (handler_of(model) is not None and model.get_output_embeddings() is not None):
+    if model.can_generate() or (is_covered_by_itself(model) and model.get_output_embeddings() is not None):
         inner = next((path for path, one in named_modules_of(model) if _is_language_model(one)), None)
         if inner is not None and not _is_refused(model.get_submodule(inner)):
             raise UnsupportedModuleError(

@@ -75,7 +75,8 @@ def own_dtype(module: nn.Module) -> torch.dtype | None:
     """What the module computes in; None where that is what its input comes in."""
     if _is_adapted(module):
         return own_dtype(module.base_layer)
-    return None if _kind(module.weight) in (_INT8, _4_BITS) else module.weight.dtype
+    weight = getattr(module, "weight", None)  # which not every norm has
+    return None if weight is None or _kind(weight) in (_INT8, _4_BITS) else weight.dtype
 
 
 def bias(module: nn.Module) -> Tensor | None:

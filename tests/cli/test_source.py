@@ -225,11 +225,8 @@ def test_code_from_a_checkpoint_is_not_run(copy, refused, monkeypatch, tmp_path)
     (folder / "code.py").write_text(CODE, "utf-8")
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
-    monkeypatch.setattr(lrp_fast.hf.families, "_TABLE", dict(lrp_fast.hf.families._TABLE))
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
-    with pytest.raises(lrp_fast.UnsupportedModuleError, match="Mine"):
-        lrp_fast.attribute(model, torch.tensor([2, 3, 4]))
-    lrp_fast.hf.register(type(model), lrp_fast.hf.handlers.leave)
+    # Its class has no code but what it inherits.
     assert lrp_fast.attribute(model, torch.tensor([2, 3, 4])).value > 0
 
 

@@ -84,6 +84,8 @@ PLANTED = {
     "y = x - torch.as_tensor(x.cpu().numpy())": "cannot be audited",
     "y = F.layer_norm(x, (64,))": "computes native_layer_norm",
     "y = x.round()": "computes round",
+    "y = x * x.long()": "makes integers",
+    "i = torch.zeros(x.shape).long()\ny = x.scatter(-1, i, x, reduce='multiply')": "computes scatter",
     "y = x.argsort(-1).to(x.dtype)": "computes (sort|argsort)",
 }
 
@@ -132,6 +134,17 @@ def test_what_is_not_is_found(code, why, parted, ids):
     assert [entry.name for entry in coverage(model) if entry.rule is None] == ["Part"]
 
 
+def test_what_no_dispatch_sees_is_found(parted):
+    with pytest.raises(lrp_fast.UnsupportedModuleError, match="a Part, which reads .data of a tensor"):
+        check(parted("y = x + 2 * x.data"))
+
+
+def test_what_one_layer_leaves_for_another_is_found(parted, ids):
+    model = parted("y = x + getattr(self.config, 'left', 0)\nself.config.left = x")
+    with pytest.raises(lrp_fast.UnsupportedModuleError, match="a Part, which is, or is part of, a decoder layer th"):
+        check(model)
+
+
 @pytest.mark.parametrize(
     "code", ["y = x.roll(1, 1)", "y = x.cumsum(1)", "y = x + x[:, :1]", "y = F.pad(x, (0, 0, 1, 0))[:, :-1]"]
 )
@@ -140,7 +153,7 @@ def test_where_tokens_meet_a_graph_is_refused(code, parted, ids):
     found = attribute(model, ids, 3, 5, rule="cp")
     assert (found.layers.sum(-1) - found.value).abs().max() <= 1e-10 * abs(found.value)
     with pytest.raises(ValueError, match=r"layer 0: tokens meet in its Part, .* leave the graph out"):
-        attribute(model, ids, 3, 5, graph=GraphSpec())
+        attribute(model, ids, 3, 5, graph=GraphSpec(topk=4))
 
 
 def test_what_one_config_shows_says_nothing_about_another(parted, ids):

@@ -60,7 +60,7 @@ def test_what_waits_in_files_changes_nothing(model_type):
 @pytest.mark.parametrize("model_type", decoders.REFUSED)
 def test_a_decoder_without_a_rule_is_refused(model_type, record_property):
     why, words = decoders.REFUSED[model_type]
-    record_property("why", why)
+    record_property("refused", why)
     with pytest.raises(lrp_fast.UnsupportedModuleError, match=words):
         check(decoders.blank(model_type))
 
