@@ -20,8 +20,8 @@ from types import CodeType, FunctionType
 from torch import nn
 
 _SET_UP = ("__init__", "_init_weights", "extra_repr", "compute_default_rope_parameters")
-# Of transformers' plumbing: whatever it does, it is none of a layer's own computation.
-_PLUMBING = ("torch.", "transformers.modeling_", "transformers.generation.", "transformers.integrations.", "builtins")
+# What all models share: whatever it does, it is none of a layer's own computation.
+_SHARED = ("torch.", "transformers.", "builtins.", "abc.", "collections.")
 # Called by attentions where no other implementation is named; patched models name ours.
 _REPLACED = ("eager_attention_forward", "repeat_kv")
 
@@ -89,7 +89,7 @@ def _methods(cls: type) -> dict[str, FunctionType]:
     """Its own and those that it inherits, up to what PyTorch and transformers give to all modules."""
     found = {}
     for base in reversed(cls.__mro__):
-        if not f"{base.__module__}.".startswith(_PLUMBING):
+        if base.__module__.startswith("transformers.models.") or not f"{base.__module__}.".startswith(_SHARED):
             found |= {name: _function(one) for name, one in vars(base).items() if _function(one) is not None}
     return {name: one for name, one in found.items() if name not in _SET_UP}
 

@@ -112,8 +112,7 @@ def _refuse(model: PreTrainedModel) -> None:
         )
     if base is not model and whole is not None:
         raise ValueError(
-            f"{name} has no next-token logits to explain: differentiate what it puts out under lrp_fast.patched, after "
-            f"lrp_fast.hf.register({name}, lrp_fast.hf.handlers.leave)"
+            f"{name} has no next-token logits to explain: differentiate what it puts out under lrp_fast.patched"
         )
     raise ValueError(f"{name} has no next-token logits to explain: lrp_fast explains decoder-only language models")
 
