@@ -278,6 +278,11 @@ def _logits(model: nn.Module, input_ids: Tensor, positions: list[int]) -> Tensor
         return model(input_ids=input_ids, use_cache=False).logits[0]
 
 
+def _version(x: Tensor) -> int:
+    """How often it has been written into, where PyTorch counts."""
+    return 0 if x.is_inference() else x._version
+
+
 def _fetch(layer: _Pass, store: Store) -> None:
     if layer.tier == "host":
         store.fetch(layer.x)
@@ -354,7 +359,7 @@ def _watched(
     running = ExitStack()
     thread, coming = here(), iter(layers)
     entered: list[_Pass] = []  # the layer that runs
-    handed_on: list[Tensor] = []  # what the last one that ran put out
+    handed_on: list[tuple[Tensor, int]] = []  # what the last one that ran put out, and its version
 
     def enter(module, args, named):
         if here() is not thread:
@@ -371,7 +376,8 @@ def _watched(
                 "a hook has asked the embeddings for their gradient, which a pass that goes layer by layer does not "
                 "give them: leave it out, or call backward yourself within lrp_fast.patched"
             )
-        if handed_on and hidden is not handed_on.pop():
+        last, version = handed_on.pop() if handed_on else (hidden, _version(hidden))
+        if hidden is not last or _version(hidden) != version:
             raise ValueError(
                 "the hidden states change on their way from one decoder layer to the next (by a hook on all modules, "
                 "or in somebody's own forward pass), which a pass that goes layer by layer does not see: leave that "
@@ -408,7 +414,7 @@ def _watched(
         if done == len(layers):
             top.append(hidden.detach().requires_grad_())
             hidden = top[0]
-        handed_on[:] = [hidden]
+        handed_on[:] = [(hidden, _version(hidden))]
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     # Before anybody else's: what other hooks do to a layer's input belongs to the layer, here and when it is replayed.

@@ -29,15 +29,17 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .forms import reads_past_autograd
+from .tokens import Places
+from .walk import named_modules_of
 
 NAME = "lrp_fast_audit"
 NOT_AUDITED = "has not been audited"
-_TOKENS = 7
+_SHORT, _LENGTHS = 7, (4099, 1021, 251, 61)  # of prompts: some code differs with that, and some tables end
 
 # Linear in all that they are given, or in what is no index, mask or shape.
 _LINEAR = {
-    "_conj", "_reshape_alias", "_to_copy", "_unsafe_view", "add", "add_", "alias", "as_strided", "cat", "chunk",
-    "clone", "conj", "constant_pad_nd", "contiguous", "copy", "copy_", "cumsum", "diagonal", "expand", "flip",
+    "_reshape_alias", "_to_copy", "_unsafe_view", "add", "add_", "alias", "as_strided", "cat", "chunk",
+    "clone", "constant_pad_nd", "contiguous", "copy", "copy_", "cumsum", "diagonal", "expand", "flip",
     "gather", "index", "index_add", "index_add_", "index_copy", "index_copy_", "index_put", "index_put_",
     "index_select", "lift_fresh", "masked_fill", "masked_fill_", "masked_scatter", "mean", "movedim", "narrow",
     "neg", "permute", "pixel_shuffle", "repeat", "repeat_interleave", "reshape", "roll", "rsub", "scatter",
@@ -82,17 +84,28 @@ _now = threading.local()
 
 
 def audit(
-    model: PreTrainedModel, unknown: set[type[nn.Module]], stubs: set[type[nn.Module]], past: set[type[nn.Module]]
+    model: PreTrainedModel, unknown: set[type[nn.Module]], stubs: dict[type[nn.Module], bool], past: set[type]
 ) -> Seen:
     """What the classes ``unknown`` of a model do; those of ``stubs`` put out what has the shape of what they are given,
-    and the attentions of ``past`` go past transformers' interface, by a method of their own.
+    or a pair of that and None; attentions of ``past`` go past transformers' interface, by a method of their own.
 
     Once for a model class and config in a process.
     """
-    key = (type(model), _said(model.config), frozenset(unknown))
+    key = (type(model), _said(model.config), model.dtype, frozenset(unknown), _states(model, unknown))
     if key not in _seen:
         _seen[key] = _run(model, unknown, stubs, past)
     return _seen[key]
+
+
+def _states(model: nn.Module, unknown: set[type]) -> tuple:
+    """What the modules of these classes were told since they were made, as far as it can be told to another."""
+    return tuple(
+        (path, name, value)
+        for path, module in named_modules_of(model)
+        if type(module) in unknown
+        for name, value in sorted(vars(module).items())
+        if name != "training" and isinstance(value, bool | int | float | str | None)
+    )
 
 
 def _said(config) -> str:
@@ -100,37 +113,53 @@ def _said(config) -> str:
     return json.dumps({name: told[name] for name in sorted(told) if not name.startswith("_")}, default=str)
 
 
-def _run(model: PreTrainedModel, unknown: set[type], stubs: set[type], past: set[type]) -> Seen:
-    watch = _Watch(unknown, stubs)
+def _run(model: PreTrainedModel, unknown: set[type], stubs: dict[type, bool], past: set[type]) -> Seen:
     try:
         blank = _blank(model)
     except Exception as error:  # whatever a set-up cannot do without weights: not audited, and so refused
         why = f"has not been audited, as a copy without weights cannot be made ({type(error).__name__}: {error})"
         return Seen({}, dict.fromkeys(unknown, why))
-    watch.nodes = _layers(blank)
+    nodes = _layers(blank)
     for module in blank.modules():
         if type(module) in stubs:
-            module.forward = lambda hidden_states, *_, **__: hidden_states.clone()
+            module.forward = _pair if stubs[type(module)] else _same
         elif type(module) in past:
             module._attn = lambda query, key, value, *_: (torch.empty_like(query) * query + 0 * value, None)
         elif type(module).__name__.endswith("RotaryEmbedding"):  # not what stretches tables by the prompt's length
             module.forward = inspect.unwrap(type(module).forward).__get__(module)
-        watch.idle.add(module)
-        module.register_forward_pre_hook(watch.enter, with_kwargs=True)
-        module.register_forward_hook(watch.leave, always_call=True)
     blank.get_input_embeddings().register_forward_hook(lambda *given: _leaf(given[-1]).clone())  # written into by some
-    token = torch.zeros(1, _TOKENS, dtype=torch.int64, device="meta")
+    most = getattr(blank.config.get_text_config(), "max_position_embeddings", None) or _LENGTHS[0]
+    lengths = [_SHORT, max((length for length in _LENGTHS if length <= most), default=_SHORT)]
+    short, long = (_read(blank, nodes, unknown, stubs, length) for length in lengths)
+    findings = long.findings | short.findings
+    kinds = {cls: kind for cls, kind in short.kinds.items() if cls not in findings}
+    idle = [path for path in short.idle if path in long.idle]
+    return Seen(kinds, findings, tuple(idle), short.moving | long.moving)
+
+
+def _read(blank: PreTrainedModel, nodes: set[nn.Module], unknown: set[type], stubs: dict, length: int) -> Seen:
+    """What is seen of a prompt of so many tokens."""
+    watch = _Watch(unknown, stubs, nodes, length)
     for cls in unknown:
-        if reads_past_autograd(cls):
-            watch.findings[cls] = "reads .data of a tensor, which no gradient follows"
+        if (name := reads_past_autograd(cls)) is not None:
+            watch.findings[cls] = f"says {name} in its code, of which gradients know nothing"
+    handles = []
+    for module in blank.modules():
+        watch.idle.add(module)
+        handles.append(module.register_forward_pre_hook(watch.enter, with_kwargs=True))
+        handles.append(module.register_forward_hook(watch.leave, always_call=True))
+    token = torch.zeros(1, length, dtype=torch.int64, device="meta")
     _now.watch = watch
     try:
         with torch.device("meta"), torch.enable_grad(), watch:
-            blank(input_ids=token, use_cache=False)
+            out = blank(input_ids=token, use_cache=False)
+        watch.ended(type(blank), out)
     except Exception as error:  # of their code: what it may be, the class it is found in says
         watch.stopped(error)
     finally:
         _now.watch = None
+        for handle in handles:
+            handle.remove()
     return watch.seen(blank)
 
 
@@ -155,7 +184,12 @@ def _blank(model: PreTrainedModel) -> PreTrainedModel:
     config._experts_implementation = "batched_mm"  # the one that asks no numbers
     with torch.device("meta"):
         blank = type(model)(config)
-    blank.eval().requires_grad_(False)
+    blank.eval().requires_grad_(False).to(model.dtype)
+    of_paths = dict(blank.named_modules())
+    for path, module in named_modules_of(model):
+        for name, value in vars(module).items() if path in of_paths else ():
+            if name != "training" and isinstance(value, bool | int | float | str | None):
+                vars(of_paths[path])[name] = value
     for module in blank.modules():
         own = module.__dict__.get("config")
         if own is not None and hasattr(own, "_attn_implementation"):
@@ -167,9 +201,10 @@ def _blank(model: PreTrainedModel) -> PreTrainedModel:
 class _Watch(TorchDispatchMode):
     """Looks at the operations of some classes' own code."""
 
-    def __init__(self, classes: set[type[nn.Module]], stubs: set[type[nn.Module]]) -> None:
+    def __init__(self, classes: set[type], stubs: dict, nodes: set[nn.Module], length: int) -> None:
         super().__init__()
-        self.classes, self.stubs, self.within = classes, stubs, []
+        self.classes, self.stubs, self.nodes, self.within = classes, stubs, nodes, []
+        self.places = Places(length)
         self.ran: set[type] = set()
         self.idle: set[nn.Module] = set()
         self.moving: set[type] = set()
@@ -177,9 +212,8 @@ class _Watch(TorchDispatchMode):
         self.layers: set[type] = set()
         self.findings: dict[type, str] = {}
         self.masks: dict[int, tuple] = {}
-        self.between: Tensor | None = None  # what the last decoder layer put out
+        self.between: tuple[Tensor, int] | None = None  # what the last decoder layer put out, and its version
         self.leaves: dict[int, Tensor] = {}  # where what this one puts out may come from: its input, its attention
-        self.nodes: set[nn.Module] = set()
         self.blind = self.inside = False  # inside: of a decoder layer
         self.unfinished: str | None = None  # why, where the model did not run to its end
 
@@ -224,7 +258,7 @@ class _Watch(TorchDispatchMode):
             self.find(cls, "is a decoder layer that is given no hidden states")
         elif others:
             self.find(cls, "is a decoder layer that is given more than one tensor that depends on the hidden states")
-        if self.between is not None and hidden is not self.between:
+        if self.between is not None and not (hidden is self.between[0] and hidden._version == self.between[1]):
             self.find(above, "changes the hidden states between its decoder layers")
         if hidden is None:
             return None
@@ -235,22 +269,41 @@ class _Watch(TorchDispatchMode):
         self.leaves = {id(leaf): leaf}
         return tree_map(lambda one: given if one is hidden else one, (args, named))
 
-    def leave(self, module: nn.Module, args: tuple, out: object) -> None:
+    def leave(self, module: nn.Module, args: tuple, out: object) -> object:
         cls = self.within.pop()
         if out is None:  # an error is on its way
-            return
+            return None
         if module in self.nodes:
             self.inside = False
             found = [one for one in tree_leaves(out) if _depends(one)]
             if len(found) != 1:
                 self.find(cls, f"is a decoder layer that hands on {len(found)} tensors made of its hidden states")
-            self.between = found[0] if found else None
             if any(id(leaf) not in self.leaves for leaf in _leaves(found)):  # one of its unknown parts is to blame
                 for one in {type(part) for part in module.modules()}:
                     self.find(one, "is, or is part of, a decoder layer that reads what others have left behind")
+            if not found:
+                return None
+            self.blind = True
+            leaf = _leaf(found[0])  # nothing behind it reads what is before
+            given = leaf.clone()
+            self.blind = False
+            self.leaves, self.between = {id(leaf): leaf}, (given, given._version)
+            return tree_map(lambda one: given if one is found[0] else one, out)
+        return None
 
-    def attend(self, module, query, key, value, mask, window, causal) -> Tensor:
+    def ended(self, cls: type, out: object) -> None:
+        """The model's own output comes of its last decoder layer alone."""
+        found = [one for one in tree_leaves(dict(out)) if _depends(one)]
+        if any(id(leaf) not in self.leaves for leaf in _leaves(found)):
+            for one in (cls, *(one for one in self.ran if one not in self.layers)):
+                self.find(one, "is, or is part of, a model that reads more than what its last decoder layer puts out")
+
+    def attend(self, module, query, key, value, mask, window, given) -> Tensor:
         cls = type(module)
+        if any(map(_depends, tree_leaves(given))):
+            self.find(cls, "hands its attention more than queries, keys and values that depends on the hidden states")
+        if given.get("is_causal") is False:
+            self.find(cls, "tells its attention to read in both directions")
         self.attentions.add(cls)
         self.blind = True
         out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]).requires_grad_()
@@ -279,7 +332,7 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func.overloadpacket.__name__ in _ASKING and args[0].dtype == torch.bool and not _depends(args[0]):
+        if func.overloadpacket.__name__ in _ASKING and not _depends(args[0]) and _is_of_masks():
             return True  # whether a mask is of ones, positions of one prompt
         cls = self.within[-1] if self.within else None
         if not self.blind and cls in self.classes:
@@ -288,18 +341,41 @@ class _Watch(TorchDispatchMode):
                 why = _objection(func, args, kwargs)
                 if why is not None:
                     self.find(cls, why)
-                if self.inside and _moves(func, args, kwargs):
-                    self.moving.add(cls)
-                out = func(*args, **kwargs)
-                if func.overloadpacket.__name__ not in _LIKE and not all(map(_is_number, tree_leaves(out))):
+                out, name = func(*args, **kwargs), func.overloadpacket.__name__
+                if name in _LIKE:
+                    return out
+                if self.places.follow(name, args, out, _depends):
+                    if self.inside:
+                        self.moving.add(cls)
+                    elif self.between is None:
+                        self.find(cls, "lets tokens meet, or changes their places, before the first decoder layer")
+                if not all(map(_is_number, tree_leaves(out))):
                     self.find(cls, "makes integers of what depends on the hidden states")
                 return out
         return func(*args, **kwargs)
 
 
+def _is_of_masks() -> bool:
+    """Whether transformers' own making of masks is running."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_filename.replace(chr(92), "/").endswith("transformers/masking_utils.py"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _is_number(one: object) -> bool:
     """One that gradients go through; or no tensor."""
     return not isinstance(one, Tensor) or one.is_floating_point() or one.is_complex()
+
+
+def _same(hidden_states, *_, **__):
+    return hidden_states.clone()
+
+
+def _pair(hidden_states, *_, **__):
+    return hidden_states.clone(), None
 
 
 def _leaf(x: Tensor) -> Tensor:
@@ -330,7 +406,9 @@ def _objection(func, args: tuple, kwargs: dict) -> str | None:
         return None
     if not torch.is_grad_enabled():
         return f"computes {name} of what depends on the hidden states without gradients"
-    if name in _LINEAR and "reduce" not in func._overloadname:
+    if func.namespace != "aten":
+        return f"calls {func.namespace}::{name}, of which nothing is known"
+    if name in _LINEAR and func._overloadname != "dtype" and "reduce" not in func._overloadname:
         return None
     depending = [place for place, one in enumerate(args) if any(map(_depends, tree_leaves(one)))]
     if name in _PRODUCTS:
@@ -346,25 +424,6 @@ def _objection(func, args: tuple, kwargs: dict) -> str | None:
     if name in _ASKING:
         return "decides by numbers that depend on the hidden states"
     return f"computes {name} of what depends on the hidden states"
-
-
-def _moves(func, args: tuple, kwargs: dict) -> bool:
-    """Whether an operation along a dimension as long as the prompt lets tokens meet, or changes their places. No other
-    dimension of a model is likely to be as long; one that is costs a graph, not a number."""
-    name, x = func.overloadpacket.__name__, next((one for one in tree_leaves(args) if isinstance(one, Tensor)), None)
-    if name in ("convolution", "roll", "flip", "unfold"):
-        return _TOKENS in x.shape
-    if name in ("mm", "bmm", "matmul", "mv", "dot", "einsum", "linear"):
-        return _TOKENS in (args[0].shape[-1], args[1].shape[-min(2, args[1].ndim)])
-    if name in ("addmm", "baddbmm", "addbmm"):
-        return _TOKENS in (args[1].shape[-1], args[2].shape[-2])
-    if name in ("sum", "mean", "cumsum"):
-        dims = args[1] if len(args) > 1 and args[1] is not None else range(x.ndim)
-        return any(x.shape[dim] == _TOKENS for dim in ([dims] if isinstance(dims, int) else dims) if x.ndim)
-    if name in ("constant_pad_nd", "cat", "stack", "slice", "select", "index_select", "gather", "slice_scatter"):
-        out = func(*args, **kwargs)
-        return x.shape.numel() > 0 and list(x.shape).count(_TOKENS) != list(out.shape).count(_TOKENS)
-    return False
 
 
 def _line(cls: type, traceback=None) -> str:
@@ -405,7 +464,7 @@ def _not_like(mask_function, window: int | None) -> str | None:
 def _attention(module, query, key, value, attention_mask, **given):
     window = given.get("sliding_window", getattr(module, "sliding_window", None))
     watch = _now.watch
-    return watch.attend(module, query, key, value, attention_mask, window, given.get("is_causal")), None
+    return watch.attend(module, query, key, value, attention_mask, window, given), None
 
 
 def _mask(batch_size: int, mask_function=None, **given) -> Tensor:

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from .. import ops
 from ..rules import Rules
 from . import experts, handlers, weights
-from .families import Part, branch_dtype, handled, handler_of, mlps, mlps_among, moves_tokens
+from .families import Part, branch_dtype, handled, handler_of, mlps, mlps_among, moves_tokens, was_audited
 from .overlay import forward_name, laid
 from .state_space import STATE_SPACES
 from .walk import modules_of
@@ -94,7 +94,9 @@ def is_homogeneous(held: list[Part]) -> bool:
     """
     inside = {part for mlp in mlps_among(held) for part in modules_of(mlp)}
     for _, module, handler in held:
-        if module not in inside and (handler not in _HOMOGENEOUS or _has_bias(module, handler)):
+        if module in inside:
+            continue
+        if handler not in _HOMOGENEOUS or _has_bias(module, handler) or was_audited(module):  # which may add constants
             return False
     return True
 

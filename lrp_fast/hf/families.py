@@ -111,13 +111,19 @@ def vouch(model: nn.Module) -> dict[type[nn.Module], str]:
     if not isinstance(core, PreTrainedModel) or not any(map(_is_unknown, {type(one) for one in modules_of(core)})):
         return {}
     classes = {type(module) for _, module, _ in handled(core)}
-    stubs = {cls for cls in classes if _of_its_own(cls) in experts.EXPERTS}
+    stubs = {cls: False for cls in classes if _of_its_own(cls) in experts.EXPERTS}
+    stubs |= {cls: True for cls in classes if _of_its_own(cls) is handlers.falcon_attention}
     past = {cls for cls in classes if _of_its_own(cls) is handlers.own_attention}
     seen = audit(core, {cls for cls in classes if _is_unknown(cls)}, stubs, past)
     _AUDITED.update({cls: _KINDS[kind] for cls, kind in seen.kinds.items()})
     _MOVING.update(seen.moving)
     _IDLE.update(core.get_submodule(path) for path in seen.idle)
     return seen.findings
+
+
+def was_audited(module: nn.Module) -> bool:
+    """Whether its handler is an audit's, not its own."""
+    return type(module) in _AUDITED and not is_covered_by_itself(module)
 
 
 def moves_tokens(module: nn.Module) -> bool:

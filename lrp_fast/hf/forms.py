@@ -23,6 +23,9 @@ _SET_UP = ("__init__", "_init_weights", "extra_repr", "compute_default_rope_para
 # What all models share: whatever it does, it is none of a layer's own computation.
 _SHARED = ("torch.", "transformers.", "builtins.", "abc.", "collections.")
 # Called by attentions where no other implementation is named; patched models name ours.
+_PAST_AUTOGRAD = {
+    "data", "Parameter", "_make_subclass", "as_subclass", "register_hook", "is_meta", "set_", "resize_", "__dict__",
+}  # fmt: skip
 _REPLACED = ("eager_attention_forward", "repeat_kv")
 
 
@@ -33,17 +36,22 @@ def known() -> dict[str, str]:
     return {digest: handler for handler, digests in json.loads(text).items() for digest in digests}
 
 
-@functools.cache
 def handler_name(cls: type[nn.Module]) -> str | None:
-    """The name of the handler of a class's form, in `handlers` or `experts`; None for a form that is not known, and
-    for one that calls a function whose form is not."""
+    """The name of the handler of a class's form, in `handlers`, `experts` or `state_space`; None for a form that is not
+    known, for one that calls a function whose form is not, and for code that transformers does not ship."""
+    return _handler_name(cls, cls.forward)
+
+
+@functools.lru_cache(4096)
+def _handler_name(cls: type[nn.Module], forward: object) -> str | None:
+    if not all(map(_is_shipped, _methods(cls, unwrapped=False).values())):
+        return None
     found = known().get(form(cls) or "")
     if found is None or any(known().get(form(one) or "") != "function" for one in functions_of(cls)):
         return None
     return found
 
 
-@functools.cache
 def form(thing: type | FunctionType) -> str | None:
     """12 hexadecimal digits of what a function or the methods of a class do, but for those that set it up; None where
     there is no source, or nothing in it."""
@@ -70,10 +78,11 @@ def functions_of(cls: type[nn.Module]) -> list[FunctionType]:
     return list(found)
 
 
-def reads_past_autograd(cls: type[nn.Module]) -> bool:
-    """Whether its code says ``.data`` anywhere, which no dispatch sees."""
+def reads_past_autograd(cls: type[nn.Module]) -> str | None:
+    """What its code says that takes tensors out of autograd's sight, or asks where it runs."""
     methods = [*_methods(cls).values(), *functions_of(cls)]
-    return any("data" in code.co_names for one in methods for code in _codes(inspect.unwrap(one).__code__))
+    names = {name for one in methods for code in _codes(inspect.unwrap(one).__code__) for name in code.co_names}
+    return min(names & _PAST_AUTOGRAD, default=None)
 
 
 def _codes(code: CodeType) -> list[CodeType]:
@@ -85,18 +94,30 @@ def _names(code: CodeType) -> set[str]:
     return set(code.co_names).union(*map(_names, inner))
 
 
-def _methods(cls: type) -> dict[str, FunctionType]:
+def _is_shipped(function: FunctionType) -> bool:
+    """Whether a method, and whatever was wrapped around it, is code of transformers', PyTorch's or ours."""
+    while True:
+        file = function.__code__.co_filename.replace(chr(92), "/")
+        if not any(f"/{home}/" in file for home in ("transformers", "torch", "lrp_fast")) and "contextlib" not in file:
+            return False
+        if not inspect.isfunction(getattr(function, "__wrapped__", None)):
+            return True
+        function = function.__wrapped__
+
+
+def _methods(cls: type, unwrapped: bool = True) -> dict[str, FunctionType]:
     """Its own and those that it inherits, up to what PyTorch and transformers give to all modules."""
     found = {}
     for base in reversed(cls.__mro__):
         if base.__module__.startswith("transformers.models.") or not f"{base.__module__}.".startswith(_SHARED):
-            found |= {name: _function(one) for name, one in vars(base).items() if _function(one) is not None}
+            own = {name: _function(one) for name, one in vars(base).items()}
+            found |= {name: inspect.unwrap(one) if unwrapped else one for name, one in own.items() if one is not None}
     return {name: one for name, one in found.items() if name not in _SET_UP}
 
 
 def _function(one: object) -> FunctionType | None:
     one = one.fget if isinstance(one, property) else getattr(one, "__func__", one)
-    return inspect.unwrap(one) if inspect.isfunction(one) else None
+    return one if inspect.isfunction(one) else None
 
 
 def _prefix(function: FunctionType) -> str:

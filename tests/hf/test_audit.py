@@ -1,5 +1,6 @@
 """Classes that nobody has read: what is linear is vouched for, and explained as it should be; all else is found."""
 
+import functools
 import importlib.util
 import sys
 import textwrap
@@ -87,6 +88,11 @@ PLANTED = {
     "y = x * x.long()": "makes integers",
     "i = torch.zeros(x.shape).long()\ny = x.scatter(-1, i, x, reduce='multiply')": "computes scatter",
     "y = x.argsort(-1).to(x.dtype)": "computes (sort|argsort)",
+    "c = torch.view_as_complex(x.unflatten(-1, (32, 2)))\ny = torch.view_as_real(c * c.conj()).flatten(-2)": "conj",
+    "y = x.view(torch.float16).view(x.dtype)": "computes view",
+    "y = x if x.shape[1] <= 7 else x * x": "multiplies",
+    "y = x if x.dtype == torch.float32 else x * x": "multiplies",
+    "y = x if (self.scale > 2).all() else x * x": "decides|cannot be audited",
 }
 
 
@@ -95,10 +101,13 @@ def parted(tmp_path, request):
     """``parted(code)``: a Llama whose MLPs are of a class that computes ``y`` by that code."""
     made = []
 
-    def build(code):
+    def build(code, name="PartedForCausalLM"):
+        source, cls = "import torch" + code, name
+        if name == "PartedForCausalLM":
+            source = CLASS.format(code=textwrap.indent(code, " " * 8))
         name = f"transformers_modules.parted_{len(made)}_{tmp_path.name}"
         path = tmp_path / f"parted_{len(made)}.py"
-        path.write_text(CLASS.format(code=textwrap.indent(code, " " * 8)))
+        path.write_text(source)
         spec = importlib.util.spec_from_file_location(name, path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
@@ -109,7 +118,7 @@ def parted(tmp_path, request):
             vocab_size=97, max_position_embeddings=64, initializer_range=0.2,
         )  # fmt: skip
         torch.manual_seed(0)
-        return module.PartedForCausalLM(config).double().eval()
+        return getattr(module, cls)(config).double().eval()
 
     yield build
     for name in made:
@@ -135,7 +144,7 @@ def test_what_is_not_is_found(code, why, parted, ids):
 
 
 def test_what_no_dispatch_sees_is_found(parted):
-    with pytest.raises(lrp_fast.UnsupportedModuleError, match="a Part, which reads .data of a tensor"):
+    with pytest.raises(lrp_fast.UnsupportedModuleError, match="a Part, which says data in its code"):
         check(parted("y = x + 2 * x.data"))
 
 
@@ -146,14 +155,148 @@ def test_what_one_layer_leaves_for_another_is_found(parted, ids):
 
 
 @pytest.mark.parametrize(
-    "code", ["y = x.roll(1, 1)", "y = x.cumsum(1)", "y = x + x[:, :1]", "y = F.pad(x, (0, 0, 1, 0))[:, :-1]"]
-)
+    "code",
+    [
+        "y = x.roll(1, 1)", "y = x.cumsum(1)", "y = x + x[:, :1]", "y = F.pad(x, (0, 0, 1, 0))[:, :-1]",
+        "y = x[:, torch.arange(x.shape[1] - 1, -1, -1)]", "y = x.flatten(1).roll(64, 1).view(x.shape)",
+        "y = x.transpose(1, 2).reshape(x.shape)", "y = x.flip(1)",
+        "y = x.index_select(1, torch.arange(x.shape[1] - 1, -1, -1))",
+        "y = torch.zeros_like(x)\ny[:, torch.arange(x.shape[1] - 1, -1, -1)] = x",
+    ],
+)  # fmt: skip
 def test_where_tokens_meet_a_graph_is_refused(code, parted, ids):
     model = parted(code)
     found = attribute(model, ids, 3, 5, rule="cp")
     assert (found.layers.sum(-1) - found.value).abs().max() <= 1e-10 * abs(found.value)
     with pytest.raises(ValueError, match=r"layer 0: tokens meet in its Part, .* leave the graph out"):
         attribute(model, ids, 3, 5, graph=GraphSpec(topk=4))
+
+
+@pytest.mark.parametrize(
+    "code", ["y = x.mT.mT", "y = x.view(1, -1, 4, 16).transpose(1, 2).transpose(1, 2).flatten(2)"]
+)
+def test_where_they_stay_a_graph_is_that_of_a_pass_a_row(code, parted, ids):
+    model = parted(code)
+    graph = attribute(model, ids, 3, 5, graph=GraphSpec(topk=30)).graph
+    rows = lrp_fast.between(model, ids, 0, 1, range(ids.shape[1]), target=3, contrast=5)
+    assert (graph.dense(0) - rows).abs().max() <= 1e-12 * rows.abs().max()
+
+
+def test_what_a_module_was_told_after_it_was_made_is_seen(parted):
+    model = parted("y = x * x if getattr(self, 'flag', False) else x")
+    check(model)
+    model.model.layers[1].mlp.flag = True
+    with pytest.raises(lrp_fast.UnsupportedModuleError, match="multiplies"):
+        check(model)
+
+
+BETWEEN = """
+from transformers import LlamaForCausalLM, LlamaModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+
+class ParentModel(LlamaModel):
+    def forward(self, input_ids, use_cache=None, **kwargs):
+        e = self.embed_tokens(input_ids)
+        positions = torch.arange(e.shape[1]).unsqueeze(0)
+        h, tables, mid = e, self.rotary_emb(e, positions), []
+        {before}
+        for i, layer in enumerate(self.layers):
+            h = layer(h, attention_mask=None, position_embeddings=tables)
+            mid.append(h)
+            {between}
+        {after}
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(h))
+
+
+class ParentForCausalLM(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = ParentModel(config)
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "code", "why"),
+    [
+        ("before", "h = e.roll(1, 1)", "before the first decoder layer"),
+        ("before", "h = e - e.mean(1, keepdim=True)", "before the first decoder layer"),
+        ("between", "h = h + e", "changes the hidden states between"),
+        ("between", "h += e", "changes the hidden states between|reads more than"),
+        ("between", "h[:, 1:] += h[:, :-1].clone()", "changes the hidden states between"),
+        ("after", "h = h + e", "reads more than what its last decoder layer puts out"),
+        ("after", "h = sum(mid) / 2", "reads more than what its last decoder layer puts out"),
+        ("after", "pass", None),
+    ],
+)
+def test_what_a_model_does_about_its_layers_is_seen(place, code, why, parted, ids):
+    places = {"before": "pass", "between": "pass", "after": "pass"} | {place: code}
+    model = parted(BETWEEN.format(**places), name="ParentForCausalLM")
+    if why is None:
+        attribute(model, ids, 3, 5)
+        return
+    with pytest.raises(lrp_fast.UnsupportedModuleError, match=why):
+        attribute(model, ids, 3, 5)
+
+
+ATTENTION = """
+from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import ALL_ATTENTION_FUNCTIONS, LlamaAttention
+
+
+class PartAttention(LlamaAttention):
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, **kwargs):
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        q, k, v = (p(hidden_states).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        given = {{"scaling": self.scaling}}
+        {code}
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, None)
+        out, _ = attend(self, q, k, v, attention_mask, **given)
+        return self.o_proj(out.flatten(2)), None
+
+
+class AttendingForCausalLM(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        for i, layer in enumerate(self.model.layers):
+            layer.self_attn = PartAttention(config, i)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("given['scaling'] = hidden_states.mean()", "hands its attention more than"),
+        ("given['is_causal'] = False", "in both directions"),
+        ("k, v = k + 1, v + 1", None),
+        ("pass", None),
+    ],
+)
+def test_an_attention_that_nobody_has_read(code, why, parted, ids):
+    """What it adds to keys and values is no contribution of the hidden states."""
+    model = parted(ATTENTION.format(code=code), name="AttendingForCausalLM")
+    model.set_attn_implementation("sdpa")
+    if why is not None:
+        with pytest.raises(lrp_fast.UnsupportedModuleError, match=why):
+            check(model)
+        return
+    graph = attribute(model, ids, 3, 5, graph=GraphSpec(topk=30)).graph
+    rows = lrp_fast.between(model, ids, 0, 1, range(ids.shape[1]), target=3, contrast=5)
+    assert (graph.dense(0) - rows).abs().max() <= 1e-12 * rows.abs().max()
+
+
+def test_a_method_that_somebody_wrapped_has_no_form_that_is_known(ids, monkeypatch):
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    own = LlamaMLP.forward
+
+    @functools.wraps(own)
+    def squared(self, x):
+        return own(self, x) ** 2
+
+    assert lrp_fast.hf.forms.handler_name(LlamaMLP) == "gated_mlp"
+    monkeypatch.setattr(LlamaMLP, "forward", squared)
+    assert lrp_fast.hf.forms.handler_name(LlamaMLP) is None
 
 
 def test_what_one_config_shows_says_nothing_about_another(parted, ids):
@@ -178,7 +321,7 @@ def test_a_handler_that_was_registered_comes_first(parted, ids):
 def test_a_changed_form_is_audited(tmp_path, parted, ids, monkeypatch):
     """A class of transformers that falls out of the table is as good as one that was never in it."""
     monkeypatch.setattr(lrp_fast.hf.forms, "known", dict)
-    lrp_fast.hf.forms.handler_name.cache_clear()
+    lrp_fast.hf.forms._handler_name.cache_clear()
     try:
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
             hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, vocab_size=97
@@ -186,4 +329,4 @@ def test_a_changed_form_is_audited(tmp_path, parted, ids, monkeypatch):
         with pytest.raises(lrp_fast.UnsupportedModuleError, match=r"a Llama(MLP|RMSNorm), which (multiplies|computes)"):
             check(model.eval())
     finally:
-        lrp_fast.hf.forms.handler_name.cache_clear()
+        lrp_fast.hf.forms._handler_name.cache_clear()
