@@ -19,6 +19,8 @@ import linecache
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
+from types import FunctionType
 from typing import NamedTuple
 
 import torch
@@ -126,8 +128,12 @@ def _run(model: PreTrainedModel, unknown: set[type], stubs: dict[type, bool], pa
         elif type(module) in past:
             module._attn = lambda query, key, value, *_: (torch.empty_like(query) * query + 0 * value, None)
         elif type(module).__name__.endswith("RotaryEmbedding"):  # not what stretches tables by the prompt's length
-            module.forward = inspect.unwrap(type(module).forward).__get__(module)
-    blank.get_input_embeddings().register_forward_hook(lambda *given: _leaf(given[-1]).clone())  # written into by some
+            own = inspect.unwrap(type(module).forward)
+            # transformers 5.0's knows no "meta" device.
+            names = own.__globals__ | {"maybe_autocast": lambda *_, **__: nullcontext()}
+            module.forward = FunctionType(own.__code__, names, own.__name__, own.__defaults__).__get__(module)
+    # A clone, as some write into it.
+    blank.get_input_embeddings().register_forward_hook(lambda *given: _leaf(given[-1]).clone())
     most = getattr(blank.config.get_text_config(), "max_position_embeddings", None) or _LENGTHS[0]
     lengths = [_SHORT, max((length for length in _LENGTHS if length <= most), default=_SHORT)]
     short, long = (_read(blank, nodes, unknown, stubs, length) for length in lengths)

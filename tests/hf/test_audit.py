@@ -250,7 +250,7 @@ class PartAttention(LlamaAttention):
         q, k, v = (p(hidden_states).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         given = {{"scaling": self.scaling}}
         {code}
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, None)
+        attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
         out, _ = attend(self, q, k, v, attention_mask, **given)
         return self.o_proj(out.flatten(2)), None
 
