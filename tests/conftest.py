@@ -116,6 +116,8 @@ def pytest_runtest_makereport(item):
     report = yield
     for mark in item.iter_markers("shows"):
         (column,) = mark.args
+        if column == "refused":  # its reason is what counts
+            continue
         if (report.when == "call" or not report.passed) and (column != "gpu" or "gpu" in item.keywords):
             shown[_model_type(item, mark), column][report.outcome] += 1
     for name, why in item.user_properties if report.when == "call" and report.passed else ():

@@ -58,6 +58,7 @@ def test_what_waits_in_files_changes_nothing(model_type):
     assert (attribute(model, IDS, 3, 5, memory=tight).layers - found.layers).abs().max() <= allowed
 
 
+@pytest.mark.shows("refused")
 @pytest.mark.parametrize("model_type", decoders.REFUSED)
 def test_a_decoder_without_a_rule_is_refused(model_type, record_property):
     why, words = decoders.REFUSED[model_type]
