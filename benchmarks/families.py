@@ -1,18 +1,16 @@
-"""The README's table of models: what the tests show of each of transformers' decoders, by its ``model_type``.
+"""The README's table of families: what the tests show of each.
 
     python benchmarks/run.py families      # runs the tests that show something, writes results/families.json
     python benchmarks/families.py          # makes the README's table of results/families*.json (`make families`: both)
 
-A test says by its marker, ``shows("graph")`` say, which column it speaks for, and by its parameter ``model_type`` or
-``family``, or the marker's argument of that name, of which model. A test that one is refused says why by its property
-``refused``. tests/conftest.py counts how they come out. `make gpu` writes results/families-gpu.json, for the column
-"gpu".
+A test says by its marker, ``shows("graph")`` say, which column it speaks for, and by its parameter ``family``, or the
+marker's argument of that name, of which family. tests/conftest.py counts how they come out. `make gpu` writes
+results/families-gpu.json, for the column "gpu".
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -20,11 +18,16 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
 from lrp_fast.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
+# family: its module in transformers
+FAMILIES = {
+    "Llama": "llama", "Mistral": "mistral", "Qwen2": "qwen2", "Qwen3": "qwen3", "SmolLM3": "smollm3", "Phi-3": "phi3",
+    "OLMo 2": "olmo2", "OLMo 3": "olmo3", "Granite": "granite", "Gemma": "gemma", "Gemma 2": "gemma2",
+    "Gemma 3": "gemma3", "StableLM": "stablelm", "Cohere": "cohere", "GPT-NeoX": "gpt_neox", "Falcon": "falcon",
+    "GPT-2": "gpt2", "Mixtral": "mixtral", "Qwen2-MoE": "qwen2_moe", "Qwen3-MoE": "qwen3_moe", "GPT-OSS": "gpt_oss",
+}  # fmt: skip
 # what a test may show: the column's heading
 COLUMNS = {
     "attribution": "attribution", "graph": "graph", "streaming": "streaming", "quantised": "quantised",
@@ -34,24 +37,14 @@ MARKS = ("<!-- families: made by benchmarks/families.py -->\n\n", "\n\n<!-- end 
 
 
 def measure() -> dict:
-    """How the tests came out that need no GPU: model_type -> column -> outcome -> number of tests. In two processes."""
+    """How the tests came out that need no GPU: family -> column -> outcome -> number of tests."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"{shard}.json" for shard in range(2)]
-        options = ["-q", "-p", "no:cacheprovider", "-m", "shows and not gpu", "--ignore=tests/kernels", "tests"]
-        command = [sys.executable, "-P", "-m", "pytest", *options]
-        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-        running = [
-            subprocess.Popen(
-                [*command, f"--families={path}", f"--shard={shard}/{len(paths)}"],
-                cwd=ROOT, stdout=sys.stderr, env=one_thread,
-            )
-            for shard, path in enumerate(paths)
-        ]  # fmt: skip
-        for process in running:
-            process.wait()
-        if not all(path.is_file() for path in paths):
+        path = Path(folder) / "families.json"
+        options = ["-q", "-m", "shows and not gpu", "--ignore=tests/kernels", f"--families={path}"]
+        subprocess.run([sys.executable, "-P", "-m", "pytest", *options, "tests"], cwd=ROOT, stdout=sys.stderr)
+        if not path.is_file():
             raise RuntimeError("pytest did not run to its end: nothing is said about the families")
-        return added_up(json.loads(path.read_text()) for path in paths)
+        return json.loads(path.read_text())
 
 
 def added_up(counts: Iterable[dict]) -> dict:
@@ -65,37 +58,19 @@ def added_up(counts: Iterable[dict]) -> dict:
 
 
 def table(results: dict) -> str:
-    """A row for each decoder of transformers, those that are covered first.
+    """A row for each family that lrp_fast covers.
 
     Raises:
-        ValueError: for a model or a column that the table does not have.
+        ValueError: for a family or a column that the table does not have.
     """
-    shown, known = results["shown"], MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    columns = {column for found in shown.values() for column in found}
-    for name in {*shown} - {*known} | columns - {*COLUMNS, "refused"}:
-        raise ValueError(f"a test shows {name!r}, which is no decoder of transformers, nor one of {', '.join(COLUMNS)}")
-    lines = [f"| model_type | {' | '.join(COLUMNS.values())} |", "|---" * (1 + len(COLUMNS)) + "|"]
-    rows = {}
-    for name in sorted(known):
-        found = shown.get(name, {})
-        cells = [verdict(found.get(column, {})) for column in COLUMNS]
-        if "refused" in found:
-            cells = [f"no: {', '.join(found['refused'])}", *["no"] * (len(COLUMNS) - 1)]
-        rows[name] = cells
-    for name, cells in sorted(rows.items(), key=lambda row: row[1][0] != "yes"):
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    shown = results["shown"]
+    for name in {*shown} - {*FAMILIES} | {column for columns in shown.values() for column in columns} - {*COLUMNS}:
+        raise ValueError(f"a test shows {name!r}, which is no family of lrp_fast, and not one of {', '.join(COLUMNS)}")
+    lines = [f"| family | {' | '.join(COLUMNS.values())} |", "|---" * (1 + len(COLUMNS)) + "|"]
+    for family in FAMILIES:
+        cells = (verdict(shown.get(family, {}).get(column, {})) for column in COLUMNS)
+        lines.append(f"| {family} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def summary(results: dict) -> str:
-    """How many of them."""
-    shown, known = results["shown"], MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    of = {column: sum(verdict(found.get(column, {})) == "yes" for found in shown.values()) for column in COLUMNS}
-    return (
-        f"Of the {len(known)} causal language models of transformers, {of['attribution']} have attributions that agree "
-        f"with an independent oracle, {of['graph']} have graphs, and "
-        f"{sum('refused' in found for found in shown.values())} are refused with a reason."
-    )
 
 
 def verdict(outcomes: dict[str, int]) -> str:
@@ -107,8 +82,7 @@ def verdict(outcomes: dict[str, int]) -> str:
 
 def section(reports: list[dict]) -> str:
     """What stands between the marks: the table, and a line for each report that it is made of."""
-    results = {"shown": added_up(report["results"]["shown"] for report in reports)}
-    lines = [summary(results), "", "<details><summary>Each of them</summary>", "", table(results), "", "</details>", ""]
+    lines = [table({"shown": added_up(report["results"]["shown"] for report in reports)}), ""]
     for report in reports:
         versions = ", ".join(f"{name} {report['versions'][name]}" for name in ("torch", "transformers"))
         device = report["results"].get("gpu", "CPU")

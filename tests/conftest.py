@@ -15,6 +15,7 @@ from lrp_fast.reference import rounding
 from tests import selection
 
 ROOT = Path(__file__).resolve().parent.parent
+TABLE = Path(lrp_fast.__file__).resolve().parent.parent / "benchmarks" / "families.py"
 
 SLIDING = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 GEMMA = {"head_dim": 24, "query_pre_attn_scalar": 10, "final_logit_softcapping": 4.0} | SLIDING
@@ -62,7 +63,7 @@ FAMILIES = {
 }
 
 
-# (model_type, column of the README's table) -> how the tests came out that are marked to show it
+# (family, column of the README's table) -> how the tests came out that are marked to show it
 shown = defaultdict(Counter)
 
 
@@ -116,28 +117,21 @@ def pytest_runtest_makereport(item):
     report = yield
     for mark in item.iter_markers("shows"):
         (column,) = mark.args
-        if column == "refused":  # its reason is what counts
-            continue
+        family = mark.kwargs.get("family") or item.callspec.params["family"]
         if (report.when == "call" or not report.passed) and (column != "gpu" or "gpu" in item.keywords):
-            shown[_model_type(item, mark), column][report.outcome] += 1
-    for name, why in item.user_properties if report.when == "call" and report.passed else ():
-        if name == "refused":
-            shown[item.callspec.params["model_type"], name][why] += 1
+            shown[family, column][report.outcome] += 1
     return report
-
-
-def _model_type(item, mark):
-    family = mark.kwargs.get("family") or item.callspec.params.get("family")
-    if family is None:
-        return item.callspec.params["model_type"]
-    return getattr(transformers, FAMILIES[family][0]).config_class.model_type
 
 
 def pytest_sessionfinish(session, exitstatus):
     if session.config.option.families and exitstatus in (0, 1, 5):  # all that was selected ran; none was
-        found = {}
-        for (model_type, column), outcomes in shown.items():
-            found.setdefault(model_type, {})[column] = outcomes
+        spec = importlib.util.spec_from_file_location("families_of_the_table", TABLE)
+        table = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(table)
+        names, found = {home: name for name, home in table.FAMILIES.items()}, {}
+        for (family, column), outcomes in shown.items():
+            home = getattr(transformers, FAMILIES[family][0]).__module__.split(".")[-2]
+            found.setdefault(names[home], {}).setdefault(column, Counter()).update(outcomes)
         Path(session.config.option.families).write_text(json.dumps(found, indent=1))
 
 

@@ -46,10 +46,6 @@ def test_leaves_with_an_error(broken):
 @pytest.mark.shows("gpu", family="llama")
 def test_of_the_interpreter():
     pass
-
-@pytest.mark.parametrize("model_type", ["bloom"])
-def test_is_refused(model_type, record_property):
-    record_property("refused", "ALiBi")
 """
 
 
@@ -68,17 +64,15 @@ def test_a_family_has_what_all_of_its_tests_show(families, root, tmp_path):
         counts.append(json.loads((tmp_path / "found.json").read_text()))
     shown = families.added_up(counts)
     assert shown == {
-        "llama": {"graph": {"passed": 2}, "streaming": {"passed": 2}},
-        "gpt2": {"graph": {"passed": 1, "failed": 1}, "streaming": {"passed": 1, "skipped": 1}},
-        "qwen2": {"quantised": {"passed": 1, "failed": 1}},
-        "bloom": {"refused": {"ALiBi": 1}},
+        "Llama": {"graph": {"passed": 2}, "streaming": {"passed": 2}},
+        "GPT-2": {"graph": {"passed": 1, "failed": 1}, "streaming": {"passed": 1, "skipped": 1}},
+        "Qwen2": {"quantised": {"passed": 1, "failed": 1}},
     }
     rows = families.table({"shown": shown}).splitlines()
-    assert "| llama | not yet | yes | yes | not yet | not yet | not yet |" in rows
-    assert "| gpt2 | not yet | **fails** | not yet | not yet | not yet | not yet |" in rows
-    assert "| qwen2 | not yet | not yet | not yet | **fails** | not yet | not yet |" in rows
-    assert "| bloom | no: ALiBi | no | no | no | no | no |" in rows
-    with pytest.raises(ValueError, match="a test shows 'BERT', which is no decoder of transformers"):
+    assert "| Llama | not yet | yes | yes | not yet | not yet | not yet |" in rows
+    assert "| GPT-2 | not yet | **fails** | not yet | not yet | not yet | not yet |" in rows
+    assert "| Qwen2 | not yet | not yet | not yet | **fails** | not yet | not yet |" in rows
+    with pytest.raises(ValueError, match="a test shows 'BERT', which is no family of lrp_fast"):
         families.table({"shown": {"BERT": {}}})
 
 
@@ -86,13 +80,13 @@ def test_make_gpu_keeps_what_was_shown_if_all_of_it_ran(families, tmp_path, monk
     gpu = importlib.import_module("gpu")
     monkeypatch.setattr(gpu, "BUILD", tmp_path)
     for i, outcomes in enumerate([{"passed": 3}, {"passed": 2, "failed": 1}]):
-        (tmp_path / f"families-{i}.json").write_text(json.dumps({"llama": {"gpu": outcomes}}))
+        (tmp_path / f"families-{i}.json").write_text(json.dumps({"Llama": {"gpu": outcomes}}))
         (tmp_path / f"tests-{i}.log").touch()
     options = argparse.Namespace(results=tmp_path / "results", commit="abc")
     out = options.results / "families-gpu.json"
     gpu.keep_families(dict(os.environ), time.monotonic() + 120, options)
     report = json.loads(out.read_text())
-    assert report["results"]["shown"] == {"llama": {"gpu": {"passed": 5, "failed": 1}}} and report["versions"]["torch"]
+    assert report["results"]["shown"] == {"Llama": {"gpu": {"passed": 5, "failed": 1}}} and report["versions"]["torch"]
     out.unlink()
     (tmp_path / "tests-2.log").touch()  # of one that was stopped
     gpu.keep_families(dict(os.environ), time.monotonic() + 120, options)

@@ -153,8 +153,9 @@ def _refused(module: nn.Module, handler: handlers.Handler | None, findings: dict
 
 
 def _words() -> Iterator[tuple]:
-    for handler in (handlers.holder, handlers.idle, handlers.part):
+    for handler in (handlers.holder, handlers.idle):
         yield handler, (_AT_REST, "")
+    yield handlers.part, ("its weights are read by what holds it; refused if it is called", "")
     yield state_space.state_space, ("time step, B, C are constants; gate and output half each (cp: output)", "PyTorch")
     yield state_space.gated_delta_net, ("values half, queries and keys' side a quarter each (cp: values)", "PyTorch")
     yield state_space.short_convolution, ("gates and what they gate half each (cp: what they gate)", "PyTorch")

@@ -128,7 +128,7 @@ def was_audited(module: nn.Module) -> bool:
 
 def moves_tokens(module: nn.Module) -> bool:
     """Whether an audit saw tokens meet in the module's own code."""
-    return type(module) in _MOVING
+    return type(module) in _MOVING and not is_covered_by_itself(module)
 
 
 def _is_unknown(cls: type[nn.Module]) -> bool:

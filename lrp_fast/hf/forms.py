@@ -111,8 +111,14 @@ def _methods(cls: type, unwrapped: bool = True) -> dict[str, FunctionType]:
     for base in reversed(cls.__mro__):
         if base.__module__.startswith("transformers.models.") or not f"{base.__module__}.".startswith(_SHARED):
             own = {name: _function(one) for name, one in vars(base).items()}
-            found |= {name: inspect.unwrap(one) if unwrapped else one for name, one in own.items() if one is not None}
+            own = {name: one for name, one in own.items() if one is not None and not _is_torchs(one)}
+            found |= {name: inspect.unwrap(one) if unwrapped else one for name, one in own.items()}
     return {name: one for name, one in found.items() if name not in _SET_UP}
+
+
+def _is_torchs(function: FunctionType) -> bool:
+    """Whether it is PyTorch's own that somebody has wrapped, as `lrp_fast.compat.lxt` does ``__call__``."""
+    return "/torch/" in inspect.unwrap(function).__code__.co_filename.replace(chr(92), "/")
 
 
 def _function(one: object) -> FunctionType | None:

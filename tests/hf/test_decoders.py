@@ -20,13 +20,8 @@ RULES = ["attnlrp", "cp", "gradient"]
 IN_FLOAT32 = Version(transformers.__version__) >= Version("5.24")  # which rotates so in every model
 
 
-def shown(model_type):
-    graph = [] if model_type in decoders.WITHOUT_GRAPH else [pytest.mark.shows("graph")]
-    return pytest.param(model_type, marks=[pytest.mark.shows("attribution"), *graph])
-
-
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("model_type", [shown(one) for one in decoders.COVERED])
+@pytest.mark.parametrize("model_type", decoders.COVERED)
 def test_nodes_and_edges_are_those_of_detached_rules(model_type, rule):
     if model_type in decoders.BY_GRADIENT:
         rule = "gradient"
@@ -48,7 +43,6 @@ def test_where_no_closed_form_is_known_a_graph_is_refused(model_type):
         attribute(decoders.build(model_type), IDS, 3, 5, graph=ALL)
 
 
-@pytest.mark.shows("streaming")
 @pytest.mark.parametrize("model_type", decoders.COVERED)
 def test_what_waits_in_files_changes_nothing(model_type):
     model = decoders.build(model_type)
@@ -58,11 +52,9 @@ def test_what_waits_in_files_changes_nothing(model_type):
     assert (attribute(model, IDS, 3, 5, memory=tight).layers - found.layers).abs().max() <= allowed
 
 
-@pytest.mark.shows("refused")
 @pytest.mark.parametrize("model_type", decoders.REFUSED)
-def test_a_decoder_without_a_rule_is_refused(model_type, record_property):
-    why, words = decoders.REFUSED[model_type]
-    record_property("refused", why)
+def test_a_decoder_without_a_rule_is_refused(model_type):
+    _, words = decoders.REFUSED[model_type]
     with pytest.raises(lrp_fast.UnsupportedModuleError, match=words):
         check(decoders.blank(model_type))
 
