@@ -140,9 +140,16 @@ def test_what_differs_from_a_definition_is_found(family, operation, wrong, faile
 
 def test_an_operation_that_is_never_called_fails(tiny, monkeypatch):
     """As an attention would whose handler says that it goes through the interface, where it does not."""
+
+    class Silent(torch.nn.Module):
+        def forward(self, hidden_states, **_):
+            return hidden_states, None
+
+    monkeypatch.setattr(lrp_fast.hf.families, "_TABLE", dict(lrp_fast.hf.families._TABLE))
+    lrp_fast.hf.register(Silent, lrp_fast.hf.handlers.attention)
     model = doctor._small(tiny("llama").config)
-    attention = type(model.model.layers[0].self_attn)
-    monkeypatch.setattr(attention, "forward", lambda self, hidden_states, **_: (hidden_states, None))
+    for layer in model.model.layers:
+        layer.self_attn = Silent()
     gaps = lrp_fast.hf.gaps_to_definitions(model, torch.tensor([[3, 4, 5]]))
     assert gaps["attentions"] != gaps["attentions"] and gaps["norms"] < 1e-12
 
