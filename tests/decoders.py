@@ -66,9 +66,11 @@ IN_FLOAT32 = (
     "cohere", "cohere2", "cohere2_moe", "deepseek_v2", "ernie4_5", "ernie4_5_moe", "falcon_mamba", "hy_v3", "mamba",
     "mamba2", "modernbert-decoder", "mllama", "nemotron_h",
 )  # fmt: skip
-# What their own code says of their softmax or experts is another product than the one of the rule: against definitions
-# in test_layers.py, and here by plain gradients alone.
-BY_GRADIENT = ("falcon", "gpt_oss", "granite_swa", "granitemoe_swa")
+# What their own code says of their softmax or experts is another product than the one of the rule, and detached it is
+# another rule: here by plain gradients, and by cp where it has no such product. The first two's rules stand
+# against definitions in test_layers.py.
+RULES = {"falcon": ["gradient"], "gpt_oss": ["gradient"]}
+RULES |= dict.fromkeys(["granite_swa", "granitemoe_swa"], ["cp", "gradient"])
 # A token meets others in more than one attention.
 WITHOUT_GRAPH = (
     "bamba", "diffllama", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "lfm2", "lfm2_moe", "lfm3", "mamba",
@@ -88,7 +90,7 @@ REFUSED = {
     "bigbird_pegasus": ("its attention is for encoders", "reads tokens in both directions"),
     "bloom": ("ALiBi", "BloomAttention, which multiplies"),
     "blt": ("byte patches", "Blt"),
-    "cpmant": (_PRODUCTS, "CpmAntAttention, which multiplies"),
+    "cpmant": ("a prompt of its own before the tokens", "CpmAntModel, which lets tokens meet, or changes their places"),
     "ctrl": (_PRODUCTS, "Sequential"),
     "deepseek_v32": (_INDEXED, "DeepseekV32"),
     "deepseek_v4": ("hyper-connections", "DeepseekV4"),
@@ -104,7 +106,7 @@ REFUSED = {
     "glm_moe_dsa": (_INDEXED, "GlmMoeDsa"),
     "hrm_text": ("recurrent stacks", "HrmTextModel"),
     "hy_v4": ("hyper-connections", "HYV4"),
-    "inkling2_text": (_BESIDE, "given more than one tensor"),
+    "inkling2_text": (_BESIDE, "reads more than what its last decoder layer puts out"),
     "inkling_text": ("relative positions, short convolutions", "Inkling"),
     "jetmoe": ("mixtures of attentions", "JetMoe"),
     "kimi_linear": ("Kimi's delta rule", "KimiLinearDeltaAttention, which computes silu"),
@@ -120,7 +122,7 @@ REFUSED = {
     "mvp": (_PRODUCTS, "MvpAttention, which multiplies"),
     "openai-gpt": (_PRODUCTS, "Attention, which multiplies"),
     "phimoe": ("its router", "PhimoeTopKRouter, which computes"),
-    "prophetnet": (_PRODUCTS, "ProphetNetNgramSelfAttention, which multiplies"),
+    "prophetnet": ("several tokens predicted at once", "ProphetNetDecoder, which lets tokens meet"),
     "recurrent_gemma": ("RG-LRU", "RecurrentGemma"),
     "rembert": (_PRODUCTS, "RemBertSelfAttention, which multiplies"),
     "roformer": (_PRODUCTS, "RoFormerSelfAttention, which multiplies"),

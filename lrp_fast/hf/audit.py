@@ -6,8 +6,10 @@ on the hidden states: sums, views, casts, gathers by constant indices, products 
 scales. Plain gradients are the rule for that. The call of transformers' attention interface is an attention. Anything
 else, a product of two numbers that both depend on them among it, is a finding, and the class is refused.
 
-What is found is true of the code that ran: of the model's config, in eval mode, without cache and padding. What the
-code asks of constants (is the mask full, are the positions those of one prompt) is answered with yes.
+What is found is true of the code that ran: of the model's config and dtype, at two lengths, in eval mode, without cache
+and padding. What transformers' making of masks asks of constants (is the mask full, are the positions those of one
+prompt) is answered with yes, its warning of padding with no; other code that asks for a number stops the audit, and is
+refused.
 """
 
 from __future__ import annotations
@@ -105,9 +107,14 @@ def _states(model: nn.Module, unknown: set[type]) -> tuple:
         (path, name, value)
         for path, module in named_modules_of(model)
         if type(module) in unknown
-        for name, value in sorted(vars(module).items())
-        if name != "training" and isinstance(value, bool | int | float | str | None)
+        for name, value in sorted(_told(module).items())
     )
+
+
+def _told(module: nn.Module) -> dict[str, bool | int | float | str | None]:
+    """Its attributes that are no tensors, modules or objects, whether it trains apart."""
+    plain = bool | int | float | str | None
+    return {name: value for name, value in vars(module).items() if name != "training" and isinstance(value, plain)}
 
 
 def _said(config) -> str:
@@ -119,7 +126,7 @@ def _run(model: PreTrainedModel, unknown: set[type], stubs: dict[type, bool], pa
     try:
         blank = _blank(model)
     except Exception as error:  # whatever a set-up cannot do without weights: not audited, and so refused
-        why = f"has not been audited, as a copy without weights cannot be made ({type(error).__name__}: {error})"
+        why = f"{NOT_AUDITED}, as a copy without weights cannot be made ({type(error).__name__}: {error})"
         return Seen({}, dict.fromkeys(unknown, why))
     nodes = _layers(blank)
     for module in blank.modules():
@@ -136,19 +143,16 @@ def _run(model: PreTrainedModel, unknown: set[type], stubs: dict[type, bool], pa
     blank.get_input_embeddings().register_forward_hook(lambda *given: _leaf(given[-1]).clone())
     most = getattr(blank.config.get_text_config(), "max_position_embeddings", None) or _LENGTHS[0]
     lengths = [_SHORT, max((length for length in _LENGTHS if length <= most), default=_SHORT)]
-    short, long = (_read(blank, nodes, unknown, stubs, length) for length in lengths)
+    said = _past_autograd(unknown)
+    short, long = (_read(blank, _Watch(unknown, stubs, nodes, said, length), length) for length in lengths)
     findings = long.findings | short.findings
     kinds = {cls: kind for cls, kind in short.kinds.items() if cls not in findings}
     idle = [path for path in short.idle if path in long.idle]
     return Seen(kinds, findings, tuple(idle), short.moving | long.moving)
 
 
-def _read(blank: PreTrainedModel, nodes: set[nn.Module], unknown: set[type], stubs: dict, length: int) -> Seen:
+def _read(blank: PreTrainedModel, watch: _Watch, length: int) -> Seen:
     """What is seen of a prompt of so many tokens."""
-    watch = _Watch(unknown, stubs, nodes, length)
-    for cls in unknown:
-        if (name := reads_past_autograd(cls)) is not None:
-            watch.findings[cls] = f"says {name} in its code, of which gradients know nothing"
     handles = []
     for module in blank.modules():
         watch.idle.add(module)
@@ -167,6 +171,12 @@ def _read(blank: PreTrainedModel, nodes: set[nn.Module], unknown: set[type], stu
         for handle in handles:
             handle.remove()
     return watch.seen(blank)
+
+
+def _past_autograd(classes: set[type]) -> dict[type, str]:
+    """Those whose code says what a run without weights cannot show."""
+    named = {cls: reads_past_autograd(cls) for cls in classes}
+    return {cls: f"says {name} in its code, of which gradients know nothing" for cls, name in named.items() if name}
 
 
 def is_running() -> bool:
@@ -193,9 +203,8 @@ def _blank(model: PreTrainedModel) -> PreTrainedModel:
     blank.eval().requires_grad_(False).to(model.dtype)
     of_paths = dict(blank.named_modules())
     for path, module in named_modules_of(model):
-        for name, value in vars(module).items() if path in of_paths else ():
-            if name != "training" and isinstance(value, bool | int | float | str | None):
-                vars(of_paths[path])[name] = value
+        if path in of_paths:
+            vars(of_paths[path]).update(_told(module))
     for module in blank.modules():
         own = module.__dict__.get("config")
         if own is not None and hasattr(own, "_attn_implementation"):
@@ -207,7 +216,9 @@ def _blank(model: PreTrainedModel) -> PreTrainedModel:
 class _Watch(TorchDispatchMode):
     """Looks at the operations of some classes' own code."""
 
-    def __init__(self, classes: set[type], stubs: dict, nodes: set[nn.Module], length: int) -> None:
+    def __init__(
+        self, classes: set[type], stubs: dict, nodes: set[nn.Module], findings: dict[type, str], length: int
+    ) -> None:
         super().__init__()
         self.classes, self.stubs, self.nodes, self.within = classes, stubs, nodes, []
         self.places = Places(length)
@@ -216,7 +227,7 @@ class _Watch(TorchDispatchMode):
         self.moving: set[type] = set()
         self.attentions: set[type] = set()
         self.layers: set[type] = set()
-        self.findings: dict[type, str] = {}
+        self.findings = dict(findings)
         self.masks: dict[int, tuple] = {}
         self.between: tuple[Tensor, int] | None = None  # what the last decoder layer put out, and its version
         self.leaves: dict[int, Tensor] = {}  # where what this one puts out may come from: its input, its attention
@@ -268,11 +279,7 @@ class _Watch(TorchDispatchMode):
             self.find(above, "changes the hidden states between its decoder layers")
         if hidden is None:
             return None
-        self.blind = True
-        leaf = _leaf(hidden)
-        given = leaf.clone()
-        self.blind = False
-        self.leaves = {id(leaf): leaf}
+        given = self.begin_anew(hidden)
         return tree_map(lambda one: given if one is hidden else one, (args, named))
 
     def leave(self, module: nn.Module, args: tuple, out: object) -> object:
@@ -289,13 +296,19 @@ class _Watch(TorchDispatchMode):
                     self.find(one, "is, or is part of, a decoder layer that reads what others have left behind")
             if not found:
                 return None
-            self.blind = True
-            leaf = _leaf(found[0])  # nothing behind it reads what is before
-            given = leaf.clone()
-            self.blind = False
-            self.leaves, self.between = {id(leaf): leaf}, (given, given._version)
+            given = self.begin_anew(found[0])  # nothing behind it reads what is before
+            self.between = (given, given._version)
             return tree_map(lambda one: given if one is found[0] else one, out)
         return None
+
+    def begin_anew(self, hidden: Tensor) -> Tensor:
+        """The same numbers, of a new leaf: what follows may come of that alone. A clone, as some write into it."""
+        self.blind = True
+        leaf = _leaf(hidden)
+        given = leaf.clone()
+        self.blind = False
+        self.leaves = {id(leaf): leaf}
+        return given
 
     def ended(self, cls: type, out: object) -> None:
         """The model's own output comes of its last decoder layer alone."""
@@ -338,8 +351,9 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func.overloadpacket.__name__ in _ASKING and not _depends(args[0]) and _is_of_masks():
-            return True  # whether a mask is of ones, positions of one prompt
+        asks = func.overloadpacket.__name__ in _ASKING and not _depends(args[0])
+        if asks and (answer := _answer()) is not None:
+            return answer
         cls = self.within[-1] if self.within else None
         if not self.blind and cls in self.classes:
             given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
@@ -361,14 +375,17 @@ class _Watch(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def _is_of_masks() -> bool:
-    """Whether transformers' own making of masks is running."""
+def _answer() -> bool | None:
+    """What transformers' own code, if it is that which asks, hears of constants: a mask is of ones and positions are of
+    one prompt, where masks are made; there is no padding, where it would warn of that."""
     frame = sys._getframe(2)
     while frame is not None:
         if frame.f_code.co_filename.replace(chr(92), "/").endswith("transformers/masking_utils.py"):
             return True
+        if frame.f_code.co_name == "warn_if_padding_and_no_attention_mask":
+            return False
         frame = frame.f_back
-    return False
+    return None
 
 
 def _is_number(one: object) -> bool:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from . import experts, forms, handlers, state_space, wrappers
 from .audit import audit
 from .handlers import Handler
-from .walk import modules_of, named_modules_of, own_weights
+from .walk import modules_of, named_modules_of, own_weights, without_adapters
 from .weights import ADAPTED, is_adapter, mixes_tokens, qualified_name
 
 # Modules that send each token through on its own (but see `splits`).
@@ -107,7 +107,7 @@ def is_covered_by_itself(module: nn.Module) -> bool:
 def vouch(model: nn.Module) -> dict[type[nn.Module], str]:
     """Audit the classes of a model that have no handler of their own, once for its config: those that are found to need
     none have one from then on. Of the others, why not, as the end of a sentence that names them."""
-    core = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's
+    core = without_adapters(model)
     if not isinstance(core, PreTrainedModel) or not any(map(_is_unknown, {type(one) for one in modules_of(core)})):
         return {}
     classes = {type(module) for _, module, _ in handled(core)}
@@ -117,7 +117,8 @@ def vouch(model: nn.Module) -> dict[type[nn.Module], str]:
     seen = audit(core, {cls for cls in classes if _is_unknown(cls)}, stubs, past)
     _AUDITED.update({cls: _KINDS[kind] for cls, kind in seen.kinds.items()})
     _MOVING.update(seen.moving)
-    _IDLE.update(core.get_submodule(path) for path in seen.idle)
+    of_paths = dict(named_modules_of(core, once=False))  # some of what a config makes may be missing
+    _IDLE.update(of_paths[path] for path in seen.idle if path in of_paths)
     return seen.findings
 
 

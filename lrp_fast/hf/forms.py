@@ -81,12 +81,8 @@ def functions_of(cls: type[nn.Module]) -> list[FunctionType]:
 def reads_past_autograd(cls: type[nn.Module]) -> str | None:
     """What its code says that takes tensors out of autograd's sight, or asks where it runs."""
     methods = [*_methods(cls).values(), *functions_of(cls)]
-    names = {name for one in methods for code in _codes(inspect.unwrap(one).__code__) for name in code.co_names}
+    names = {name for one in methods for name in _names(inspect.unwrap(one).__code__)}
     return min(names & _PAST_AUTOGRAD, default=None)
-
-
-def _codes(code: CodeType) -> list[CodeType]:
-    return [code, *(part for one in code.co_consts if isinstance(one, CodeType) for part in _codes(one))]
 
 
 def _names(code: CodeType) -> set[str]:

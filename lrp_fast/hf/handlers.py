@@ -265,16 +265,7 @@ def spelt_out_activation(kind: str) -> Handler:
     """As `activation`, where the module's own formula rounds otherwise than PyTorch's one operation."""
 
     def handler(module: nn.Module, rules: Rules) -> Overlay:
-        own = forward_of(module)
-
-        def forward(input):
-            if not rules.treatment.ratio:
-                return own(input)
-            with torch.no_grad():
-                y, ratio = own(input), ratio_of(input, kind)
-            return ops.identity(input, y, ratio)
-
-        return {"forward": forward, "lrp_fast_kind": kind}
+        return _by_ratio(module, rules, lambda input: ratio_of(input, kind)) | {"lrp_fast_kind": kind}
 
     handler.kind = kind
     return handler
@@ -287,20 +278,29 @@ def pointwise(limit: float | str) -> Handler:
     def handler(module: nn.Module, rules: Rules) -> Overlay:
         own = forward_of(module)
 
-        def forward(input):
-            if not rules.treatment.ratio:
-                return own(input)
-            with torch.no_grad():
-                z = input.to(torch.promote_types(input.dtype, torch.float32))
-                at_0 = getattr(module, limit).to(z.dtype) if isinstance(limit, str) else z.new_tensor(limit)
-                ratio = torch.where(z == 0, at_0, own(z) / z)
-                y = own(input)
-            return ops.identity(input, y, ratio)
+        def ratio(input):
+            z = input.to(torch.promote_types(input.dtype, torch.float32))
+            at_0 = getattr(module, limit).to(z.dtype) if isinstance(limit, str) else z.new_tensor(limit)
+            return torch.where(z == 0, at_0, own(z) / z)
 
-        return {"forward": forward}
+        return _by_ratio(module, rules, ratio)
 
     handler.kind = "f"
     return handler
+
+
+def _by_ratio(module: nn.Module, rules: Rules, ratio: Callable[[torch.Tensor], torch.Tensor]) -> Overlay:
+    """A function of one number by the module's own code; relevance passes by ``ratio``, f(z)/z at each."""
+    own = forward_of(module)
+
+    def forward(input):
+        if not rules.treatment.ratio:
+            return own(input)
+        with torch.no_grad():
+            y, factors = own(input), ratio(input)
+        return ops.identity(input, y, factors)
+
+    return {"forward": forward}
 
 
 def holder(module: nn.Module, rules: Rules) -> Overlay:

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from .coverage import LOAD, UnsupportedModuleError, check, check_module, wraps
 from .families import handled, handler_of, is_covered_by_itself, is_wrapper
-from .walk import modules_of, named_modules_of, own_weights
+from .walk import modules_of, named_modules_of, own_weights, without_adapters
 from .weights import loaded_as_it_runs, unreadable_adapter
 from .wrappers import WRAPPERS
 
@@ -26,7 +26,7 @@ def check_language_model(model) -> None:
     """
     check_module(model)
     name = type(model).__name__
-    core = _without_adapters(model)
+    core = without_adapters(model)
     if getattr(getattr(core, "config", None), "is_encoder_decoder", False):
         raise ValueError(f"{name} is an encoder-decoder model: lrp_fast explains decoder-only language models")
     if isinstance(core, PreTrainedModel):
@@ -42,7 +42,7 @@ def check_language_model(model) -> None:
 
 def check_weights(model: nn.Module) -> None:
     """Raise ``ValueError`` where ``model`` has no weights."""
-    name = type(_without_adapters(model)).__name__
+    name = type(without_adapters(model)).__name__
     brought = loaded_as_it_runs(model)
     for path, module, _ in handled(model):
         if module not in brought and any(weight.is_meta for _, weight in own_weights(module)):
@@ -80,10 +80,6 @@ def language_model_class(config) -> type[PreTrainedModel] | None:
     home = type(config).__module__.split(".")[-2]  # audio models are in a table with encoder-decoders
     found = getattr(transformers, f"{WRAPPERS.get(home)}ForConditionalGeneration", None)
     return found if found is not None and found.config_class is type(config) else None
-
-
-def _without_adapters(model: nn.Module) -> nn.Module:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's
 
 
 def _is_language_model(module: nn.Module) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .threads import here
-from .walk import modules_of
+from .walk import modules_of, without_adapters
 from .weights import bias, is_offloaded, rows, shape
 
 _TOGETHER = 32  # quantised rows may be kept in groups of so many
@@ -23,8 +23,7 @@ def vocabulary_size(model: nn.Module) -> int:
 
 def keeps_logits(model: nn.Module) -> bool:
     """Whether a model knows what ``logits_to_keep`` means; some hand it on to their attention."""
-    core = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's
-    return "logits_to_keep" in inspect.signature(core.forward).parameters
+    return "logits_to_keep" in inspect.signature(without_adapters(model).forward).parameters
 
 
 @contextmanager

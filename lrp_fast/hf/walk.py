@@ -32,6 +32,11 @@ def modules_of(module: nn.Module) -> list[nn.Module]:
     return list(found)
 
 
+def without_adapters(model: nn.Module) -> nn.Module:
+    """The model that peft has put its adapters into, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def own_weights(module: nn.Module) -> list[tuple[str, Tensor]]:
     """As ``named_parameters(recurse=False)``."""
     return [(name, weight) for name, weight in module._parameters.items() if weight is not None]

@@ -256,40 +256,47 @@ def test_an_attention_that_leaves_out_the_cap_is_refused(tiny):
 
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-NO_RULE = r"no propagation rule covers (module .*|the model itself), a "
-NO_LOGITS = r"{} has no next-token logits to explain: lrp_fast explains decoder-only language models$"
+NO_RULE = r"no propagation rule covers (module '[\w.]+'|the model itself), a {1}, "
+NO_LOGITS = r"{0} has no next-token logits to explain: lrp_fast explains decoder-only language models$"
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "message"),
+    ("name", "config", "message", "culprit"),
     [
-        ("RwkvForCausalLM", {"num_hidden_layers": 2, "hidden_size": 16, "attention_hidden_size": 16}, NO_RULE),
+        (
+            "RwkvForCausalLM",
+            {"num_hidden_layers": 2, "hidden_size": 16, "attention_hidden_size": 16},
+            NO_RULE,
+            "RwkvModel",
+        ),
         (
             "RecurrentGemmaForCausalLM",
             SMALL | {"num_key_value_heads": 1, "lru_width": 16, "attention_window_size": 8, "head_dim": 8},
             NO_RULE,
+            "RecurrentGemmaForCausalLM",
         ),
-        ("BloomForCausalLM", {"hidden_size": 16, "n_layer": 1, "n_head": 2}, NO_RULE),
-        ("BertForMaskedLM", SMALL, NO_LOGITS),
-        ("BertModel", SMALL, NO_LOGITS),
+        ("BloomForCausalLM", {"hidden_size": 16, "n_layer": 1, "n_head": 2}, NO_RULE, "Bloom(Attention|Block)"),
+        ("BertForMaskedLM", SMALL, NO_LOGITS, "BertSelfAttention"),
+        ("BertModel", SMALL, NO_LOGITS, "BertSelfAttention"),
         (
             "T5ForConditionalGeneration",
             {"d_model": 16, "num_layers": 1, "num_heads": 2, "d_kv": 8, "d_ff": 16},
-            "{} is an encoder-decoder model: lrp_fast explains decoder-only language models",
+            "{0} is an encoder-decoder model: lrp_fast explains decoder-only language models",
+            "T5(Stack|Block)",
         ),
     ],
 )
-def test_other_architectures_are_refused_before_anything_runs(name, config, message):
+def test_other_architectures_are_refused_before_anything_runs(name, config, message, culprit):
     model_class = getattr(transformers, name)
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     model = model_class(model_class.config_class(vocab_size=9, **ids, **config)).eval()
     for module in model.modules():
         module.register_forward_pre_hook(lambda *_: pytest.fail("it ran"))
     for call in (lambda: attribute(model, [1, 2, 3]), lambda: plan(model, 3)):
-        with pytest.raises((ValueError, UnsupportedModuleError), match=message.format(name)) as refused:
+        with pytest.raises((ValueError, UnsupportedModuleError), match=message.format(name, culprit)) as refused:
             call()
         assert "\n" not in str(refused.value)
-    with pytest.raises(UnsupportedModuleError, match=NO_RULE), patched(model):
+    with pytest.raises(UnsupportedModuleError, match=NO_RULE.format(name, culprit)), patched(model):
         pass
 
 
