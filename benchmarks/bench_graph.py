@@ -66,9 +66,11 @@ def test_transition(timed, layer, turn, case):
         with hf.attending(module, traces):
             whole = torch.autograd.grad(run(leaf), leaf, g)[0]
 
+        ((trace,),) = traces
+
         def closed_form():
-            own = ops.node_relevance(h, whole)[0] - ops.crossing(traces[0])
-            return own, ops.attention_edges(traces[0], torch.arange(n), topk=n)
+            own = ops.node_relevance(h, whole)[0] - ops.crossing(trace)
+            return own, ops.attention_edges(trace, torch.arange(n), topk=n)
 
         def batch_packing():
             rows = []

@@ -34,6 +34,7 @@ from .hf import (
 from .memory import Memory, plan
 from .operations import FULL, SMALL, Held, cases, hold
 from .ops import backend
+from .rules import Rules
 
 _COMPILERS = 12  # threads at most, each of which compiles a kernel; Python itself runs in one at a time
 
@@ -112,7 +113,7 @@ def _identities(model, tokens: int = 19) -> list[Check]:
         (logits[0, -1, 5] - logits[0, -1, 7]).backward()
     direct = (first[0] * first[0].grad).sum(-1)[0].detach()
 
-    spec = GraphSpec(topk=tokens) if has_closed_form(decoder_layers(model)) else None
+    spec = GraphSpec(topk=tokens) if has_closed_form(decoder_layers(model), Rules("attnlrp")) else None
     tight = Memory(host_budget=plan(model, tokens, graph=spec).least["cpu"])
     result = attribute(model, ids, graph=spec, memory=tight, **given)
     edges = []

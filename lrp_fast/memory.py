@@ -200,7 +200,7 @@ def planned(
     sizes = meant
     if graph is not None:
         graph.check(len(sizes))
-        check_closed_form(decoder_layers(model))
+        check_closed_form(decoder_layers(model), rules)
     dtype = model.get_input_embeddings().weight.dtype  # a vision tower beside it may have another
     given = (positions, targets, vocabulary_size(model), dtype, rules, graph, tolerance > 0)
     context = Context(prompts * n_tokens, n_tokens, *given)

@@ -9,6 +9,7 @@ import torch
 
 from .graph import GraphSpec
 from .hf import LayerSize
+from .ops.decayed import ROOM as SCANNED
 from .ops.edges import HELD
 from .rules import Rules
 
@@ -139,7 +140,12 @@ def _work_on_edges(size: LayerSize, context: Context) -> tuple[int, float]:
     length = context.length  # prompts' edges are chosen one after another
     # Products of the queries that share a head of keys, and what is chosen from among the edges of all heads.
     tile = w * min(1 << 21, 64 * size.heads * length)
-    chosen = (5 if context.rules.treatment.score else 3) * tile * q // (size.heads * k) + 6 * tile // size.heads
+    chosen = 0
+    if size.heads:
+        chosen = (5 if context.rules.treatment.score else 3) * tile * q // (size.heads * k) + 6 * tile // size.heads
+    if size.scanned:
+        held += w * size.scanned
+        chosen += w * (2 * SCANNED + 64 * length * 8)
     if size.device == HOST:
         held += w * (q if b == w else 2 * q)
         if context.bounded:

@@ -47,10 +47,8 @@ class Passed(NamedTuple):
     prompt: int  # which of the prompts
     relevance_in: Tensor  # (N,) of the layer's input, on its device
     relevance_out: Tensor
-    trace: ops.Trace
-    raised: Tensor | float  # the power of two that the trace's gradients were multiplied by
-    key_part: Tensor | None  # see `hf.contributions`
-    value_part: Tensor | None
+    mixings: list[ops.Mixing]
+    raised: Tensor | float  # the power of two that the traces' gradients were multiplied by
 
 
 Objective = Callable[[Tensor], list[Tensor]]  # (P, V) logits -> scalars, one a target
@@ -69,7 +67,7 @@ class _Pass:
     named: dict = field(default_factory=dict)
     output: Tensor | None = None  # of a layer whose graph lives on
     recorded: Recorded | None = None  # once the layer has run, `Stored` in place of tensors
-    traces: list[ops.Trace] | None = None  # one a target, where edges are asked for
+    traces: list[list] | None = None  # where edges are asked for: an attention or scan each, in it one a target
     dropped: list[Tensor] = field(default_factory=list)  # one a target and attention, as `ops.attention` gives them
     raised: list[Tensor] = field(default_factory=list)  # (B, 1, 1) a target in a float16 model
 
@@ -125,19 +123,15 @@ def propagate(
             relevance.append([one.cpu() for one in nodes])
             dropped.append(layer.most_dropped(len(nodes), len(x)))
             if observe is not None:
-                if len(layer.traces) != len(nodes):
-                    raise ValueError(
-                        f"layer {count - done}: its attention runs {len(layer.traces) // len(nodes)} times, and the "
-                        "closed form of edges is that of one run: leave the graph out"
-                    )
                 with torch.no_grad():
                     parts = contributions(layer.module, rules, x, layer.rest, layer.named)
                     for target in range(len(nodes)):
                         raised = layer.raised[target] if layer.raised else 1.0
-                        given = (nodes[target], above[target].to(x.device), layer.traces.pop(0), raised, *parts)
+                        mixings = [ops.Mixing(one.pop(0), of) for one, of in zip(layer.traces, parts, strict=True)]
+                        given = (nodes[target], above[target].to(x.device), raised, mixings)
                         for prompt, length in enumerate(lengths):
                             observe(Passed(count - done, target, prompt, *_of_prompt(prompt, length, *given)))
-                        del given
+                        del given, mixings
                 del parts
             del x, layer
             down.heap.tidy()
@@ -150,12 +144,11 @@ def propagate(
     ]
 
 
-def _of_prompt(prompt, length, relevance_in, relevance_out, trace, raised, *parts) -> tuple:
+def _of_prompt(prompt, length, relevance_in, relevance_out, raised, mixings) -> tuple:
     """One prompt's share of what was passed."""
     nodes = (one[prompt, :length] for one in (relevance_in, relevance_out))
     raised = raised[prompt, 0, 0] if isinstance(raised, Tensor) else raised
-    parts = (None if one is None else one[prompt : prompt + 1, :, :length] for one in parts)
-    return *nodes, trace.of(prompt, 0, length), raised, *parts
+    return *nodes, [one.of(prompt, length) for one in mixings], raised
 
 
 def propagate_between(

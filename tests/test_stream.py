@@ -87,7 +87,7 @@ def test_float16_loses_nothing_of_small_gradients(tier, tiny, ids):
         crossed = []
 
         def observe(passed):
-            through = lrp_fast.ops.crossing(passed.trace, passed.key_part, passed.value_part)
+            through = lrp_fast.ops.layer_crossing(passed.mixings)
             crossed.append(through / passed.raised / size)
 
         def objective(logits):

@@ -72,11 +72,10 @@ def transition(spec: GraphSpec, passed, value: float) -> tuple[Edges, torch.Tens
 
     ``value`` is what was explained. A query that no relevance reached has no edges and is not listed.
     """
-    trace, parts = passed.trace, {"key_part": passed.key_part, "value_part": passed.value_part}
     dtype = passed.relevance_in.dtype
-    own = passed.relevance_in - (ops.crossing(trace, **parts) / passed.raised).to(dtype)
+    own = passed.relevance_in - (ops.layer_crossing(passed.mixings) / passed.raised).to(dtype)
     smallest = spec.node_threshold * (1.0 if spec.absolute else abs(value))
-    active = (passed.relevance_out.abs() >= smallest) & trace.g[0].any(-1).any(0)
+    active = (passed.relevance_out.abs() >= smallest) & ops.reached_rows(passed.mixings)
     if spec.layers is not None and passed.layer not in spec.layers:
         active = torch.zeros_like(active)
     rows = active.nonzero().flatten()
@@ -85,7 +84,7 @@ def transition(spec: GraphSpec, passed, value: float) -> tuple[Edges, torch.Tens
         edges = Edges(none, torch.zeros(1, dtype=torch.int64), none, torch.zeros(0, dtype=dtype))
         return edges, torch.zeros(0, 2, dtype=dtype), own.cpu()
     choice = {"topk": spec.topk} if spec.mass is None else {"mass": spec.mass, "own": own * passed.raised}
-    found = ops.attention_edges(trace, rows, **parts, **choice)
+    found = ops.layer_edges(passed.mixings, rows, **choice)
     indptr = torch.cat([torch.zeros(1, dtype=torch.int64), found.counts.cumsum(0)])
     raised = torch.as_tensor(passed.raised).cpu()
     edges = Edges(rows.int().cpu(), indptr, found.columns, (found.weights / raised).to(dtype))

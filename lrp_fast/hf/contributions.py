@@ -12,8 +12,8 @@ from .. import ops
 from ..rules import Rules
 from . import experts, handlers, weights
 from .families import Part, branch_dtype, handled, handler_of, mlps, mlps_among, moves_tokens, was_audited
-from .overlay import forward_name, laid
-from .state_space import STATE_SPACES
+from .overlay import forward_name, forward_of, laid
+from .state_space import STATE_SPACES, state_space
 from .walk import modules_of
 
 _HOMOGENEOUS = (
@@ -26,49 +26,70 @@ _HOMOGENEOUS = (
 )
 
 
-def check_closed_form(layers: list[nn.Module]) -> None:
-    """Refuse layers whose tokens meet otherwise than in one attention: no closed form of their edges is known here.
+def check_closed_form(layers: list[nn.Module], rules: Rules) -> None:
+    """Refuse layers whose tokens meet otherwise than in attentions and scans side by side: no closed form of their
+    edges is known here.
 
     Raises:
         ValueError: for the first.
     """
     for i, layer in enumerate(layers):
-        if (why := _why_none(layer)) is not None:
-            raise ValueError(f"layer {i}: {why}, and the closed form of edges is of one attention: leave the graph out")
+        if (why := _why_none(layer, rules)) is not None:
+            raise ValueError(f"layer {i}: {why}: leave the graph out")
 
 
-def has_closed_form(layers: list[nn.Module]) -> bool:
-    return all(_why_none(layer) is None for layer in layers)
+def has_closed_form(layers: list[nn.Module], rules: Rules) -> bool:
+    return all(_why_none(layer, rules) is None for layer in layers)
 
 
-def _why_none(layer: nn.Module) -> str | None:
+def _why_none(layer: nn.Module, rules: Rules) -> str | None:
     held = handled(layer)
-    others = [module for _, module, handler in held if handler in STATE_SPACES or moves_tokens(module)]
-    if others:
-        return f"tokens meet in its {type(others[0]).__name__}"
+    known = "and the closed form of edges is of one attention or scan"
+    if others := [module for _, module, handler in held if moves_tokens(module) and handler not in STATE_SPACES]:
+        return f"tokens meet in its {type(others[0]).__name__}, {known}"
+    scans = [module for _, module, handler in held if handler in STATE_SPACES]
     attentions = [module for _, module, handler in held if handler in handlers.ATTENTIONS]
-    return None if len(attentions) == 1 else f"it holds {len(attentions)} attentions"
+    if len(scans) + len(attentions) != 1 and handler_of(layer) is not handlers.parallel_decoder_layer:
+        return f"it holds {len(attentions)} attentions and {len(scans)} scans, {known}"
+    faded = [module for module in scans if handler_of(module) is state_space]
+    if faded and rules.name == "gradient":
+        return f"no closed form is known of the edges of its {type(faded[0]).__name__} under plain gradients"
+    return None
 
 
-def contributions(
-    layer: nn.Module, rules: Rules, x: Tensor, rest: tuple, named: dict
-) -> tuple[Tensor | None, Tensor | None]:
-    """(1, H_kv, N, D) for keys, as they reach the attention, and for values.
+def contributions(layer: nn.Module, rules: Rules, x: Tensor, rest: tuple, named: dict) -> list[ops.Parts]:
+    """For each attention and scan of a layer, in the order of their calls, what its input contributes to what is mixed:
+    (1, H_kv, N, D) to keys, as they reach the attention, and values; (lags, 1, N, ...) to what a scan is given, from so
+    many positions before.
 
     That is the input (1, N, D) itself, sent through the linear map that the backward pass transposes: norms frozen, no
     bias, the stabilisers' factors in. A forward-mode derivative, for which a patched layer's own code is run up to its
     attention once more. Where nothing but the map is there, its result is the key and value themselves: None, None.
+    Behind a convolution that reads so many tokens, the derivative is taken once for each: of every such token's input.
     """
-    if is_homogeneous(handled(layer)) and rules.treatment.frozen_norm and not (rules.epsilon or rules.gamma):
-        return None, None
-    found: list[Tensor] = []
+    held = handled(layer)
+    if is_homogeneous(held) and rules.treatment.frozen_norm and not (rules.epsilon or rules.gamma):
+        return [(None, None)]
+    scans = [module for _, module, handler in held if handler in STATE_SPACES]
+    reach = max((module.lrp_fast_reach for module in scans), default=1)
+    found: list[tuple[bool, ops.Parts]] = []
+
+    def keep(is_scan: bool, given: tuple[Tensor, ...]) -> None:
+        if not all(forward_ad.unpack_dual(one).primal.isfinite().all() for one in given):
+            raise ValueError(f"{type(layer).__name__} mixes what it has mixed before, of which lrp_fast knows no edges")
+        found.append((is_scan, tuple(forward_ad.unpack_dual(one).tangent for one in given)))
 
     def attend(query, key, value, **given):
-        found.extend(forward_ad.unpack_dual(part).tangent for part in (key, value))
+        keep(False, (key, value))
         return query.new_full((), torch.nan).expand(query.shape)  # nobody reads it
 
-    overlays = []
-    for _, module, handler in handled(layer):
+    def mix(run, form, *given):
+        keep(True, given)
+        raise _Enough
+
+    overlays = [(module, forward_name(module), _up_to_its_scan(module)) for module in scans]
+    overlays += [(module, "lrp_fast_mix", mix) for module in scans]
+    for _, module, handler in held:
         if handler in handlers.LINEARS:
             dtype = weights.own_dtype(module) or branch_dtype(layer)
             overlays.append((module, forward_name(module), _linear(module, rules, dtype)))
@@ -82,9 +103,52 @@ def contributions(
         paired = handler_of(mlp) is experts.paired_mixture
         overlays.append((mlp, forward_name(mlp), (lambda x: (x, None)) if paired else lambda x: x))
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    with laid(overlays), torch.no_grad(), forward_ad.dual_level():
-        layer(forward_ad.make_dual(x, x), *rest, **named)
-    return found[0], found[1]
+    places = torch.arange(x.shape[1], device=x.device) % reach
+    calls = []
+    with laid(overlays), torch.no_grad():
+        for place in range(reach):
+            with forward_ad.dual_level():
+                tokens = x if reach == 1 else x * (places == place).unsqueeze(-1)
+                layer(forward_ad.make_dual(x, tokens), *rest, **named)
+            calls.append(found[:])
+            found.clear()
+    return [_by_lags(*one) for one in zip(*calls, strict=True)]
+
+
+class _Enough(Exception):
+    """What a scan is given is known."""
+
+
+def _up_to_its_scan(module: nn.Module) -> Callable:
+    own = forward_of(module)
+
+    def forward(hidden_states, *rest, **named):
+        try:
+            own(hidden_states, *rest, **named)
+        except _Enough:
+            x = forward_ad.unpack_dual(hidden_states).primal
+            return x.new_full((), torch.nan).expand(x.shape)  # nobody reads it
+        raise RuntimeError(f"{type(module).__name__} has run without its scan")
+
+    return forward
+
+
+def _by_lags(*found: tuple[bool, ops.Parts]) -> ops.Parts:
+    """What a call was given, from the input of every so many tokens each time: summed for an attention, which reads
+    those of one token; for a scan by how many positions before."""
+    is_scan, _ = found[0]
+    each = list(zip(*(parts for _, parts in found), strict=True))
+    if not is_scan:
+        return tuple(sum(parts) for parts in each)
+    return tuple(None if any(one is None for one in parts) else _lagged(parts) for parts in each)
+
+
+def _lagged(parts: tuple[Tensor, ...]) -> Tensor:
+    """(lags, 1, N, ...): of (1, N, ...) each, from the input at every place alone of as many, in turn."""
+    length, reach = parts[0].shape[1], len(parts)
+    stacked = torch.stack(parts)
+    places = torch.arange(length, device=stacked.device)
+    return torch.stack([stacked[(places - lag) % reach, :, places].transpose(0, 1) for lag in range(reach)])
 
 
 def is_homogeneous(held: list[Part]) -> bool:

@@ -161,7 +161,7 @@ def _words() -> Iterator[tuple]:
     yield state_space.short_convolution, ("gates and what they gate half each (cp: what they gate)", "PyTorch")
     for handler in (handlers.leave, handlers.masking_model, handlers.dropout, *wrappers.HANDLERS):
         yield handler, ("left as it is: sums, constants, parts with rules of their own", "")
-    for handler in (handlers.decoder_layer, handlers.pre_norm_decoder_layer):
+    for handler in (handlers.decoder_layer, handlers.pre_norm_decoder_layer, handlers.parallel_decoder_layer):
         yield handler, ("residual sum: plain; what it puts out are nodes", "")
     for handler in handlers.ATTENTIONS:
         yield handler, ("values and weights half each, of these queries and keys half each (cp: values)", "Triton")

@@ -91,14 +91,14 @@ def _product(mode: _Functions, own: Callable, a, b, **named):
     if not (_explained(a) and _explained(b)) or named:
         return own(a, b, **named)
     shares = mode.rules.treatment
-    if _tangent(a) is not None:
-        if shares.gate == shares.up == 1:
-            return own(a, b)
-        raise ValueError("a product in front of an attention, of which lrp_fast knows no contribution to its edges")
     of_a, of_b = (_is_gate(mode, one) for one in (a, b))
     if of_a == of_b and shares.gate != shares.up:
         raise ValueError("a product of which lrp_fast cannot tell the gate: explain it with attnlrp")
-    return ops.product(b, a, rule=mode.rules) if of_b else ops.product(a, b, rule=mode.rules)
+    gate, up = (b, a) if of_b else (a, b)
+    if _tangent(gate) is None:
+        return ops.product(gate, up, rule=mode.rules)
+    (gate, of_gate), (up, of_up) = map(forward_ad.unpack_dual, (gate, up))
+    return forward_ad.make_dual(gate * up, shares.gate * of_gate * up + shares.up * gate * of_up)
 
 
 def _is_gate(mode: _Functions, x: Tensor) -> bool:
@@ -150,15 +150,28 @@ def _topk(mode: _Functions, own: Callable, input, k, *rest, **named):
     return mode.choices.choose(own, input, k, *rest, **named)
 
 
+def activated(x: Tensor, kind: str, rules: Rules) -> Tensor:
+    """As `ops.activation`, of a dual number as well."""
+    if (tangent := _tangent(x)) is None:
+        return ops.activation(x, kind, rule=rules)
+    return forward_ad.make_dual(*ops.activation_jvp(forward_ad.unpack_dual(x).primal, tangent, kind, rule=rules))
+
+
 def _activation(kind: str) -> Callable:
     def treated(mode: _Functions, own: Callable, x, *rest, **named):
-        return ops.activation(x, kind, rule=mode.rules)
+        out = activated(x, kind, mode.rules)
+        if _tangent(x) is not None:  # of which autograd says nothing
+            mode.gates.append(out)
+        return out
 
     return treated
 
 
+_OF_GELU = {"none": _activation("gelu"), "tanh": _activation("gelu_tanh")}
+
+
 def _gelu(mode: _Functions, own: Callable, x, approximate="none"):
-    return ops.activation(x, "gelu" if approximate == "none" else "gelu_tanh", rule=mode.rules)
+    return _OF_GELU[approximate](mode, own, x)
 
 
 def _pointwise(mode: _Functions, own: Callable, x, *rest, **named):

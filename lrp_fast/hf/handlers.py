@@ -67,6 +67,11 @@ def pre_norm_decoder_layer(module: nn.Module, rules: Rules) -> Overlay:
     return {}
 
 
+def parallel_decoder_layer(module: nn.Module, rules: Rules) -> Overlay:
+    """As `decoder_layer`, whose attention and scan read the same, and neither what the other puts out."""
+    return {}
+
+
 def attention(module: nn.Module, rules: Rules) -> Overlay:
     """A module that goes through transformers' attention interface and holds projections and q/k norms besides."""
     return {"lrp_fast_rules": rules}

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..ops import Kept, Trace
+from ..ops import Kept
 from ..rules import Rules
 from . import experts, handlers, weights
 from .families import branch_dtype, handled, handler_of, last_linear, mlps, splits
 from .functions import Choices
 from .hooks import is_watched
 from .overlay import forward_name, forward_of, laid
+from .state_space import STATE_SPACES
 from .threads import acting_for, here
 
 
@@ -62,15 +62,34 @@ def recording(layer: nn.Module, rows: int) -> Iterator[Recorded]:
 @contextmanager
 def attending(
     part: nn.Module,
-    traces: list[Trace] | None = None,
+    traces: list[list] | None = None,
     tolerance: float = 0.0,
     dropped: list[Tensor] | None = None,
     refusal: str | None = None,
 ) -> Iterator[None]:
-    """While ``part`` of a patched model, or all of it, runs with autograd: what `ops.attention` is given for the
-    backward pass of its attentions. ``refusal`` is for `laid`."""
-    with laid(_attend(part, partial(ops.attention, traces=traces, tolerance=tolerance, dropped=dropped)), refusal):
+    """While ``part`` of a patched model, or all of it, runs with autograd: what `ops.attention` and `ops.mixed` are
+    given for the backward pass of its attentions and scans; each call gets a list of ``traces`` for its own.
+    ``refusal`` is for `laid`."""
+
+    def attend(*given, **named):
+        return ops.attention(*given, **named, traces=_one_more(traces), tolerance=tolerance, dropped=dropped)
+
+    with laid(_attend(part, attend) + _mix(part, traces), refusal):
         yield
+
+
+def _one_more(traces: list[list] | None) -> list | None:
+    if traces is None:
+        return None
+    traces.append([])
+    return traces[-1]
+
+
+def _mix(part: nn.Module, traces: list[list] | None) -> list[tuple[nn.Module, str, object]]:
+    def mix(*given):
+        return ops.mixed(*given, traces=_one_more(traces))
+
+    return [(module, "lrp_fast_mix", mix) for module in _handled(part, *STATE_SPACES)]
 
 
 @contextmanager
@@ -79,7 +98,7 @@ def replaying(
     rules: Rules,
     recorded: Recorded,
     rows: int,
-    traces: list[Trace] | None = None,
+    traces: list[list] | None = None,
     tolerance: float = 0.0,
     dropped: list[Tensor] | None = None,
 ) -> Iterator[None]:
@@ -88,18 +107,17 @@ def replaying(
     The residual stream stays that wide, and so does the relevance gradient on it; the layer's branches compute in the
     dtype of its weights, or of its norms where the weights have none. Tokens keep the experts of the first run, in
     which scores rounded otherwise. Where the MLP's output is only added to the residual stream, it is left out: it
-    comes back as NaN. ``traces``, ``tolerance`` and ``dropped`` are for `ops.attention`.
+    comes back as NaN. ``traces``, ``tolerance`` and ``dropped`` are as in `attending`.
     """
     remaining = iter(recorded.attention)
     # A hook on the layer may read its output.
     unread = handler_of(layer) is handlers.pre_norm_decoder_layer and not is_watched(layer)
 
-    bounded = {"traces": traces, "tolerance": tolerance, "dropped": dropped}
-
     def attend(query, key, value, **given):
+        bounded = {"traces": _one_more(traces), "tolerance": tolerance, "dropped": dropped}
         return ops.attention(query, key, value, **given, kept=next(remaining), **bounded)
 
-    overlays = _attend(layer, attend)
+    overlays = _attend(layer, attend) + _mix(layer, traces)
     for router, chosen in zip(_handled(layer, *experts.ROUTERS), recorded.experts, strict=True):
         overlays.append((router, "lrp_fast_choices", Choices(chosen)))
     for module in _handled(layer, *handlers.LINEARS, *handlers.NORMS):

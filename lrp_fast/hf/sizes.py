@@ -32,6 +32,7 @@ class LayerSize(NamedTuple):
     window: int | None  # keys that a query reads; None for all
     loaded: int  # bytes of weights that come to the device only while the layer runs
     unpacked: int  # bytes to make the largest matrix that is not kept in floats: its module does for each product
+    scanned: int  # of what the edges of its scans are made of
     plain: bool  # whether its keys and values are a linear map of its input, but for norms (see `contributions`)
 
 
@@ -88,6 +89,7 @@ def _layer_size(layer: nn.Module, config) -> LayerSize:
         window=_window(attention) if attention else 1,
         loaded=sum(_loaded_bytes(module) for module in modules_of(layer)),
         unpacked=max((_unpacked_bytes(linear, layer) for linear in linears if not is_plain(linear)), default=0),
+        scanned=sum(_scanned(module, handler_of(module)) for module in carrying),
         plain=is_homogeneous(held),
     )
 
@@ -112,6 +114,19 @@ def _carried(module: nn.Module, handler: handlers.Handler) -> int:
     else:
         features = 4 * module.intermediate_size * module.ssm_state_size
     return features // 4
+
+
+def _scanned(module: nn.Module, handler: handlers.Handler) -> int:
+    """Of a layer that carries a state, features a token of its trace and of what its input contributes, from as many
+    positions as its convolution reads; of a delta rule, of what follows both through its chunks besides."""
+    lags = max((part.kernel_size[0] for part in modules_of(module) if isinstance(part, nn.Conv1d)), default=1)
+    if handler is state_space.gated_delta_net:
+        key, value = module.head_k_dim, module.head_v_dim
+        chunks = (1 + lags) * (64 + key) + 3 * 64 + (2 + lags) * value + key * value // 64
+        return module.num_v_heads * ((3 + 2 * lags) * (2 * key + value) + chunks)
+    if handler is state_space.short_convolution:
+        return 5 * shape(module.in_proj)[0] // 3
+    return (4 + 2 * lags) * module.intermediate_size + 4 * module.ssm_state_size
 
 
 def _mixture(mlp: nn.Module) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from types import FunctionType, MethodType
 
 import torch
@@ -16,8 +17,9 @@ from torch.nn import functional as F
 
 from .. import ops
 from ..rules import Rules
-from .functions import by_rule
+from .functions import activated, by_rule
 from .handlers import Overlay
+from .walk import modules_of
 from .weights import is_offloaded
 
 
@@ -27,14 +29,19 @@ def state_space(module: nn.Module, rules: Rules) -> Overlay:
     gates get half each (cp: what it gates); SiLU is identity."""
     names = {}
     if "mamba_selective_scan" in _globals(module):
-        names["mamba_selective_scan"] = _selective_scan(_globals(module)["mamba_selective_scan"], rules)
+        names["mamba_selective_scan"] = _selective_scan(_globals(module)["mamba_selective_scan"], module, rules)
     if "mamba2_chunk_scan" in _globals(module):
-        names["mamba2_chunk_scan"] = _chunk_scan(_globals(module)["mamba2_chunk_scan"], rules)
+        names["mamba2_chunk_scan"] = _chunk_scan(_globals(module)["mamba2_chunk_scan"], module, rules)
     return _calling(module, rules, **names)
 
 
 def gated_delta_net(module: nn.Module, rules: Rules) -> Overlay:
     """Qwen3-Next's and its kin's: `ops.gated_delta_rule`, between convolutions and a gated norm."""
+    shares = {"value_share": rules.treatment.value, "score_share": rules.treatment.score}
+
+    def run(value, query, key, g, beta):
+        with torch._C.DisableTorchFunction():  # its products have shares of their own
+            return ops.gated_delta_rule(query, key, value, g, beta, rule=rules)
 
     def delta(query, key, value, *, g, beta, use_qk_l2norm_in_kernel=False, **_):
         dtype = query.dtype
@@ -42,15 +49,27 @@ def gated_delta_net(module: nn.Module, rules: Rules) -> Overlay:
         repeated = value.shape[2] // key.shape[2]
         query, key = (one.repeat_interleave(repeated, 2) for one in (query, key))
         query = query * query.shape[-1] ** -0.5
-        with torch._C.DisableTorchFunction():  # its products have shares of their own
-            return ops.gated_delta_rule(query, key, value, g, beta, rule=rules).to(dtype), None
+        return _mix(module)(run, partial(ops.delta_edges, **shares), value, query, key, g, beta).to(dtype), None
 
     return _calling(module, rules, torch_chunk_gated_delta_rule=delta)
 
 
 def short_convolution(module: nn.Module, rules: Rules) -> Overlay:
     """LFM2's: C * conv(B * x), in which B and C are gates: half each at both products (cp: all to what is carried)."""
-    return _calling(module, rules, gates={torch.Tensor.chunk: (0, 1)})
+
+    def convolve(x, weight, bias=None, activation=None, **_):
+        weight, bias = _constants(x, weight, bias)
+
+        def form(g, given, back, parts):
+            return ops.convolved_edges(g, parts[0], weight)
+
+        def run(values):
+            return _convolved(values.squeeze(-1).mT, weight, bias).mT.unsqueeze(-1)
+
+        return _mix(module)(run, form, x.mT.unsqueeze(-1)).squeeze(-1).mT
+
+    gates = {torch.Tensor.chunk: (0, 1)}
+    return _calling(module, rules, gates, causal_conv1d_fn=convolve) | {"lrp_fast_reach": 1}
 
 
 STATE_SPACES = (state_space, gated_delta_net, short_convolution)
@@ -65,10 +84,10 @@ def _calling(module: nn.Module, rules: Rules, gates: dict | None = None, **names
         raise ValueError(
             f"{type(module).__name__} convolves, for which lrp_fast has no epsilon and gamma rule: leave both 0"
         )
-    if any(map(is_offloaded, module.modules())):
+    if any(map(is_offloaded, modules_of(module))):
         raise ValueError(f"{type(module).__name__} is offloaded, which its rule cannot follow: load it whole")
     own = inspect.unwrap(type(module).forward)
-    names["causal_conv1d_fn"] = _convolution(rules)
+    names.setdefault("causal_conv1d_fn", _convolution(rules))
     code = FunctionType(own.__code__, own.__globals__ | names, own.__name__, own.__defaults__, own.__closure__)
     code.__kwdefaults__ = own.__kwdefaults__
     forward = MethodType(code, module)
@@ -79,17 +98,31 @@ def _calling(module: nn.Module, rules: Rules, gates: dict | None = None, **names
         with by_rule(module, rules, gates):
             return forward(*given, **named)
 
-    return {"forward": ruled}
+    # How many positions of the module's input an operand of its scan is made of.
+    reach = max((part.kernel_size[0] for part in modules_of(module) if isinstance(part, nn.Conv1d)), default=1)
+    return {"forward": ruled, "lrp_fast_reach": reach}
+
+
+def _mix(module: nn.Module) -> Callable:
+    """`ops.mixed`, or what a replay or `contributions` lays over the module in its place."""
+    return getattr(module, "lrp_fast_mix", ops.mixed)
 
 
 def _convolution(rules: Rules) -> Callable:
     def convolve(x, weight, bias=None, activation=None, **_):
-        """(B, C, T), each channel by itself, no token reading a later one."""
-        weight, bias = (None if one is None else one.detach().to(x.dtype) for one in (weight, bias))
-        y = F.conv1d(F.pad(x, (weight.shape[-1] - 1, 0)), weight.unsqueeze(1), bias, groups=len(weight))
-        return y if activation is None else ops.activation(y, {"swish": "silu"}.get(activation, activation), rule=rules)
+        y = _convolved(x, *_constants(x, weight, bias))
+        return y if activation is None else activated(y, {"swish": "silu"}.get(activation, activation), rules)
 
     return convolve
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(B, C, T), each channel by itself, no token reading a later one."""
+    return F.conv1d(F.pad(x, (weight.shape[-1] - 1, 0)), weight.unsqueeze(1), bias, groups=len(weight))
+
+
+def _constants(x: Tensor, *weights: Tensor | None) -> list[Tensor | None]:
+    return [None if one is None else one.detach().to(x.dtype) for one in weights]
 
 
 def _constant(x: Tensor, rules: Rules) -> Tensor:
@@ -100,25 +133,51 @@ def _weights(named: dict) -> dict:
     return {name: one.detach() if isinstance(one, Tensor) else one for name, one in named.items()}
 
 
-def _selective_scan(function: Callable, rules: Rules) -> Callable:
+def _selective_scan(function: Callable, module: nn.Module, rules: Rules) -> Callable:
     own = inspect.unwrap(function)
 
     def scan(hidden_states, dt, A, B, C, D=None, z=None, **named):
-        dt, B, C = (_constant(one, rules) for one in (dt, B, C))
-        y = own(hidden_states, dt, A, B, C, D=D, z=None, **_weights(named))
+        others = _weights(named)
+
+        def run(x, dt, B, C):
+            return own(x.squeeze(-1).mT, dt.mT, A, B.mT, C.mT, D=D, z=None, **others).mT.unsqueeze(-1)
+
+        def form(g, given, back, parts):
+            _, dt, B, C = given
+            size = _time_steps(dt, others.get("delta_bias"), others.get("delta_softplus"))
+            decay = size.unsqueeze(-1) * A.to(size.dtype)
+            return ops.decayed_edges(g, parts[0], C.unsqueeze(1), B.unsqueeze(1), decay, size, D)
+
+        given = (hidden_states.mT.unsqueeze(-1), *(_constant(one, rules).mT for one in (dt, B, C)))
+        y = _mix(module)(run, form, *given).squeeze(-1).mT
         return y if z is None else ops.gated_mlp(z, y.to(z.dtype), "silu", rule=rules)
 
     return scan
 
 
-def _chunk_scan(function: Callable, rules: Rules) -> Callable:
+def _chunk_scan(function: Callable, module: nn.Module, rules: Rules) -> Callable:
     own = inspect.unwrap(function)
 
-    def scan(hidden_states, dt, A, B, C, *rest, **named):
-        dt, B, C = (_constant(one, rules) for one in (dt, B, C))
-        return own(hidden_states, dt, A, B, C, *rest, **_weights(named))
+    def scan(hidden_states, dt, A, B, C, *rest, D=None, **named):
+        others = _weights(named)
+
+        def run(x, dt, B, C):
+            return own(x, dt, A, B, C, *rest, D=D, **others)
+
+        def form(g, given, back, parts):
+            _, dt, B, C = given
+            size = _time_steps(dt, others.get("dt_bias"), others.get("dt_softplus"))
+            size = size.clamp(*others.get("dt_limit", (0.0, torch.inf)))
+            return ops.decayed_edges(g, parts[0], C, B, (size * A.to(size.dtype)).unsqueeze(-1), size, D)
+
+        return _mix(module)(run, form, hidden_states, *(_constant(one, rules) for one in (dt, B, C)))
 
     return scan
+
+
+def _time_steps(dt: Tensor, bias: Tensor | None, softplus: bool | None) -> Tensor:
+    dt = dt if bias is None else dt + bias.to(dt.dtype)
+    return F.softplus(dt) if softplus else dt
 
 
 def _unit(x: Tensor, rules: Rules) -> Tensor:

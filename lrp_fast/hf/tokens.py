@@ -71,6 +71,9 @@ class Places:
             return [dim % rank for dim in args[1]].index(place) if name == "permute" else None
         if name == "expand":
             return place + out.ndim - rank
+        if name == "repeat":
+            place += len(args[1]) - rank
+            return place if args[1][place] == 1 else None
         if name == "unsqueeze":
             return place + (args[1] % (rank + 1) <= place)
         if name == "squeeze":

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..rules import Rules, as_rules
+from .chunks import CHUNK, split
 from .identity import share
-
-_CHUNK = 64
 
 
 def gated_delta_rule(
@@ -34,11 +32,11 @@ def gated_delta_rule(
     shares, length = as_rules(rule).treatment, query.shape[1]
     wide = torch.promote_types(value.dtype, torch.float32)
     others = (share(one, shares.score) for one in (query, key, decay, beta))
-    q, k, g, b = (_chunks(one.to(wide), length) for one in others)
-    v = _chunks(share(value, shares.value).to(wide), length)
+    q, k, g, b = (split(one.to(wide)) for one in others)
+    v = split(share(value, shares.value).to(wide))
     g = g.squeeze(-1).cumsum(-1)  # (B, H, chunks, C)
     within = (g.unsqueeze(-1) - g.unsqueeze(-2)).tril().exp().tril()  # what is left at i of what came at j
-    unlearnt = torch.eye(_CHUNK, dtype=wide, device=q.device) + (b * k @ k.mT * within).tril(-1)
+    unlearnt = torch.eye(CHUNK, dtype=wide, device=q.device) + (b * k @ k.mT * within).tril(-1)
     learnt = torch.linalg.solve_triangular(unlearnt, torch.cat([b * v, b * k * g.exp().unsqueeze(-1)], -1), upper=False)
     new, of_state = learnt.split([v.shape[-1], k.shape[-1]], -1)
     weights = (q @ k.mT * within).tril()
@@ -51,8 +49,3 @@ def gated_delta_rule(
         state = state * left[:, :, i].exp().unsqueeze(-1) + (k[:, :, i] * kept).mT @ fresh
     return torch.cat(out, 2)[:, :, :length].transpose(1, 2)
 
-
-def _chunks(x: Tensor, length: int) -> Tensor:
-    """(B, H, chunks, C, K) from (B, T, H, K), or (B, T, H) as of K = 1, with zeros behind the last token."""
-    x = x.transpose(1, 2) if x.ndim == 4 else x.transpose(1, 2).unsqueeze(-1)
-    return F.pad(x, (0, 0, 0, -length % _CHUNK)).unflatten(2, (-1, _CHUNK))

@@ -7,7 +7,7 @@ inputs; relevance is always ``x * g``. Slow on purpose (contributions are formed
 from .activation import activation, activation_backward
 from .attention import attention, attention_backward, attention_mass, visible
 from .delta import gated_delta_rule, gated_delta_rule_backward
-from .edges import attention_edges
+from .edges import attention_edges, scan_edges
 from .gated_mlp import gated_mlp, gated_mlp_backward, product_backward
 from .linear import epsilon_factor, linear, linear_backward
 from .norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
@@ -31,5 +31,6 @@ __all__ = [
     "product_backward",
     "rms_norm",
     "rms_norm_backward",
+    "scan_edges",
     "visible",
 ]

@@ -32,7 +32,7 @@ def test_nodes_and_edges_are_those_of_detached_rules(model_type, rule):
     check(plain)
     value, nodes, edges = explained(plain, decoder_layers(plain), IDS, 3, 5, rule)
     allowed = 1e-5 if model_type in decoders.IN_FLOAT32 else 1e-12 if rule == "gradient" else 1e-11
-    graph = None if model_type in decoders.WITHOUT_GRAPH else ALL
+    graph = None if model_type in decoders.FADING and rule == "gradient" else ALL
     found = attribute(model, IDS, 3, 5, rule=rule, graph=graph)
     assert abs(found.value - value) <= max(allowed, 1e-12) * max(abs(value), 1)
     assert (found.layers - nodes).abs().max() <= allowed * nodes.abs().max()
@@ -40,10 +40,21 @@ def test_nodes_and_edges_are_those_of_detached_rules(model_type, rule):
         assert (found.graph.dense(layer) - matrix).abs().max() <= 10 * allowed * matrix.abs().max()
 
 
-@pytest.mark.parametrize("model_type", decoders.WITHOUT_GRAPH)
+@pytest.mark.parametrize("model_type", decoders.FADING)
 def test_where_no_closed_form_is_known_a_graph_is_refused(model_type):
-    with pytest.raises(ValueError, match="leave the graph out"):
-        attribute(decoders.build(model_type), IDS, 3, 5, graph=ALL)
+    with pytest.raises(ValueError, match="no closed form .* under plain gradients: leave the graph out"):
+        attribute(decoders.build(model_type), IDS, 3, 5, rule="gradient", graph=ALL)
+
+
+@pytest.mark.parametrize("rule", ["attnlrp", "cp"])
+@pytest.mark.parametrize("model_type", ["bamba", "jamba", "falcon_h1", "qwen3_next", "lfm2", "diffllama"])
+def test_edges_between_blocks_of_tokens(model_type, rule):
+    ids = torch.randint(3, 97, (1, 133), generator=torch.Generator().manual_seed(2))
+    model, plain = (decoders.build(model_type, max_position_embeddings=256) for _ in range(2))
+    _, _, edges = explained(plain, decoder_layers(plain), ids, 3, 5, rule)
+    graph = attribute(model, ids, 3, 5, rule=rule, graph=ALL).graph
+    for layer, matrix in enumerate(edges):
+        assert (graph.dense(layer) - matrix).abs().max() <= 1e-10 * matrix.abs().max()
 
 
 @pytest.mark.parametrize("model_type", decoders.COVERED)
