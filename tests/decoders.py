@@ -58,6 +58,9 @@ PARTICULAR: dict[str, dict] = {
     "olmo_hybrid": {"layer_types": ["linear_attention", "full_attention", "linear_attention"],
                     "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
                     "linear_value_head_dim": 12},
+    "phimoe": {"router_jitter_noise": 0.3, "attention_bias": True, "lm_head_bias": True},
+    "beam": {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "head_dim": 16,
+             "mlp_layer_types": ["dense", "sparse", "sparse"], "final_logit_softcapping": 3.0, "attention_bias": True},
 }  # fmt: skip
 
 
@@ -85,7 +88,6 @@ _BESIDE = "its layers hand on more than the hidden states"
 REFUSED = {
     "axk2": ("its norms have gates", "AXK2"),
     "bailing_hybrid": ("Kimi's delta rule", "DeltaAttention, which computes silu"),
-    "beam": ("its cap on logits is in float32", "BeamForCausalLM, which computes tanh"),
     "big_bird": ("its attention draws blocks at random", "BigBird"),
     "bigbird_pegasus": ("its attention is for encoders", "reads tokens in both directions"),
     "bloom": ("ALiBi", "BloomAttention, which multiplies"),
@@ -121,7 +123,6 @@ REFUSED = {
     "musicgen_melody": ("several codebooks", "Musicgen"),
     "mvp": (_PRODUCTS, "MvpAttention, which multiplies"),
     "openai-gpt": (_PRODUCTS, "Attention, which multiplies"),
-    "phimoe": ("its router", "PhimoeTopKRouter, which computes"),
     "prophetnet": ("several tokens predicted at once", "ProphetNetDecoder, which lets tokens meet"),
     "recurrent_gemma": ("RG-LRU", "RecurrentGemma"),
     "rembert": (_PRODUCTS, "RemBertSelfAttention, which multiplies"),

@@ -177,9 +177,12 @@ def _words() -> Iterator[tuple]:
         yield handler, ("act(gate) and up half each (cp: up)", "Triton")
     for handler in (handlers.mlp, handlers.falcon_mlp, handlers.gpt2_mlp):
         yield handler, ("left as it is: parts with rules of their own", "")
-    yield handlers.capped_language_model, ("a cap on its logits: identity", "PyTorch")
-    yield experts.router, ("plain softmax, sigmoid and transpose; the choice passes nothing", "PyTorch")
-    yield experts.gated_experts, ("act(gate) and up half each (cp: up); routing weight and output half each", "Triton")
+    for handler in (handlers.capped_language_model, handlers.wide_capped_language_model):
+        yield handler, ("a cap on its logits: identity", "PyTorch")
+    for handler in experts.ROUTERS:
+        yield handler, ("plain softmax, sigmoid and transpose; the choice passes nothing", "PyTorch")
+    for handler in (experts.gated_experts, experts.wide_gated_experts):
+        yield handler, ("act(gate) and up half each (cp: up); routing weight and output half each", "Triton")
     yield experts.plain_experts, ("as an MLP; routing weight and output half each", "Triton")
     yield experts.clamped_experts, ("as a gated MLP; clamps: identity", "PyTorch")
     for handler in (experts.mixture, experts.paired_mixture, experts.shared_mixture):

@@ -174,5 +174,6 @@ _DEFINITIONS: dict[handlers.Handler, tuple[str, Definition]] = {
     handlers.gated_mlp: ("gated MLPs", _gated_mlp),
     handlers.fused_gated_mlp: ("gated MLPs", _fused_gated_mlp),
     experts.gated_experts: ("experts", _gated_experts),
+    experts.wide_gated_experts: ("experts", _gated_experts),
     experts.clamped_experts: ("experts", _clamped_experts),
 }

@@ -25,12 +25,38 @@ def router(module: nn.Module, rules: Rules) -> Overlay:
     return spelt_out(module, rules)
 
 
+def sampling_router(module: nn.Module, rules: Rules) -> Overlay:
+    """Phi-MoE's sparse mixer (arXiv 2409.12136): as `router`, of one expert after the other. Each one's weight is its
+    softmax among the experts whose logits are close to it; which these are is a constant."""
+    own = spelt_out(module, rules)["forward"]
+
+    def forward(hidden_states):
+        if module.training:
+            raise ValueError(f"{type(module).__name__} draws experts at random: call model.eval() first")
+        return own(hidden_states)
+
+    return {"forward": forward}
+
+
 def gated_experts(module: nn.Module, rules: Rules) -> Overlay:
     """Each a gated MLP whose gate and up projections are one; their weights (E, out, in)."""
 
     def between(both):
         gate, up = both.chunk(2, -1)
         return ops.gated_mlp(gate, up, kind_of(module.act_fn), rule=rules)
+
+    def forward(hidden_states, top_k_index, top_k_weights):
+        return _mixed(module, hidden_states, top_k_index, top_k_weights, between, rules)
+
+    return {"forward": forward}
+
+
+def wide_gated_experts(module: nn.Module, rules: Rules) -> Overlay:
+    """As `gated_experts`, with the activation and its product in float32."""
+
+    def between(both):
+        gate, up = both.to(torch.promote_types(both.dtype, torch.float32)).chunk(2, -1)
+        return ops.gated_mlp(gate, up, kind_of(module.act_fn), rule=rules).to(both.dtype)
 
     def forward(hidden_states, top_k_index, top_k_weights):
         return _mixed(module, hidden_states, top_k_index, top_k_weights, between, rules)
@@ -122,4 +148,5 @@ def shared_mixture(module: nn.Module, rules: Rules) -> Overlay:
     return spelt_out(module, rules)
 
 
-ROUTERS, EXPERTS = (router,), (gated_experts, plain_experts, clamped_experts)
+ROUTERS = (router, sampling_router)
+EXPERTS = (gated_experts, wide_gated_experts, plain_experts, clamped_experts)

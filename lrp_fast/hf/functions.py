@@ -150,6 +150,13 @@ def _topk(mode: _Functions, own: Callable, input, k, *rest, **named):
     return mode.choices.choose(own, input, k, *rest, **named)
 
 
+def _largest(mode: _Functions, own: Callable, x, *rest, **named):
+    """Of each row, where a router chooses one expert by it."""
+    if mode.choices is None or rest or named != {"dim": -1, "keepdim": True}:
+        return own(x, *rest, **named)
+    return mode.choices.choose(lambda x, k, dim: own(x, **named), x, 1)
+
+
 def _activation(kind: str) -> Callable:
     def treated(mode: _Functions, own: Callable, x, *rest, **named):
         return ops.activation(x, kind, rule=mode.rules)
@@ -225,6 +232,7 @@ _TREATED = {
     **dict.fromkeys((torch.rsqrt, Tensor.rsqrt), _scale),
     **dict.fromkeys((torch.pow, Tensor.pow), _power),
     **dict.fromkeys((torch.topk, Tensor.topk), _topk),
+    Tensor.max: _largest,
     **dict.fromkeys((torch.clamp, Tensor.clamp, torch.tanh, Tensor.tanh, F.tanh), _pointwise),
     **dict.fromkeys((Tensor.clamp_,), _clamp_),
     F.silu: _activation("silu"),

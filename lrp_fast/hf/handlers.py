@@ -69,7 +69,18 @@ def pre_norm_decoder_layer(module: nn.Module, rules: Rules) -> Overlay:
 
 def attention(module: nn.Module, rules: Rules) -> Overlay:
     """A module that goes through transformers' attention interface and holds projections and q/k norms besides."""
-    return {"lrp_fast_rules": rules}
+    return {"lrp_fast_rules": rules, **_window_of_mask(module)}
+
+
+def _window_of_mask(attention: nn.Module) -> Overlay:
+    """The window that a model like Mixtral makes its one mask with, where its attention does not know of it (Phi-MoE).
+    """
+    config, home = getattr(attention, "config", None), sys.modules[type(attention).__module__]
+    window = getattr(config, "sliding_window", None)
+    known = hasattr(attention, "sliding_window") or getattr(config, "layer_types", None) is not None
+    if window is None or known or not hasattr(home, "create_sliding_window_causal_mask"):
+        return {}
+    return {"sliding_window": window}
 
 
 def capped_attention(module: nn.Module, rules: Rules) -> Overlay:
@@ -382,6 +393,15 @@ def capped_language_model(module: nn.Module, rules: Rules) -> Overlay:
 
     It caps within its forward pass, behind the head. Here the head caps, and the model is told that nothing is left.
     """
+    return _capping(module, rules, lambda logits: logits)
+
+
+def wide_capped_language_model(module: nn.Module, rules: Rules) -> Overlay:
+    """As `capped_language_model`, with logits of float32."""
+    return _capping(module, rules, lambda logits: logits.to(torch.promote_types(logits.dtype, torch.float32)))
+
+
+def _capping(module: nn.Module, rules: Rules, widen: Callable[[Tensor], Tensor]) -> Overlay:
     cap = module.config.final_logit_softcapping
     if cap is None:
         return {}
@@ -392,7 +412,7 @@ def capped_language_model(module: nn.Module, rules: Rules) -> Overlay:
         head, uncapped = module.get_output_embeddings(), copy.copy(module.config)
         uncapped.final_logit_softcapping = None
         whole = forward_of(head)
-        capped = [(head, forward_name(head), lambda x: soft_capped(whole(x), cap, rules))]
+        capped = [(head, forward_name(head), lambda x: soft_capped(widen(whole(x)), cap, rules))]
         with laid([*capped, (module, "config", uncapped)]):
             return own(*args, **named)
 

@@ -67,6 +67,8 @@ class Detached(TorchFunctionMode):
             self.gates.append(out)
         elif func is Tensor.chunk and args[1:] == (3,) and kwargs == {"dim": -2}:  # of a short convolution
             self.gates += out[:2]
+        elif func in (torch.cat, torch.concat) and all(map(self.is_gate, x)):
+            self.gates.append(out)
         elif func in (torch.topk, Tensor.topk) and self.is_gate(x):
             self.gates.append(out[0])
         return out
