@@ -31,6 +31,7 @@ TEXT = {
     "intermediate_size": 96, "sliding_window": 7,
 }  # fmt: skip
 HEADS = {"num_key_value_heads": 4}
+INDEXER = {"index_topk": 16, "index_head_dim": 12, "index_n_heads": 3, "mlp_layer_types": ["dense", "sparse", "sparse"]}
 DECODER = {"is_decoder": True, "hidden_act": "gelu"}
 PARTICULAR: dict[str, dict] = {
     **dict.fromkeys(("deepseek_v3", "deepseek_v2", "axk1", "glm4_moe_lite", "youtu", "minicpm3"), HEADS),
@@ -58,6 +59,17 @@ PARTICULAR: dict[str, dict] = {
     "olmo_hybrid": {"layer_types": ["linear_attention", "full_attention", "linear_attention"],
                     "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
                     "linear_value_head_dim": 12},
+    **dict.fromkeys(("deepseek_v32", "axk2"), HEADS | INDEXER),
+    "glm_moe_dsa": HEADS | INDEXER | {"indexer_types": ["full", "shared", "full"]},
+    **dict.fromkeys(
+        ("dots3_note", "dots3_note_text"),
+        HEADS | INDEXER | {
+            "layer_types": ["indexed_attention", "sliding_attention", "indexed_attention"], "head_dim": 20,
+            "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 24, "swa_kv_lora_rank": 20,
+            "swa_head_dim": 24, "swa_qk_nope_head_dim": 16, "swa_v_head_dim": 14,
+            "shared_experts_intermediate_size": 40,
+        },
+    ),
     "xmod": DECODER | {"languages": ["en_XX", "de_DE"], "default_language": "de_DE"},
     "phimoe": {"router_jitter_noise": 0.3, "attention_bias": True, "lm_head_bias": True},
     "beam": {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "head_dim": 16,
@@ -87,7 +99,6 @@ _INDEXED = "its attention reads chosen keys alone"
 _BESIDE = "its layers hand on more than the hidden states"
 # Why not, as the README says it, and what the refusal says.
 REFUSED = {
-    "axk2": ("its norms have gates", "AXK2"),
     "bailing_hybrid": ("Kimi's delta rule", "DeltaAttention, which computes silu"),
     "big_bird": ("its attention draws blocks at random", "BigBird"),
     "bigbird_pegasus": ("its attention is for encoders", "reads tokens in both directions"),
@@ -95,18 +106,14 @@ REFUSED = {
     "blt": ("byte patches", "Blt"),
     "cpmant": ("a prompt of its own before the tokens", "CpmAntModel, which lets tokens meet, or changes their places"),
     "ctrl": (_PRODUCTS, "Sequential"),
-    "deepseek_v32": (_INDEXED, "DeepseekV32"),
     "deepseek_v4": ("hyper-connections", "DeepseekV4"),
     "doge": ("its attention's mask depends on the values", "DogeAttention, which computes softplus"),
-    "dots3_note": (_INDEXED, "Dots3NoteTextIndexer"),
-    "dots3_note_text": (_INDEXED, "Dots3NoteTextIndexer"),
     "gemma3n_text": ("AltUp", "Gemma3n"),
     "gemma4": ("per-layer embeddings", "given more than one tensor"),
     "gemma4_text": ("per-layer embeddings", "given more than one tensor"),
     "gemma4_unified": ("reads in both directions", "Gemma4Unified"),
     "gemma4_unified_text": ("reads in both directions", "reads tokens in both directions"),
     "git": ("an image encoder of its own", "Conv2d"),
-    "glm_moe_dsa": (_INDEXED, "GlmMoeDsa"),
     "hrm_text": ("recurrent stacks", "HrmTextModel"),
     "hy_v4": ("hyper-connections", "HYV4"),
     "inkling2_text": (_BESIDE, "reads more than what its last decoder layer puts out"),

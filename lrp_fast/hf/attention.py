@@ -16,6 +16,7 @@ from ..rules import Rules
 from .owner import is_ours
 
 NAME = "lrp_fast"
+EVERY = "every key"  # in the place of indices of keys: all are chosen
 
 # What transformers hands to every attention implementation, and what is not needed for the result or read elsewhere.
 _IGNORED = {
@@ -51,9 +52,11 @@ def attention_forward(
         raise ValueError(f"{layer} applies dropout: call model.eval() first")
     if kwargs.get("output_attentions"):
         raise ValueError("output_attentions=True asks for N x N matrices that lrp_fast never forms: drop it")
-    unknown = sorted(name for name, given in kwargs.items() if given is not None and name not in _IGNORED)
+    told = {name: given for name, given in kwargs.items() if given is not None and given is not EVERY}
+    unknown = sorted(name for name in told if name not in _IGNORED)
     if unknown:
         raise ValueError(f"{layer} passes {', '.join(unknown)} to its attention, which lrp_fast has no rule for")
+    attention_mask = getattr(attention_mask, "bounds", attention_mask)  # of `indexed_attention`
     if attention_mask is not None and attention_mask.shape == (query.shape[0], 0):
         raise ValueError(f"{layer} is given a mask for reading in both directions, which lrp_fast has no rule for")
     if attention_mask is not None and attention_mask.shape != (query.shape[0], 2):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import experts, handlers, state_space, weights, wrappers
+from . import experts, handlers, indexed, state_space, weights, wrappers
 from .attention import both_ways
 from .audit import NOT_AUDITED
 from .families import at_rest, handled, handler_of, vouch
@@ -170,6 +170,9 @@ def _words() -> Iterator[tuple]:
     for handler in (handlers.rms_norm, handlers.wide_rms_norm, handlers.offset_rms_norm, handlers.layer_norm):
         yield handler, ("rstd is a constant", "Triton")
     yield handlers.spelt_out_norm, ("rstd is a constant", "PyTorch")
+    yield handlers.gated_norm, ("rstd is a constant; gate and what it gates half each (cp: the latter)", "PyTorch")
+    for handler in indexed.INDEXERS:
+        yield handler, ("not run: it chooses all keys of prompts that are no longer than what it chooses", "")
     yield handlers.spelt_out, ("by its own code: products half each, functions of one number by f(z)/z", "PyTorch")
     yield handlers.spelt_out_mlp, ("act(gate) and up half each (cp: up)", "PyTorch")
     yield handlers.centred_rms_norm, ("rstd is a constant", "Triton, the mean by PyTorch")

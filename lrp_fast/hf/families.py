@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import experts, forms, handlers, state_space, wrappers
+from . import experts, forms, handlers, indexed, state_space, wrappers
 from .audit import audit
 from .handlers import Handler
 from .walk import modules_of, named_modules_of, own_weights, without_adapters
@@ -81,7 +81,7 @@ _KINDS = {
     "glue": handlers.leave, "attention": handlers.attention, "decoder layer": handlers.decoder_layer,
     "holder": handlers.holder,
 }  # fmt: skip
-_ROOMS = (handlers, experts, state_space)
+_ROOMS = (handlers, experts, indexed, state_space)
 _MODELS = ("transformers.models.", "transformers_modules.")  # shipped, and brought by a checkpoint
 
 
@@ -208,6 +208,8 @@ def mlps(layer: nn.Module) -> list[nn.Module]:
 def mlps_among(held: list[Part]) -> list[nn.Module]:
     """As `mlps`, of what `handled` found in the layer."""
     found = [module for _, module, handler in held if handler in MLPS]
+    gates = {part for _, module, handler in held if handler is handlers.gated_norm for part in modules_of(module)}
+    found = [module for module in found if module not in gates]
     if len(found) < 2:
         return found
     inside = {part for module in found for part in modules_of(module)[1:]}

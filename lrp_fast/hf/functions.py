@@ -91,13 +91,13 @@ def _product(mode: _Functions, own: Callable, a, b, **named):
     if not (_explained(a) and _explained(b)) or named:
         return own(a, b, **named)
     shares = mode.rules.treatment
-    if _tangent(a) is not None:
-        if shares.gate == shares.up == 1:
-            return own(a, b)
-        raise ValueError("a product in front of an attention, of which lrp_fast knows no contribution to its edges")
     of_a, of_b = (_is_gate(mode, one) for one in (a, b))
     if of_a == of_b and shares.gate != shares.up:
         raise ValueError("a product of which lrp_fast cannot tell the gate: explain it with attnlrp")
+    if _tangent(a) is not None:
+        gate, up = (forward_ad.unpack_dual(one) for one in ((b, a) if of_b else (a, b)))
+        through = shares.gate * gate.tangent * up.primal + shares.up * gate.primal * up.tangent
+        return forward_ad.make_dual(own(gate.primal, up.primal), through)
     return ops.product(b, a, rule=mode.rules) if of_b else ops.product(a, b, rule=mode.rules)
 
 

@@ -22,6 +22,7 @@ from ..rules import Rules
 from .attention import attention_forward, mask_bounds
 from .functions import by_rule
 from .hooks import check_unhooked
+from .indexed import indexed_attention
 from .overlay import forward_name, forward_of, laid
 from .walk import modules_of
 from .weights import bias, is_plain, matrix, rows
@@ -146,7 +147,12 @@ def _scale_of(attention: nn.Module) -> float:
     return 1 / float(by)
 
 
-ATTENTIONS = (attention, capped_attention, falcon_attention, gated_attention, own_attention)
+def gated_norm(module: nn.Module, rules: Rules) -> Overlay:
+    """A norm and an MLP that makes a sigmoid's share of what it puts out: `spelt_out`."""
+    return spelt_out(module, rules)
+
+
+ATTENTIONS = (attention, capped_attention, falcon_attention, gated_attention, indexed_attention, own_attention)
 
 
 def dropout(module: nn.Module, rules: Rules) -> Overlay:

@@ -5,7 +5,7 @@ gradients to its inputs (``x * x.grad`` is relevance). Weights never get a gradi
 gradients go back once, one at a time: ``create_graph=True`` and ``is_grads_batched=True`` raise a ValueError.
 """
 
-from .activation import activation
+from .activation import activation, activation_jvp
 from .attention import Kept, Trace, attention, attention_forward
 from .bounded import read_tolerance
 from .delta import gated_delta_rule

@@ -93,6 +93,11 @@ def activation(z: Tensor, kind: str, *, rule: str | Rules = "attnlrp", impl: str
     return _Activation.apply(z, kind, as_rules(rule), fused(z, impl))
 
 
+def activation_jvp(z: Tensor, part: Tensor, kind: str, *, rule: str | Rules = "attnlrp") -> tuple[Tensor, Tensor]:
+    """``activation(z, ...)``, and what ``part``, a share of ``z``, contributes to it under the rule."""
+    return find(kind).forward(z), (part * slope(z, kind, as_rules(rule))).to(z.dtype)
+
+
 class _Activation(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z, kind, rules, fused):
