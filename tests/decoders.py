@@ -70,6 +70,11 @@ PARTICULAR: dict[str, dict] = {
             "shared_experts_intermediate_size": 40,
         },
     ),
+    "minimax_m3_vl_text": {
+        "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"], "head_dim": 16, "rotary_dim": 8,
+        "mlp_layer_types": ["dense", "sparse", "sparse"], "dense_intermediate_size": 96, "intermediate_size": 40,
+        "swiglu_limit": 1.0, "index_n_heads": 2, "index_head_dim": 8, "index_block_size": 4, "index_topk_blocks": 3,
+    },
     "xmod": DECODER | {"languages": ["en_XX", "de_DE"], "default_language": "de_DE"},
     "phimoe": {"router_jitter_noise": 0.3, "attention_bias": True, "lm_head_bias": True},
     "beam": {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "head_dim": 16,
@@ -85,7 +90,7 @@ IN_FLOAT32 = (
 # What their own code says of their softmax or experts is another product than the one of the rule, and detached it is
 # another rule: here by plain gradients, and by cp where it has no such product. The first two's rules stand
 # against definitions in test_layers.py.
-RULES = {"falcon": ["gradient"], "gpt_oss": ["gradient"]}
+RULES = {"falcon": ["gradient"]}
 RULES |= dict.fromkeys(["granite_swa", "granitemoe_swa"], ["cp", "gradient"])
 # A token meets others in more than one attention.
 WITHOUT_GRAPH = (
@@ -125,7 +130,6 @@ REFUSED = {
     "longcat_flash": ("two attentions a layer, experts that do nothing", "LongcatFlash"),
     "megatron-bert": (_PRODUCTS, "MegatronBertSelfAttention, which multiplies"),
     "minimax": ("lightning attention", "MiniMaxLightningAttention, which multiplies"),
-    "minimax_m3_vl_text": (_INDEXED, "MiniMaxM3VL"),
     "mpt": ("ALiBi", "MptAttention, which multiplies"),
     "musicgen": ("several codebooks", "Musicgen"),
     "musicgen_melody": ("several codebooks", "Musicgen"),

@@ -187,7 +187,8 @@ def _words() -> Iterator[tuple]:
     for handler in (experts.gated_experts, experts.wide_gated_experts):
         yield handler, ("act(gate) and up half each (cp: up); routing weight and output half each", "Triton")
     yield experts.plain_experts, ("as an MLP; routing weight and output half each", "Triton")
-    yield experts.clamped_experts, ("as a gated MLP; clamps: identity", "PyTorch")
+    for handler in (experts.clamped_experts, experts.clamped_half_experts, experts.clamped_mlp):
+        yield handler, ("as a gated MLP; clamps: identity", "PyTorch")
     for handler in (experts.mixture, experts.paired_mixture, experts.shared_mixture):
         yield handler, ("routing weight and expert half each (cp: expert)", "PyTorch")
 

@@ -80,22 +80,47 @@ def clamped_experts(module: nn.Module, rules: Rules) -> Overlay:
     """
 
     def between(both):
-        gate, up = both[..., ::2], both[..., 1::2]
-        gate = _identity(gate, lambda z: _swish(z.clamp(max=module.limit), module.alpha), _gate_ratio, rules)
-        up = _identity(up, lambda z: z.clamp(-module.limit, module.limit), _clamp_ratio, rules)
-        return ops.product(gate, up + 1, rule=rules)
-
-    def _gate_ratio(z):
-        clamped = z.clamp(max=module.limit)
-        return torch.where(z > module.limit, clamped / z, 1) * torch.sigmoid(module.alpha * clamped)
-
-    def _clamp_ratio(z):
-        return module.limit / z.abs().clamp(min=module.limit)
+        return _clamped(both[..., ::2], both[..., 1::2], module.alpha, module.limit, rules)
 
     def forward(hidden_states, router_indices=None, routing_weights=None):
         return _mixed(module, hidden_states, router_indices, routing_weights, between, rules)
 
     return {"forward": forward}
+
+
+def clamped_half_experts(module: nn.Module, rules: Rules) -> Overlay:
+    """As `clamped_experts`, with the gate in the first half (MiniMax-M3)."""
+
+    def between(both):
+        return _clamped(*both.chunk(2, -1), module.swiglu_alpha, module.swiglu_limit, rules)
+
+    def forward(hidden_states, top_k_index, top_k_weights):
+        return _mixed(module, hidden_states, top_k_index, top_k_weights, between, rules)
+
+    return {"forward": forward}
+
+
+def clamped_mlp(module: nn.Module, rules: Rules) -> Overlay:
+    """One expert of `clamped_half_experts`."""
+
+    def forward(hidden_states):
+        gate, up = module.gate_up_proj(hidden_states).chunk(2, -1)
+        return module.down_proj(_clamped(gate, up, module.swiglu_alpha, module.swiglu_limit, rules))
+
+    return {"forward": forward}
+
+
+def _clamped(gate: Tensor, up: Tensor, alpha: float, limit: float, rules: Rules) -> Tensor:
+    def gate_ratio(z):
+        clamped = z.clamp(max=limit)
+        return torch.where(z > limit, clamped / z, 1) * torch.sigmoid(alpha * clamped)
+
+    def up_ratio(z):
+        return limit / z.abs().clamp(min=limit)
+
+    gate = _identity(gate, lambda z: _swish(z.clamp(max=limit), alpha), gate_ratio, rules)
+    up = _identity(up, lambda z: z.clamp(-limit, limit), up_ratio, rules)
+    return ops.product(gate, up + 1, rule=rules)
 
 
 def _swish(z: Tensor, alpha: float) -> Tensor:
@@ -149,4 +174,4 @@ def shared_mixture(module: nn.Module, rules: Rules) -> Overlay:
 
 
 ROUTERS = (router, sampling_router)
-EXPERTS = (gated_experts, wide_gated_experts, plain_experts, clamped_experts)
+EXPERTS = (gated_experts, wide_gated_experts, plain_experts, clamped_experts, clamped_half_experts)

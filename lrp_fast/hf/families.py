@@ -23,7 +23,7 @@ from .weights import ADAPTED, is_adapter, mixes_tokens, qualified_name
 MIXTURES = (experts.mixture, experts.shared_mixture, experts.paired_mixture)
 MLPS = (
     handlers.gated_mlp, handlers.fused_gated_mlp, handlers.spelt_out_mlp, handlers.mlp, handlers.falcon_mlp,
-    handlers.gpt2_mlp, *MIXTURES,
+    handlers.gpt2_mlp, experts.clamped_mlp, *MIXTURES,
 )  # fmt: skip
 # What an MLP calls the linear map that makes what it puts out.
 _LAST = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "Wo", "output_linear")

@@ -22,6 +22,7 @@ __all__ = [
     "Rows",
     "Trace",
     "activation",
+    "activation_jvp",
     "attention",
     "attention_edges",
     "attention_forward",
