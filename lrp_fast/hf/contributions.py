@@ -19,7 +19,7 @@ from .walk import modules_of
 _HOMOGENEOUS = (
     handlers.decoder_layer,
     handlers.pre_norm_decoder_layer,
-    *handlers.ATTENTIONS,
+    *(one for one in handlers.ATTENTIONS if one is not handlers.dynamic_mask_attention),
     handlers.dropout,
     *handlers.LINEARS,
     *handlers.NORMS,

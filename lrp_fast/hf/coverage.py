@@ -143,6 +143,11 @@ def _refused(module: nn.Module, handler: handlers.Handler | None, findings: dict
             "has no rotary positions, but ALiBi's biases on its scores, which lrp_fast has no rule for: only a Falcon "
             "whose config says alibi=False can be explained"
         )
+    if handler is handlers.dynamic_mask_attention and module.config.sliding_window is not None:
+        return (
+            "has a sliding window, which lrp_fast has no rule for in an attention that makes its own masks: only a "
+            "Doge whose config says sliding_window=None can be explained"
+        )
     if handler in handlers.ATTENTIONS:
         return both_ways(module)
     if handler in handlers.LINEARS:

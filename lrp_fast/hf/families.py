@@ -112,7 +112,8 @@ def vouch(model: nn.Module) -> dict[type[nn.Module], str]:
         return {}
     classes = {type(module) for _, module, _ in handled(core)}
     stubs = {cls: False for cls in classes if _of_its_own(cls) in experts.EXPERTS}
-    stubs |= {cls: True for cls in classes if _of_its_own(cls) is handlers.falcon_attention}
+    for one in (handlers.falcon_attention, handlers.dynamic_mask_attention):
+        stubs |= {cls: True for cls in classes if _of_its_own(cls) is one}
     past = {cls for cls in classes if _of_its_own(cls) is handlers.own_attention}
     seen = audit(core, {cls for cls in classes if _is_unknown(cls)}, stubs, past)
     _AUDITED.update({cls: _KINDS[kind] for cls, kind in seen.kinds.items()})

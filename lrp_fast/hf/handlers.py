@@ -20,6 +20,7 @@ from .. import ops
 from ..ops.activation import ratio as ratio_of
 from ..rules import Rules
 from .attention import attention_forward, mask_bounds
+from .dynamic_mask import dynamic_mask_attention
 from .functions import by_rule
 from .hooks import check_unhooked
 from .indexed import indexed_attention
@@ -152,7 +153,10 @@ def gated_norm(module: nn.Module, rules: Rules) -> Overlay:
     return spelt_out(module, rules)
 
 
-ATTENTIONS = (attention, capped_attention, falcon_attention, gated_attention, indexed_attention, own_attention)
+ATTENTIONS = (
+    attention, capped_attention, dynamic_mask_attention, falcon_attention, gated_attention, indexed_attention,
+    own_attention,
+)  # fmt: skip
 
 
 def dropout(module: nn.Module, rules: Rules) -> Overlay:

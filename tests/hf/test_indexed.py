@@ -17,10 +17,10 @@ IDS = torch.randint(3, 97, (1, 17), generator=torch.Generator().manual_seed(2))
 
 
 def most(model_type: str) -> int:
-    return 12 if model_type == "minimax_m3_vl_text" else 16
+    return 12 if model_type in ("doge", "minimax_m3_vl_text") else 16
 
 
-@pytest.mark.parametrize("model_type", INDEXED)
+@pytest.mark.parametrize("model_type", [*INDEXED, "doge"])
 def test_a_prompt_of_more_tokens_than_are_chosen_is_refused(model_type):
     model = decoders.build(model_type)
     attribute(model, IDS[:, : most(model_type)], 3, 5)
@@ -35,7 +35,7 @@ def test_a_cache_is_refused(model_type):
         model(IDS[:, :9])
 
 
-@pytest.mark.parametrize("model_type", INDEXED)
+@pytest.mark.parametrize("model_type", [*INDEXED, "doge"])
 def test_logits_are_those_of_the_model_padded_or_not(model_type):
     model, ids = decoders.build(model_type, torch.float32), IDS[:, :11].expand(2, -1)
     mask = torch.ones(2, 11, dtype=torch.int64)
@@ -53,3 +53,11 @@ def test_positions_that_are_not_places_are_refused_where_blocks_are_chosen():
     model = decoders.build("minimax_m3_vl_text")
     with lrp_fast.patched(model), pytest.raises(ValueError, match="position_ids that are not the tokens' places"):
         model(IDS[:, :9], position_ids=torch.arange(9)[None] + 1, use_cache=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"), [({"sliding_window": 7}, "has a sliding window"), ({"is_moe": True}, "DogeCDMoE")]
+)
+def test_what_else_a_doge_may_do_is_refused(settings, words):
+    with pytest.raises(lrp_fast.UnsupportedModuleError, match=words):
+        attribute(decoders.build("doge", num_experts=16, **settings), IDS[:, :9], 3, 5)
