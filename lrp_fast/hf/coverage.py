@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from . import experts, handlers, indexed, state_space, weights, wrappers
 from .attention import both_ways
 from .audit import NOT_AUDITED
-from .families import at_rest, handled, handler_of, vouch
+from .families import MIXTURES, at_rest, handled, handler_of, vouch
 from .walk import modules_of, named_modules_of, own_weights
 
 LOAD = "transformers.AutoModelForCausalLM.from_pretrained"
@@ -194,7 +194,7 @@ def _words() -> Iterator[tuple]:
     yield experts.plain_experts, ("as an MLP; routing weight and output half each", "Triton")
     for handler in (experts.clamped_experts, experts.clamped_half_experts, experts.clamped_mlp):
         yield handler, ("as a gated MLP; clamps: identity", "PyTorch")
-    for handler in (experts.mixture, experts.paired_mixture, experts.shared_mixture):
+    for handler in MIXTURES:
         yield handler, ("routing weight and expert half each (cp: expert)", "PyTorch")
 
 

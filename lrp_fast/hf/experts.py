@@ -173,5 +173,10 @@ def shared_mixture(module: nn.Module, rules: Rules) -> Overlay:
     return spelt_out(module, rules)
 
 
+def spelt_out_mixture(module: nn.Module, rules: Rules) -> Overlay:
+    """A router, called router, and its experts, by its own code."""
+    return spelt_out(module, rules)
+
+
 ROUTERS = (router, sampling_router)
 EXPERTS = (gated_experts, wide_gated_experts, plain_experts, clamped_experts, clamped_half_experts)

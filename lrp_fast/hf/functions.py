@@ -140,8 +140,12 @@ def _cast(mode: _Functions, own: Callable, x, *rest, **named):
 
 def _linear(mode: _Functions, own: Callable, input, weight, bias=None):
     rules = mode.rules
-    bias = bias if bias is None else bias.to(input.dtype)
-    return ops.linear(input, weight.to(input.dtype), bias, epsilon=rules.epsilon, gamma=rules.gamma)
+    weight, bias = (one if one is None else one.to(input.dtype) for one in (weight, bias))
+    stabilisers = {"epsilon": rules.epsilon, "gamma": rules.gamma}
+    if (part := _tangent(input)) is not None:
+        x = forward_ad.unpack_dual(input).primal
+        return forward_ad.make_dual(*ops.linear_jvp(x, part, weight, bias, **stabilisers))
+    return ops.linear(input, weight, bias, **stabilisers)
 
 
 def _topk(mode: _Functions, own: Callable, input, k, *rest, **named):

@@ -129,6 +129,21 @@ def gated_attention(module: nn.Module, rules: Rules) -> Overlay:
     return {**spelt_out(module, rules), **attention(module, rules)}
 
 
+def mixture_of_attentions(module: nn.Module, rules: Rules) -> Overlay:
+    """JetMoE's (arXiv 2404.07413): a router chooses, for each token, projections of queries and of what is read; keys
+    and values are those of all. As `mixture` behind the attention, and in front of it the choice alone matters.
+
+    ``experts`` holds the projections and the router, and is not called itself.
+    """
+    own = forward_of(module)
+
+    def forward(*given, **named):
+        with by_rule(module.experts, rules):
+            return own(*given, **named)
+
+    return {"forward": forward, "lrp_fast_rules": rules}
+
+
 def own_attention(module: nn.Module, rules: Rules) -> Overlay:
     """GPT-J's and its kin's, which go past the interface, by a method of their own: (B, H, T, D) in and out."""
     window = module.config.window_size if getattr(module, "attention_type", None) == "local" else None  # GPT-Neo's
@@ -155,7 +170,7 @@ def gated_norm(module: nn.Module, rules: Rules) -> Overlay:
 
 ATTENTIONS = (
     attention, capped_attention, dynamic_mask_attention, falcon_attention, gated_attention, indexed_attention,
-    own_attention,
+    mixture_of_attentions, own_attention,
 )  # fmt: skip
 
 
