@@ -31,7 +31,7 @@ TEXT = {
     "intermediate_size": 96, "sliding_window": 7,
 }  # fmt: skip
 HEADS = {"num_key_value_heads": 4}
-INDEXER = {"index_topk": 16, "index_head_dim": 12, "index_n_heads": 3, "mlp_layer_types": ["dense", "sparse", "sparse"]}
+INDEXER = {"index_topk": 5, "index_head_dim": 12, "index_n_heads": 3, "mlp_layer_types": ["dense", "sparse", "sparse"]}
 DECODER = {"is_decoder": True, "hidden_act": "gelu"}
 PARTICULAR: dict[str, dict] = {
     **dict.fromkeys(("deepseek_v3", "deepseek_v2", "axk1", "glm4_moe_lite", "youtu", "minicpm3"), HEADS),
@@ -73,7 +73,7 @@ PARTICULAR: dict[str, dict] = {
     "minimax_m3_vl_text": {
         "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"], "head_dim": 16, "rotary_dim": 8,
         "mlp_layer_types": ["dense", "sparse", "sparse"], "dense_intermediate_size": 96, "intermediate_size": 40,
-        "swiglu_limit": 1.0, "index_n_heads": 2, "index_head_dim": 8, "index_block_size": 4, "index_topk_blocks": 3,
+        "swiglu_limit": 1.0, "index_n_heads": 2, "index_head_dim": 8, "index_block_size": 2, "index_topk_blocks": 3,
     },
     "doge": {"sliding_window": None, "keep_window_size": 12, "attention_bias": True},
     "jetmoe": {"kv_channels": 16},

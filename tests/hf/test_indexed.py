@@ -1,4 +1,4 @@
-"""Attentions of chosen keys: covered where all are chosen, refused beyond."""
+"""Attentions of keys that an indexer chooses. Their rules: test_decoders.py, with fewer keys than the prompt has."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ import transformers
 from packaging.version import Version
 
 import lrp_fast
+import lrp_fast.hf.indexed
 from lrp_fast import attribute
 from tests import decoders
 
@@ -14,18 +15,58 @@ pytestmark = pytest.mark.skipif(
 )
 INDEXED = ["axk2", "deepseek_v32", "dots3_note", "glm_moe_dsa", "minimax_m3_vl_text"]
 IDS = torch.randint(3, 97, (1, 17), generator=torch.Generator().manual_seed(2))
+# Of fewer heads, scores are often 0, and which of equal ones are chosen hangs on how many there are.
+MANY_HEADS = {one: {"index_n_heads": 16} for one in INDEXED[:-1]} | {"minimax_m3_vl_text": {}}
+ALL = {one: {"index_topk": 16} for one in INDEXED[:-1]} | {"minimax_m3_vl_text": {"index_block_size": 8}}
 
 
-def most(model_type: str) -> int:
-    return 12 if model_type in ("doge", "minimax_m3_vl_text") else 16
+def padded(tokens: int) -> torch.Tensor:
+    mask = torch.ones(2, tokens, dtype=torch.int64)
+    mask[1, :4] = 0
+    return mask
 
 
-@pytest.mark.parametrize("model_type", [*INDEXED, "doge"])
-def test_a_prompt_of_more_tokens_than_are_chosen_is_refused(model_type):
-    model = decoders.build(model_type)
-    attribute(model, IDS[:, : most(model_type)], 3, 5)
-    with pytest.raises(ValueError, match=f"explain at most {most(model_type)}, not {most(model_type) + 1}"):
-        attribute(model, IDS[:, : most(model_type) + 1], 3, 5)
+@pytest.mark.parametrize("settings", [MANY_HEADS, ALL], ids=["some", "all"])
+@pytest.mark.parametrize("model_type", INDEXED)
+def test_logits_are_those_of_the_model_padded_or_not(model_type, settings):
+    model, ids = decoders.build(model_type, torch.float32, **settings[model_type]), IDS[:, :14].expand(2, -1)
+    by_blocks = settings is MANY_HEADS and model_type == "minimax_m3_vl_text"
+    for mask in (None,) if by_blocks else (None, padded(14)):
+        with torch.no_grad():
+            own = model(ids, attention_mask=mask, use_cache=False).logits
+            with lrp_fast.patched(model):
+                found = model(ids, attention_mask=mask, use_cache=False).logits
+        real = torch.ones(2, 14).bool() if mask is None else mask.bool()
+        assert (found - own)[real].abs().max() <= 1e-5 * own.abs().max()
+
+
+@pytest.mark.parametrize("rule", ["attnlrp", "cp"])
+@pytest.mark.parametrize("model_type", INDEXED)
+def test_prompts_together_are_explained_as_each_by_itself(model_type, rule):
+    model = decoders.build(model_type, **MANY_HEADS[model_type])
+    prompts = [IDS[0, :9], IDS[0, 3:], IDS[0, :4]]
+    together = lrp_fast.attribute_batch(model, prompts, target=3, contrast=5, rule=rule)
+    for prompt, found in zip(prompts, together, strict=True):
+        alone = attribute(model, prompt, 3, 5, rule=rule).layers
+        assert (found.layers - alone).abs().max() <= 1e-10 * alone.abs().max()
+
+
+@pytest.mark.parametrize("model_type", INDEXED)
+def test_an_indexer_that_runs_some_queries_at_a_time_chooses_the_same(model_type, monkeypatch):
+    model = decoders.build(model_type, **MANY_HEADS[model_type])
+    whole = attribute(model, IDS, 3, 5).layers
+    monkeypatch.setattr(lrp_fast.hf.indexed, "_SCORES", 16 * 17 * 3)
+    assert (attribute(model, IDS, 3, 5).layers - whole).abs().max() <= 1e-10 * whole.abs().max()
+
+
+@pytest.mark.parametrize("model_type", INDEXED)
+def test_where_all_keys_are_chosen_no_indexer_runs(model_type):
+    model = decoders.build(model_type, **ALL[model_type])
+    for module in model.modules():
+        if type(module).__name__.endswith("Indexer"):
+            for part in module.parameters():
+                part.data.fill_(torch.nan)
+    assert attribute(model, IDS[:, :16], 3, 5).layers.isfinite().all()
 
 
 @pytest.mark.parametrize("model_type", INDEXED)
@@ -35,18 +76,10 @@ def test_a_cache_is_refused(model_type):
         model(IDS[:, :9])
 
 
-@pytest.mark.parametrize("model_type", [*INDEXED, "doge"])
-def test_logits_are_those_of_the_model_padded_or_not(model_type):
-    model, ids = decoders.build(model_type, torch.float32), IDS[:, :11].expand(2, -1)
-    mask = torch.ones(2, 11, dtype=torch.int64)
-    mask[1, :4] = 0
-    for given in (None, mask):
-        with torch.no_grad():
-            own = model(ids, attention_mask=given, use_cache=False).logits
-            with lrp_fast.patched(model):
-                found = model(ids, attention_mask=given, use_cache=False).logits
-        real = mask.bool() if given is not None else torch.ones_like(mask).bool()
-        assert (found - own)[real].abs().max() <= 1e-5 * own.abs().max()
+def test_padding_is_refused_where_blocks_are_chosen():
+    model = decoders.build("minimax_m3_vl_text")
+    with lrp_fast.patched(model), pytest.raises(ValueError, match="run each prompt by itself"):
+        model(IDS[:, :9].expand(2, -1), attention_mask=padded(9), use_cache=False)
 
 
 def test_positions_that_are_not_places_are_refused_where_blocks_are_chosen():
@@ -55,9 +88,7 @@ def test_positions_that_are_not_places_are_refused_where_blocks_are_chosen():
         model(IDS[:, :9], position_ids=torch.arange(9)[None] + 1, use_cache=False)
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"), [({"sliding_window": 7}, "has a sliding window"), ({"is_moe": True}, "DogeCDMoE")]
-)
-def test_what_else_a_doge_may_do_is_refused(settings, words):
-    with pytest.raises(lrp_fast.UnsupportedModuleError, match=words):
-        attribute(decoders.build("doge", num_experts=16, **settings), IDS[:, :9], 3, 5)
+def test_choices_for_more_groups_than_there_are_heads_of_keys_are_refused():
+    model = decoders.build("minimax_m3_vl_text", index_n_heads=4)
+    with pytest.raises(ValueError, match="chooses for 4 groups of heads"):
+        attribute(model, IDS, 3, 5)
