@@ -16,6 +16,24 @@ from ..rules import Rules
 from .owner import is_ours
 
 NAME = "lrp_fast"
+EVERY = "every key"  # in the place of indices of keys: all are chosen
+
+
+class Choice:
+    """The keys that each query reads, in the place of their indices: chosen where somebody asks, once."""
+
+    def __init__(self, ask: Callable[[], Tensor], block: int = 1) -> None:
+        self._ask, self._found, self.block = ask, None, block
+
+    def __call__(self) -> Tensor:
+        """As `ops.attention` takes them."""
+        if self._found is None:
+            self._found, self._ask = self._ask(), None  # it holds on to what it is made of
+        return self._found
+
+    def forget(self) -> None:
+        self._found = None
+
 
 # What transformers hands to every attention implementation, and what is not needed for the result or read elsewhere.
 _IGNORED = {
@@ -51,9 +69,12 @@ def attention_forward(
         raise ValueError(f"{layer} applies dropout: call model.eval() first")
     if kwargs.get("output_attentions"):
         raise ValueError("output_attentions=True asks for N x N matrices that lrp_fast never forms: drop it")
-    unknown = sorted(name for name, given in kwargs.items() if given is not None and name not in _IGNORED)
+    told = {name: given for name, given in kwargs.items() if given is not None and given is not EVERY}
+    choices = [told.pop(name) for name in list(told) if isinstance(told[name], Choice)]
+    unknown = sorted(name for name in told if name not in _IGNORED)
     if unknown:
         raise ValueError(f"{layer} passes {', '.join(unknown)} to its attention, which lrp_fast has no rule for")
+    attention_mask = getattr(attention_mask, "bounds", attention_mask)  # of `indexed_attention`
     if attention_mask is not None and attention_mask.shape == (query.shape[0], 0):
         raise ValueError(f"{layer} is given a mask for reading in both directions, which lrp_fast has no rule for")
     if attention_mask is not None and attention_mask.shape != (query.shape[0], 2):
@@ -62,6 +83,9 @@ def attention_forward(
             "pass the (B, N) padding mask, causality and windows are the model's own (a model that makes such masks "
             "itself needs lrp_fast.patched or a newer transformers)"
         )
+    if attention_mask is not None and any(choice.block > 1 for choice in choices):
+        # What padding is read as decides which blocks are chosen: nothing to be like.
+        raise ValueError(f"{layer} chooses among blocks of keys, padding among them: run each prompt by itself")
     if getattr(getattr(module, "config", None), "use_bidirectional_attention", False):
         # What it computes hangs on the implementation, and on padding: nothing to be like.
         raise ValueError(f"{layer} {both_ways(module)}")
@@ -88,6 +112,7 @@ def attention_forward(
         bounds=attention_mask,
         softcap=softcap,
         sinks=s_aux,
+        **({"chosen": choices[0], "block": choices[0].block} if choices else {}),
     )
     return out[..., :width].transpose(1, 2).contiguous(), None
 

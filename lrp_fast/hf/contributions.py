@@ -19,7 +19,7 @@ from .walk import modules_of
 _HOMOGENEOUS = (
     handlers.decoder_layer,
     handlers.pre_norm_decoder_layer,
-    *handlers.ATTENTIONS,
+    *(one for one in handlers.ATTENTIONS if one is not handlers.dynamic_mask_attention),
     handlers.dropout,
     *handlers.LINEARS,
     *handlers.NORMS,
@@ -97,8 +97,8 @@ def contributions(layer: nn.Module, rules: Rules, x: Tensor, rest: tuple, named:
             overlays.append((module, forward_name(module), _norm(module, _NORMS[handler], rules)))
         elif handler in handlers.ATTENTIONS:
             overlays.append((module, "lrp_fast_attend", attend))
-        elif hasattr(handler, "kind"):  # behind the attention
-            overlays.append((module, forward_name(module), lambda z: z))
+        elif hasattr(handler, "kind"):
+            overlays.append((module, forward_name(module), _activation(module, rules)))
     for mlp in mlps(layer):  # behind the attention
         paired = handler_of(mlp) is experts.paired_mixture
         overlays.append((mlp, forward_name(mlp), (lambda x: (x, None)) if paired else lambda x: x))
@@ -185,6 +185,16 @@ def _linear(module: nn.Module, rules: Rules, dtype: torch.dtype) -> Callable[[Te
         z = own(module, x)
         through = ops.linear_by_rows_jvp(x, part, z, weights.rows(module), weights.bias(module), **stabilisers)
         return forward_ad.make_dual(z, through)
+
+    return forward
+
+
+def _activation(module: nn.Module, rules: Rules) -> Callable[[Tensor], Tensor]:
+    def forward(input):
+        z, part = forward_ad.unpack_dual(input)
+        if part is None:  # behind the attention
+            return z
+        return forward_ad.make_dual(*ops.activation_jvp(z, part, handlers.kind_of(module), rule=rules))
 
     return forward
 

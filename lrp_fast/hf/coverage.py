@@ -8,10 +8,10 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import experts, handlers, state_space, weights, wrappers
+from . import experts, handlers, indexed, state_space, weights, wrappers
 from .attention import both_ways
 from .audit import NOT_AUDITED
-from .families import at_rest, handled, handler_of, vouch
+from .families import MIXTURES, at_rest, handled, handler_of, vouch
 from .walk import modules_of, named_modules_of, own_weights
 
 LOAD = "transformers.AutoModelForCausalLM.from_pretrained"
@@ -143,6 +143,11 @@ def _refused(module: nn.Module, handler: handlers.Handler | None, findings: dict
             "has no rotary positions, but ALiBi's biases on its scores, which lrp_fast has no rule for: only a Falcon "
             "whose config says alibi=False can be explained"
         )
+    if handler is handlers.dynamic_mask_attention and module.config.sliding_window is not None:
+        return (
+            "has a sliding window, which lrp_fast has no rule for in an attention that makes its own masks: only a "
+            "Doge whose config says sliding_window=None can be explained"
+        )
     if handler in handlers.ATTENTIONS:
         return both_ways(module)
     if handler in handlers.LINEARS:
@@ -170,6 +175,9 @@ def _words() -> Iterator[tuple]:
     for handler in (handlers.rms_norm, handlers.wide_rms_norm, handlers.offset_rms_norm, handlers.layer_norm):
         yield handler, ("rstd is a constant", "Triton")
     yield handlers.spelt_out_norm, ("rstd is a constant", "PyTorch")
+    yield handlers.gated_norm, ("rstd is a constant; gate and what it gates half each (cp: the latter)", "PyTorch")
+    for handler in indexed.INDEXERS:
+        yield handler, ("not run: it chooses all keys of prompts that are no longer than what it chooses", "")
     yield handlers.spelt_out, ("by its own code: products half each, functions of one number by f(z)/z", "PyTorch")
     yield handlers.spelt_out_mlp, ("act(gate) and up half each (cp: up)", "PyTorch")
     yield handlers.centred_rms_norm, ("rstd is a constant", "Triton, the mean by PyTorch")
@@ -177,12 +185,16 @@ def _words() -> Iterator[tuple]:
         yield handler, ("act(gate) and up half each (cp: up)", "Triton")
     for handler in (handlers.mlp, handlers.falcon_mlp, handlers.gpt2_mlp):
         yield handler, ("left as it is: parts with rules of their own", "")
-    yield handlers.capped_language_model, ("a cap on its logits: identity", "PyTorch")
-    yield experts.router, ("plain softmax, sigmoid and transpose; the choice passes nothing", "PyTorch")
-    yield experts.gated_experts, ("act(gate) and up half each (cp: up); routing weight and output half each", "Triton")
+    for handler in (handlers.capped_language_model, handlers.wide_capped_language_model):
+        yield handler, ("a cap on its logits: identity", "PyTorch")
+    for handler in experts.ROUTERS:
+        yield handler, ("plain softmax, sigmoid and transpose; the choice passes nothing", "PyTorch")
+    for handler in (experts.gated_experts, experts.wide_gated_experts):
+        yield handler, ("act(gate) and up half each (cp: up); routing weight and output half each", "Triton")
     yield experts.plain_experts, ("as an MLP; routing weight and output half each", "Triton")
-    yield experts.clamped_experts, ("as a gated MLP; clamps: identity", "PyTorch")
-    for handler in (experts.mixture, experts.paired_mixture, experts.shared_mixture):
+    for handler in (experts.clamped_experts, experts.clamped_half_experts, experts.clamped_mlp):
+        yield handler, ("as a gated MLP; clamps: identity", "PyTorch")
+    for handler in MIXTURES:
         yield handler, ("routing weight and expert half each (cp: expert)", "PyTorch")
 
 

@@ -134,11 +134,32 @@ def _gated_experts(module, g, x, chosen, shares):
 
 
 def _clamped_experts(module, g, x, chosen, shares):
+    def turns(both):
+        return both[::2], both[1::2]
+
+    def together(*parts):
+        return torch.stack(parts, -1).flatten()
+
+    return _clamped(module, module.alpha, turns, together, g, x, chosen, shares)
+
+
+def _clamped_half_experts(module, g, x, chosen, shares):
+    def halves(both):
+        return both.chunk(2)
+
+    def together(*parts):
+        return torch.cat(parts)
+
+    return _clamped(module, module.swiglu_alpha, halves, together, g, x, chosen, shares)
+
+
+def _clamped(module, alpha, split, join, *given):
     """The product of two functions of one number each, half to each, which both pass relevance by f(z) / z."""
 
     def factors(both):
-        gate, up = both[::2].clamp(max=module.limit), both[1::2].clamp(-module.limit, module.limit)
-        return gate * torch.sigmoid(module.alpha * gate), up
+        gate, up = split(both)
+        gate, up = gate.clamp(max=module.limit), up.clamp(-module.limit, module.limit)
+        return gate * torch.sigmoid(alpha * gate), up
 
     def between(both):
         gate, up = factors(both)
@@ -146,9 +167,10 @@ def _clamped_experts(module, g, x, chosen, shares):
 
     def between_backward(g, both):
         gate, up = factors(both)
-        return torch.stack([g * (up + 1) / 2 * gate / both[::2], g * gate / 2 * up / both[1::2]], -1).flatten()
+        z_gate, z_up = split(both)
+        return join(g * (up + 1) / 2 * gate / z_gate, g * gate / 2 * up / z_up)
 
-    return _mixed(module, between, between_backward, g, x, chosen, shares)
+    return _mixed(module, between, between_backward, *given)
 
 
 def _mixed(module, between, between_backward, g, x, chosen, shares):
@@ -174,5 +196,7 @@ _DEFINITIONS: dict[handlers.Handler, tuple[str, Definition]] = {
     handlers.gated_mlp: ("gated MLPs", _gated_mlp),
     handlers.fused_gated_mlp: ("gated MLPs", _fused_gated_mlp),
     experts.gated_experts: ("experts", _gated_experts),
+    experts.wide_gated_experts: ("experts", _gated_experts),
     experts.clamped_experts: ("experts", _clamped_experts),
+    experts.clamped_half_experts: ("experts", _clamped_half_experts),
 }

@@ -25,12 +25,38 @@ def router(module: nn.Module, rules: Rules) -> Overlay:
     return spelt_out(module, rules)
 
 
+def sampling_router(module: nn.Module, rules: Rules) -> Overlay:
+    """Phi-MoE's sparse mixer (arXiv 2409.12136): as `router`, of one expert after the other. Each one's weight is its
+    softmax among the experts whose logits are close to it; which these are is a constant."""
+    own = spelt_out(module, rules)["forward"]
+
+    def forward(hidden_states):
+        if module.training:
+            raise ValueError(f"{type(module).__name__} draws experts at random: call model.eval() first")
+        return own(hidden_states)
+
+    return {"forward": forward}
+
+
 def gated_experts(module: nn.Module, rules: Rules) -> Overlay:
     """Each a gated MLP whose gate and up projections are one; their weights (E, out, in)."""
 
     def between(both):
         gate, up = both.chunk(2, -1)
         return ops.gated_mlp(gate, up, kind_of(module.act_fn), rule=rules)
+
+    def forward(hidden_states, top_k_index, top_k_weights):
+        return _mixed(module, hidden_states, top_k_index, top_k_weights, between, rules)
+
+    return {"forward": forward}
+
+
+def wide_gated_experts(module: nn.Module, rules: Rules) -> Overlay:
+    """As `gated_experts`, with the activation and its product in float32."""
+
+    def between(both):
+        gate, up = both.to(torch.promote_types(both.dtype, torch.float32)).chunk(2, -1)
+        return ops.gated_mlp(gate, up, kind_of(module.act_fn), rule=rules).to(both.dtype)
 
     def forward(hidden_states, top_k_index, top_k_weights):
         return _mixed(module, hidden_states, top_k_index, top_k_weights, between, rules)
@@ -54,22 +80,47 @@ def clamped_experts(module: nn.Module, rules: Rules) -> Overlay:
     """
 
     def between(both):
-        gate, up = both[..., ::2], both[..., 1::2]
-        gate = _identity(gate, lambda z: _swish(z.clamp(max=module.limit), module.alpha), _gate_ratio, rules)
-        up = _identity(up, lambda z: z.clamp(-module.limit, module.limit), _clamp_ratio, rules)
-        return ops.product(gate, up + 1, rule=rules)
-
-    def _gate_ratio(z):
-        clamped = z.clamp(max=module.limit)
-        return torch.where(z > module.limit, clamped / z, 1) * torch.sigmoid(module.alpha * clamped)
-
-    def _clamp_ratio(z):
-        return module.limit / z.abs().clamp(min=module.limit)
+        return _clamped(both[..., ::2], both[..., 1::2], module.alpha, module.limit, rules)
 
     def forward(hidden_states, router_indices=None, routing_weights=None):
         return _mixed(module, hidden_states, router_indices, routing_weights, between, rules)
 
     return {"forward": forward}
+
+
+def clamped_half_experts(module: nn.Module, rules: Rules) -> Overlay:
+    """As `clamped_experts`, with the gate in the first half (MiniMax-M3)."""
+
+    def between(both):
+        return _clamped(*both.chunk(2, -1), module.swiglu_alpha, module.swiglu_limit, rules)
+
+    def forward(hidden_states, top_k_index, top_k_weights):
+        return _mixed(module, hidden_states, top_k_index, top_k_weights, between, rules)
+
+    return {"forward": forward}
+
+
+def clamped_mlp(module: nn.Module, rules: Rules) -> Overlay:
+    """One expert of `clamped_half_experts`."""
+
+    def forward(hidden_states):
+        gate, up = module.gate_up_proj(hidden_states).chunk(2, -1)
+        return module.down_proj(_clamped(gate, up, module.swiglu_alpha, module.swiglu_limit, rules))
+
+    return {"forward": forward}
+
+
+def _clamped(gate: Tensor, up: Tensor, alpha: float, limit: float, rules: Rules) -> Tensor:
+    def gate_ratio(z):
+        clamped = z.clamp(max=limit)
+        return torch.where(z > limit, clamped / z, 1) * torch.sigmoid(alpha * clamped)
+
+    def up_ratio(z):
+        return limit / z.abs().clamp(min=limit)
+
+    gate = _identity(gate, lambda z: _swish(z.clamp(max=limit), alpha), gate_ratio, rules)
+    up = _identity(up, lambda z: z.clamp(-limit, limit), up_ratio, rules)
+    return ops.product(gate, up + 1, rule=rules)
 
 
 def _swish(z: Tensor, alpha: float) -> Tensor:
@@ -122,4 +173,10 @@ def shared_mixture(module: nn.Module, rules: Rules) -> Overlay:
     return spelt_out(module, rules)
 
 
-ROUTERS, EXPERTS = (router,), (gated_experts, plain_experts, clamped_experts)
+def spelt_out_mixture(module: nn.Module, rules: Rules) -> Overlay:
+    """A router, called router, and its experts, by its own code."""
+    return spelt_out(module, rules)
+
+
+ROUTERS = (router, sampling_router)
+EXPERTS = (gated_experts, wide_gated_experts, plain_experts, clamped_experts, clamped_half_experts)

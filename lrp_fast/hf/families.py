@@ -13,17 +13,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import experts, forms, handlers, state_space, wrappers
+from . import experts, forms, handlers, indexed, state_space, wrappers
 from .audit import audit
 from .handlers import Handler
 from .walk import modules_of, named_modules_of, own_weights, without_adapters
 from .weights import ADAPTED, is_adapter, mixes_tokens, qualified_name
 
 # Modules that send each token through on its own (but see `splits`).
-MIXTURES = (experts.mixture, experts.shared_mixture, experts.paired_mixture)
+MIXTURES = (experts.mixture, experts.shared_mixture, experts.paired_mixture, experts.spelt_out_mixture)
 MLPS = (
     handlers.gated_mlp, handlers.fused_gated_mlp, handlers.spelt_out_mlp, handlers.mlp, handlers.falcon_mlp,
-    handlers.gpt2_mlp, *MIXTURES,
+    handlers.gpt2_mlp, experts.clamped_mlp, *MIXTURES,
 )  # fmt: skip
 # What an MLP calls the linear map that makes what it puts out.
 _LAST = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "Wo", "output_linear")
@@ -81,7 +81,7 @@ _KINDS = {
     "glue": handlers.leave, "attention": handlers.attention, "decoder layer": handlers.decoder_layer,
     "holder": handlers.holder,
 }  # fmt: skip
-_ROOMS = (handlers, experts, state_space)
+_ROOMS = (handlers, experts, indexed, state_space)
 _MODELS = ("transformers.models.", "transformers_modules.")  # shipped, and brought by a checkpoint
 
 
@@ -112,7 +112,8 @@ def vouch(model: nn.Module) -> dict[type[nn.Module], str]:
         return {}
     classes = {type(module) for _, module, _ in handled(core)}
     stubs = {cls: False for cls in classes if _of_its_own(cls) in experts.EXPERTS}
-    stubs |= {cls: True for cls in classes if _of_its_own(cls) is handlers.falcon_attention}
+    for one in (handlers.falcon_attention, handlers.dynamic_mask_attention):
+        stubs |= {cls: True for cls in classes if _of_its_own(cls) is one}
     past = {cls for cls in classes if _of_its_own(cls) is handlers.own_attention}
     seen = audit(core, {cls for cls in classes if _is_unknown(cls)}, stubs, past)
     _AUDITED.update({cls: _KINDS[kind] for cls, kind in seen.kinds.items()})
@@ -208,6 +209,8 @@ def mlps(layer: nn.Module) -> list[nn.Module]:
 def mlps_among(held: list[Part]) -> list[nn.Module]:
     """As `mlps`, of what `handled` found in the layer."""
     found = [module for _, module, handler in held if handler in MLPS]
+    gates = {part for _, module, handler in held if handler is handlers.gated_norm for part in modules_of(module)}
+    found = [module for module in found if module not in gates]
     if len(found) < 2:
         return found
     inside = {part for module in found for part in modules_of(module)[1:]}

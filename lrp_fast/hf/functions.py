@@ -140,8 +140,12 @@ def _cast(mode: _Functions, own: Callable, x, *rest, **named):
 
 def _linear(mode: _Functions, own: Callable, input, weight, bias=None):
     rules = mode.rules
-    bias = bias if bias is None else bias.to(input.dtype)
-    return ops.linear(input, weight.to(input.dtype), bias, epsilon=rules.epsilon, gamma=rules.gamma)
+    weight, bias = (one if one is None else one.to(input.dtype) for one in (weight, bias))
+    stabilisers = {"epsilon": rules.epsilon, "gamma": rules.gamma}
+    if (part := _tangent(input)) is not None:
+        x = forward_ad.unpack_dual(input).primal
+        return forward_ad.make_dual(*ops.linear_jvp(x, part, weight, bias, **stabilisers))
+    return ops.linear(input, weight, bias, **stabilisers)
 
 
 def _topk(mode: _Functions, own: Callable, input, k, *rest, **named):
@@ -155,6 +159,13 @@ def activated(x: Tensor, kind: str, rules: Rules) -> Tensor:
     if (tangent := _tangent(x)) is None:
         return ops.activation(x, kind, rule=rules)
     return forward_ad.make_dual(*ops.activation_jvp(forward_ad.unpack_dual(x).primal, tangent, kind, rule=rules))
+
+
+def _largest(mode: _Functions, own: Callable, x, *rest, **named):
+    """Of each row, where a router chooses one expert by it."""
+    if mode.choices is None or rest or named != {"dim": -1, "keepdim": True}:
+        return own(x, *rest, **named)
+    return mode.choices.choose(lambda x, k, dim: own(x, **named), x, 1)
 
 
 def _activation(kind: str) -> Callable:
@@ -238,6 +249,7 @@ _TREATED = {
     **dict.fromkeys((torch.rsqrt, Tensor.rsqrt), _scale),
     **dict.fromkeys((torch.pow, Tensor.pow), _power),
     **dict.fromkeys((torch.topk, Tensor.topk), _topk),
+    Tensor.max: _largest,
     **dict.fromkeys((torch.clamp, Tensor.clamp, torch.tanh, Tensor.tanh, F.tanh), _pointwise),
     **dict.fromkeys((Tensor.clamp_,), _clamp_),
     F.silu: _activation("silu"),

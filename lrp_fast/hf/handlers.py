@@ -20,8 +20,10 @@ from .. import ops
 from ..ops.activation import ratio as ratio_of
 from ..rules import Rules
 from .attention import attention_forward, mask_bounds
+from .dynamic_mask import dynamic_mask_attention
 from .functions import by_rule
 from .hooks import check_unhooked
+from .indexed import indexed_attention
 from .overlay import forward_name, forward_of, laid
 from .walk import modules_of
 from .weights import bias, is_plain, matrix, rows
@@ -74,7 +76,18 @@ def parallel_decoder_layer(module: nn.Module, rules: Rules) -> Overlay:
 
 def attention(module: nn.Module, rules: Rules) -> Overlay:
     """A module that goes through transformers' attention interface and holds projections and q/k norms besides."""
-    return {"lrp_fast_rules": rules}
+    return {"lrp_fast_rules": rules, **_window_of_mask(module)}
+
+
+def _window_of_mask(attention: nn.Module) -> Overlay:
+    """The window that a model like Mixtral makes its one mask with, where its attention does not know of it (Phi-MoE).
+    """
+    config, home = getattr(attention, "config", None), sys.modules[type(attention).__module__]
+    window = getattr(config, "sliding_window", None)
+    known = hasattr(attention, "sliding_window") or getattr(config, "layer_types", None) is not None
+    if window is None or known or not hasattr(home, "create_sliding_window_causal_mask"):
+        return {}
+    return {"sliding_window": window}
 
 
 def capped_attention(module: nn.Module, rules: Rules) -> Overlay:
@@ -121,6 +134,21 @@ def gated_attention(module: nn.Module, rules: Rules) -> Overlay:
     return {**spelt_out(module, rules), **attention(module, rules)}
 
 
+def mixture_of_attentions(module: nn.Module, rules: Rules) -> Overlay:
+    """JetMoE's (arXiv 2404.07413): a router chooses, for each token, projections of queries and of what is read; keys
+    and values are those of all. As `mixture` behind the attention, and in front of it the choice alone matters.
+
+    ``experts`` holds the projections and the router, and is not called itself.
+    """
+    own = forward_of(module)
+
+    def forward(*given, **named):
+        with by_rule(module.experts, rules):
+            return own(*given, **named)
+
+    return {"forward": forward, "lrp_fast_rules": rules}
+
+
 def own_attention(module: nn.Module, rules: Rules) -> Overlay:
     """GPT-J's and its kin's, which go past the interface, by a method of their own: (B, H, T, D) in and out."""
     window = module.config.window_size if getattr(module, "attention_type", None) == "local" else None  # GPT-Neo's
@@ -140,7 +168,15 @@ def _scale_of(attention: nn.Module) -> float:
     return 1 / float(by)
 
 
-ATTENTIONS = (attention, capped_attention, falcon_attention, gated_attention, own_attention)
+def gated_norm(module: nn.Module, rules: Rules) -> Overlay:
+    """A norm and an MLP that makes a sigmoid's share of what it puts out: `spelt_out`."""
+    return spelt_out(module, rules)
+
+
+ATTENTIONS = (
+    attention, capped_attention, dynamic_mask_attention, falcon_attention, gated_attention, indexed_attention,
+    mixture_of_attentions, own_attention,
+)  # fmt: skip
 
 
 def dropout(module: nn.Module, rules: Rules) -> Overlay:
@@ -387,6 +423,15 @@ def capped_language_model(module: nn.Module, rules: Rules) -> Overlay:
 
     It caps within its forward pass, behind the head. Here the head caps, and the model is told that nothing is left.
     """
+    return _capping(module, rules, lambda logits: logits)
+
+
+def wide_capped_language_model(module: nn.Module, rules: Rules) -> Overlay:
+    """As `capped_language_model`, with logits of float32."""
+    return _capping(module, rules, lambda logits: logits.to(torch.promote_types(logits.dtype, torch.float32)))
+
+
+def _capping(module: nn.Module, rules: Rules, widen: Callable[[Tensor], Tensor]) -> Overlay:
     cap = module.config.final_logit_softcapping
     if cap is None:
         return {}
@@ -397,7 +442,7 @@ def capped_language_model(module: nn.Module, rules: Rules) -> Overlay:
         head, uncapped = module.get_output_embeddings(), copy.copy(module.config)
         uncapped.final_logit_softcapping = None
         whole = forward_of(head)
-        capped = [(head, forward_name(head), lambda x: soft_capped(whole(x), cap, rules))]
+        capped = [(head, forward_name(head), lambda x: soft_capped(widen(whole(x)), cap, rules))]
         with laid([*capped, (module, "config", uncapped)]):
             return own(*args, **named)
 

@@ -135,13 +135,13 @@ def _mixture(mlp: nn.Module) -> tuple[int, int]:
     What an expert reads and puts out exists once for each token that it serves too, and counts as an inner feature.
     """
     (router,) = (part for part in modules_of(mlp) if handler_of(part) in experts.ROUTERS)
-    (mixed,) = (part for part in modules_of(mlp) if handler_of(part) in experts.EXPERTS)
-    of_each = sum(weight[0].numel() for _, weight in own_weights(mixed) if weight.ndim == 3)
+    each = [weight[0].numel() for part in modules_of(mlp) for _, weight in own_weights(part) if weight.ndim == 3]
     scores = [weight for part in modules_of(router) for _, weight in own_weights(part) if weight.ndim == 2]
-    hidden = mixed.hidden_dim if hasattr(mixed, "hidden_dim") else scores[0].shape[1]
-    inner = mixed.down_proj[0].numel() // hidden
+    mixed = [part for part in modules_of(mlp) if handler_of(part) in experts.EXPERTS and hasattr(part, "hidden_dim")]
+    hidden = mixed[0].hidden_dim if mixed else scores[0].shape[1]
+    inner = min(each) // hidden  # of the last
     shared = [shape(part.down_proj)[1] for part in modules_of(mlp) if handler_of(part) is handlers.gated_mlp]
-    return router.top_k * (inner + hidden) + sum(shared), router.top_k * of_each + sum(map(torch.numel, scores))
+    return router.top_k * (inner + hidden) + sum(shared), router.top_k * sum(each) + sum(map(torch.numel, scores))
 
 
 def _elements(linears: list[nn.Module]) -> int:

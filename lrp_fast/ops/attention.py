@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ..rules import Rules, as_rules
 from . import attention_bounded, attention_flash, attention_tiled, attention_vendor, bounded
+from .attention_chosen import Chosen
 from .backend import fused, kernels, preferred, table
 from .once import once
 from .rows import active_rows
@@ -21,6 +23,15 @@ class Reach(NamedTuple):
     causal: bool
     window: int | None
     softcap: float | None
+    chosen: Chosen | None = None  # plain PyTorch alone takes these
+
+    def of(self, rows: slice, tokens: slice) -> Reach:
+        """That of some prompts, and of a run of their tokens."""
+        return self if self.chosen is None else self._replace(chosen=self.chosen.of(rows, tokens))
+
+    def without_choice(self) -> dict:
+        """As the kernels take it."""
+        return {name: value for name, value in self._asdict().items() if name != "chosen"}
 
 
 class Kept(NamedTuple):
@@ -32,6 +43,7 @@ class Kept(NamedTuple):
     out: Tensor  # (B, H, T, D)
     lse: Tensor  # (B, H, T), float32 at least
     size: Tensor | None  # (B, H, T, D) P |V| for the gamma rule
+    chosen: Tensor | None = None  # as `attention` takes it
 
 
 class Trace(NamedTuple):
@@ -59,7 +71,8 @@ class Trace(NamedTuple):
         if tiles is not None:  # they are divided from the first token on
             rows, columns = (-(-(end - start) // size) for size in self.unit)
             tiles = tiles[:, :rows, :columns]
-        whole = (query, key, value, kept, *back, self.reach, self.rules)
+        reach = self.reach.of(slice(prompt, prompt + 1), slice(start, end))
+        whole = (query, key, value, kept, *back, reach, self.rules)
         return Trace(g, *whole, None if tiles is None else [tiles], self.unit)
 
 
@@ -84,6 +97,8 @@ def attention(
     bounds: Tensor | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    chosen: Tensor | Callable[[], Tensor] | None = None,
+    block: int = 1,
     impl: str = "auto",
     kept: Kept | None = None,
     traces: list[Trace] | None = None,
@@ -106,6 +121,9 @@ def attention(
             others neither read nor are read, and their output is zero.
         softcap: scores become softcap * tanh(score / softcap); attnlrp passes it by the identity rule.
         sinks: (H,) one extra logit a head in the softmax denominator, gets no gradient.
+        chosen: (B, 1 or H_kv, T, K) of integers, or what returns them: of the keys that a query reaches, it reads those
+            of these blocks of ``block`` keys alone. What was not chosen passes nothing, and nothing is explained of the
+            choice. It is made in plain PyTorch, by tiles of queries, on any device. None: all.
         impl: as in `activation`; the kernels take head_dim up to 256. Or "vendor": PyTorch's FlashAttention on CUDA,
             for attnlrp and gradient in 16 bits, without stabilisers, soft-cap, sinks and bounds. "auto" is that where
             it serves, but goes back by the kernels where so many queries carry no relevance that these, which skip
@@ -126,6 +144,7 @@ def attention(
             what ``impl`` does not take.
     """
     reach = _read(query, key, value, scale, causal, window, bounds, softcap, sinks)
+    reach = _choosing(reach, chosen if kept is None else kept.chosen, block, query, key)
     tolerance = bounded.read_tolerance(tolerance)
     if tolerance and impl == "vendor":
         raise ValueError("PyTorch's FlashAttention leaves nothing out: with a tolerance, use impl='auto'")
@@ -147,13 +166,17 @@ def attention_forward(
     bounds: Tensor | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    chosen: Tensor | Callable[[], Tensor] | None = None,
+    block: int = 1,
     impl: str = "auto",
 ) -> Kept:
     """The forward pass of `attention` by itself, with the same arguments, not differentiable."""
     reach = _read(query, key, value, scale, causal, window, bounds, softcap, sinks)
+    reach = _choosing(reach, chosen, block, query, key)
     given = (query, key, value, sinks, bounds, reach, as_rules(rule))
     with torch.no_grad():
-        return _forward(*given, _paths(*given, impl).forward)
+        kept = _forward(*given, _paths(*given, impl).forward)
+    return kept if reach.chosen is None else kept._replace(chosen=reach.chosen.index)
 
 
 class _Paths(NamedTuple):
@@ -165,7 +188,10 @@ class _Paths(NamedTuple):
 
 
 def _paths(query, key, value, sinks, bounds, reach, rules, impl) -> _Paths:
-    if impl != "vendor" and not fused(query, impl, served=query.shape[-1] <= 256, also=("vendor",)):
+    by_tiles = reach.chosen is not None
+    if by_tiles and impl in ("vendor", "triton"):
+        raise ValueError(f"chosen keys are read in plain PyTorch, not by {impl!r}: use impl='auto'")
+    if by_tiles or (impl != "vendor" and not fused(query, impl, served=query.shape[-1] <= 256, also=("vendor",))):
         return _Paths("torch", "torch", True)
     if impl == "triton":
         return _Paths("triton", "triton", True)
@@ -184,6 +210,11 @@ def _read(query, key, value, scale, causal, window, bounds, softcap, sinks) -> R
     if window is not None and window >= key.shape[2] and causal:
         window = None
     return Reach(query.shape[-1] ** -0.5 if scale is None else scale, causal, window, softcap)
+
+
+def _choosing(reach: Reach, chosen, block: int, query: Tensor, key: Tensor) -> Reach:
+    index = chosen() if callable(chosen) else chosen
+    return reach if index is None else reach._replace(chosen=Chosen.read(index, block, query, key))
 
 
 def _check(query, key, value, window, bounds, softcap, sinks):
@@ -217,7 +248,7 @@ class _Attention(torch.autograd.Function):
             kept = _forward(query, key, value, sinks, bounds, reach, rules, paths.forward)
         ctx.reach, ctx.rules, ctx.paths = reach, rules, paths
         ctx.traces, ctx.tolerance, ctx.dropped = traces, tolerance, dropped
-        ctx.save_for_backward(query, key, value, *kept, bounds, sinks)
+        ctx.save_for_backward(query, key, value, kept.out, kept.lse, kept.size, bounds, sinks)
         return kept.out.view_as(kept.out)
 
     @staticmethod
@@ -243,11 +274,12 @@ def _forward(query, key, value, sinks, bounds, reach, rules, path) -> Kept:
     if path == "vendor":
         return Kept(*attention_vendor.forward(query, key, value, reach), None)
     given = {"sinks": sinks, "bounds": bounds, "absolute": rules.attention_gamma > 0}
-    return Kept(*kernels("attention").forward(query, key, value, **reach._asdict(), **given, table=table(query)))
+    given |= reach.without_choice()
+    return Kept(*kernels("attention").forward(query, key, value, **given, table=table(query)))
 
 
 def _fused_backward(g, query, key, value, out, lse, size, bounds, sinks, reach, rules, tolerance) -> _Back:
-    shared = reach._asdict() | {"bounds": bounds, "table": table(query)}
+    shared = reach.without_choice() | {"bounds": bounds, "table": table(query)}
     shared |= {"epsilon": rules.attention_epsilon, "gamma": rules.attention_gamma}
     treatment = rules.treatment
     shares = {"value_share": treatment.value, "score_share": treatment.score, "ratio": treatment.ratio}
@@ -288,8 +320,9 @@ def _torch_forward(query, key, value, sinks, bounds, reach, rules) -> Kept:
     lse = None
     for rows, real in _spans(bounds, key.shape[2]):
         q, k, v = (t[rows, :, real] for t in (query, key, value))
-        o, part = _span_forward(q, k, v, sinks, reach)
-        a = _span_forward(q, k, v.abs(), sinks, reach)[0] if rules.attention_gamma else None
+        reached = reach.of(rows, real)
+        o, part = _span_forward(q, k, v, sinks, reached)
+        a = _span_forward(q, k, v.abs(), sinks, reached)[0] if rules.attention_gamma else None
         if bounds is None:
             return Kept(o, part, a)
         out[rows, :, real] = o
@@ -312,7 +345,7 @@ def _torch_backward(g, query, key, value, out, lse, size, bounds, sinks, reach, 
     tiles, unit, dropped = [None] * len(g), None, [0.0] * len(g)
     for rows, real in spans:
         part = [None if t is None else t[rows, :, real] for t in given]
-        back = _span_backward(*part, sinks, reach, rules, tolerance)
+        back = _span_backward(*part, sinks, reach.of(rows, real), rules, tolerance)
         if back.tiles is not None:
             tiles[rows], unit, dropped[rows] = back.tiles, back.unit, back.dropped
         for whole, piece in zip(grads, back.grads, strict=True):
@@ -347,7 +380,7 @@ def _span_backward(g, query, key, value, out, lse, size, sinks, reach, rules, to
     g, out, wide = at_values(g, out, value, size, rules)
     given, how = (g, query, key, wide, out, lse, reach), {"scores": treatment.score != 0, "ratio": treatment.ratio}
     less = None
-    if tolerance and rows is None:
+    if tolerance and rows is None and reach.chosen is None:
         less = attention_bounded.backward(*given, sinks=sinks, tolerance=tolerance, **how)
     if less is not None:
         dq, dk, dv, tiles, dropped = less

@@ -15,11 +15,12 @@ _QUERY_BLOCK = 1024
 
 
 def serves(query: Tensor, reach) -> bool:
-    """Whether these kernels compute this attention at all: no soft-cap, a positive scale, on a CPU.
+    """Whether these kernels compute this attention at all: no soft-cap, no chosen keys, a positive scale, on a CPU.
 
     They scale what is hidden as well, which another scale would make NaN or the maximum of.
     """
-    return query.device.type == "cpu" and reach.softcap is None and reach.scale > 0
+    plain = reach.softcap is None and reach.chosen is None and reach.scale > 0
+    return query.device.type == "cpu" and plain
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, reach) -> tuple[Tensor, Tensor]:

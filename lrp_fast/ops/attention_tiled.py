@@ -1,4 +1,4 @@
-"""Attention in plain PyTorch by tiles of query rows: any device, soft-caps, wide values, chosen rows.
+"""Attention in plain PyTorch by tiles of query rows: any device, soft-caps, wide values, chosen rows, chosen keys.
 
 Sums are taken in float32 at least. A tile holds all keys that its rows reach, for every head at once; the query
 heads of one key/value head lie side by side in it, so that grouped-query attention copies nothing.
@@ -121,4 +121,6 @@ def hide(scores: Tensor, position: Tensor, keys: slice, reach) -> Tensor:
     if reach.window is not None:
         earlier = max(0, int(position[-1]) - reach.window + 1 - keys.start)
         grouped[..., :earlier].masked_fill_(j[:earlier] <= i - reach.window, -torch.inf)
+    if reach.chosen is not None:
+        grouped.masked_fill_(reach.chosen.hides(position, keys).unsqueeze(2), -torch.inf)
     return scores

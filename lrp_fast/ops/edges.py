@@ -62,7 +62,8 @@ def attention_edges(
     _check_one(trace)
     if (topk is None) == (mass is None):
         raise ValueError("give one of topk= and mass=")
-    if fused(trace.query, impl, served=trace.query.shape[-1] * trace.query.element_size() <= 512):
+    small = trace.query.shape[-1] * trace.query.element_size() <= 512
+    if trace.reach.chosen is None and fused(trace.query, impl, served=small):
         given = _prepared(trace, key_part, value_part)
         if topk is not None and topk <= kernels("edges").MOST:
             return listed(*kernels("edges").strongest(given, rows, topk, table(trace.query)))
@@ -97,7 +98,7 @@ def _prepared(trace: Trace, key_part: Tensor | None, value_part: Tensor | None):
         *trace.kept,
         key_part=key_part,
         value_part=value_part,
-        **trace.reach._asdict(),
+        **trace.reach.without_choice(),
         value_share=trace.rules.treatment.value,
         score_share=trace.rules.treatment.score,
         ratio=trace.rules.treatment.ratio,
@@ -130,9 +131,11 @@ def edge_tiles(
     given = _Given.of(trace, key_part, value_part)
     kept = None if trace.tiles is None else partial(_kept, trace.tiles[0], trace.unit)
     for tile, keys, position in tiles(query, trace.key, reach, rows):
-        edges, hidden = None, partial(_hide, position=position, keys=keys, reach=reach)
+        edges = None
         # The queries of one head of keys at a time: what is at work stays in the cache.
         for one in range(trace.key.shape[1]):
+            of_head = reach if reach.chosen is None else reach._replace(chosen=reach.chosen.of_head(one))
+            hidden = partial(_hide, position=position, keys=keys, reach=of_head)
             own = slice(one * query.shape[1] // trace.key.shape[1], (one + 1) * query.shape[1] // trace.key.shape[1])
             q, u, lse, passed = (t[own, tile].flatten(0, 1) for t in (given.q, given.u, given.lse, given.passed))
             k, v, k_part, v_part = (None if t is None else t[one, keys] for t in given[4:])

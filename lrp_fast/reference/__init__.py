@@ -5,7 +5,7 @@ inputs; relevance is always ``x * g``. Slow on purpose (contributions are formed
 """
 
 from .activation import activation, activation_backward
-from .attention import attention, attention_backward, attention_mass, visible
+from .attention import among, attention, attention_backward, attention_mass, visible
 from .delta import gated_delta_rule, gated_delta_rule_backward
 from .edges import attention_edges, scan_edges
 from .gated_mlp import gated_mlp, gated_mlp_backward, product_backward
@@ -15,6 +15,7 @@ from .norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 __all__ = [
     "activation",
     "activation_backward",
+    "among",
     "attention",
     "attention_backward",
     "attention_edges",

@@ -34,6 +34,13 @@ def visible(
     return (mask & real_i & real_j)[:, None]
 
 
+def among(mask: Tensor, chosen: Tensor, block: int = 1) -> Tensor:
+    """(B, 1 or H_kv, T, S) bool: of what a mask (B, 1, T, S) shows, the keys in the blocks chosen (B, 1 or H_kv, T, K).
+    """
+    of_keys = torch.arange(mask.shape[-1]) // block
+    return mask & (chosen[..., None] == of_keys).any(-2)
+
+
 def _weights(query, key, mask, scale, softcap, sinks):
     """Attention weights P (B, H, T, S) and the raw scaled scores."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)

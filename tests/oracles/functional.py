@@ -25,8 +25,10 @@ PRODUCTS = {
     torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm,
     Tensor.bmm, torch.einsum, torch.baddbmm,
 }  # fmt: skip
+ELEMENTWISE = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__}
 SCALES = {torch.rsqrt, Tensor.rsqrt, torch.sqrt, Tensor.sqrt, torch.linalg.vector_norm, Tensor.norm, torch.norm}
-SQUASHES = {torch.sigmoid, Tensor.sigmoid, F.sigmoid, F.softplus, torch.softmax, Tensor.softmax, F.softmax}
+SIGMOIDS = {torch.sigmoid, Tensor.sigmoid, F.sigmoid}
+SQUASHES = {*SIGMOIDS, F.softplus, torch.softmax, Tensor.softmax, F.softmax}
 POINTWISE = {
     F.silu, F.gelu, F.relu, torch.relu, Tensor.relu, torch.tanh, Tensor.tanh, F.tanh, torch.clamp, Tensor.clamp,
     torch.square, Tensor.square,
@@ -50,6 +52,7 @@ class Detached(TorchFunctionMode):
         super().__init__()
         self.rule = rule
         self.gates: list[Tensor] = []
+        self.sources: list[tuple[Tensor, Tensor]] = []  # of multiples and sigmoids, what they are of
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -65,11 +68,18 @@ class Detached(TorchFunctionMode):
             out = self.treat(func, args, kwargs)
         if func in SQUASHES or (func in ALIKE and self.is_gate(x)):
             self.gates.append(out)
+            if func in SIGMOIDS:
+                self.sources.append((out, self.source(x)))
         elif func is Tensor.chunk and args[1:] == (3,) and kwargs == {"dim": -2}:  # of a short convolution
             self.gates += out[:2]
+        elif func in (torch.cat, torch.concat) and all(map(self.is_gate, x)):
+            self.gates.append(out)
         elif func in (torch.topk, Tensor.topk) and self.is_gate(x):
             self.gates.append(out[0])
         return out
+
+    def source(self, one):
+        return next((source for made, source in self.sources if made is one), one)
 
     def is_gate(self, one) -> bool:
         return any(one is gate for gate in self.gates)
@@ -82,6 +92,8 @@ class Detached(TorchFunctionMode):
             out = func(*args, **kwargs)
             if places and self.is_gate(args[places[0]]):
                 self.gates.append(out)
+            elif places and func in ELEMENTWISE:
+                self.sources.append((out, self.source(args[places[0]])))
             return out
         elif func in SCALES:
             return func(*args, **kwargs).detach()
@@ -103,6 +115,11 @@ class Detached(TorchFunctionMode):
     def product(self, func, args, kwargs, places):
         one, two = places
         args = list(args)
+        for z, gate in ((args[one], args[two]), (args[two], args[one])):
+            if func in ELEMENTWISE and self.is_gate(gate) and self.source(gate) is z:  # of one number alone: a swish
+                out = z * gate.detach()
+                out.activated = True
+                return out
         if self.rule == "attnlrp":
             for place in places:
                 args[place] = 0.5 * args[place] + 0.5 * args[place].detach()
@@ -112,7 +129,7 @@ class Detached(TorchFunctionMode):
                 place = one if of_one else two
                 args[place] = args[place].detach()
             else:  # of two that no softmax made, one comes of the activation of a gated MLP; or it is a score
-                score = func not in (torch.mul, Tensor.mul, Tensor.__mul__)
+                score = func not in ELEMENTWISE
                 marked = [place for place in places if getattr(args[place], "activated", False)]
                 for place in places if score else marked:
                     args[place] = args[place].detach()

@@ -1,0 +1,94 @@
+"""Attentions of keys that an indexer chooses. Their rules: test_decoders.py, with fewer keys than the prompt has."""
+
+import pytest
+import torch
+import transformers
+from packaging.version import Version
+
+import lrp_fast
+import lrp_fast.hf.indexed
+from lrp_fast import attribute
+from tests import decoders
+
+pytestmark = pytest.mark.skipif(
+    Version(transformers.__version__).release[:2] < (5, 23), reason="not in older releases of transformers"
+)
+INDEXED = ["axk2", "deepseek_v32", "dots3_note", "glm_moe_dsa", "minimax_m3_vl_text"]
+IDS = torch.randint(3, 97, (1, 17), generator=torch.Generator().manual_seed(2))
+# Of fewer heads, scores are often 0, and which of equal ones are chosen hangs on how many there are.
+MANY_HEADS = {one: {"index_n_heads": 16} for one in INDEXED[:-1]} | {"minimax_m3_vl_text": {}}
+ALL = {one: {"index_topk": 16} for one in INDEXED[:-1]} | {"minimax_m3_vl_text": {"index_block_size": 8}}
+
+
+def padded(tokens: int) -> torch.Tensor:
+    mask = torch.ones(2, tokens, dtype=torch.int64)
+    mask[1, :4] = 0
+    return mask
+
+
+@pytest.mark.parametrize("settings", [MANY_HEADS, ALL], ids=["some", "all"])
+@pytest.mark.parametrize("model_type", INDEXED)
+def test_logits_are_those_of_the_model_padded_or_not(model_type, settings):
+    model, ids = decoders.build(model_type, torch.float32, **settings[model_type]), IDS[:, :14].expand(2, -1)
+    by_blocks = settings is MANY_HEADS and model_type == "minimax_m3_vl_text"
+    for mask in (None,) if by_blocks else (None, padded(14)):
+        with torch.no_grad():
+            own = model(ids, attention_mask=mask, use_cache=False).logits
+            with lrp_fast.patched(model):
+                found = model(ids, attention_mask=mask, use_cache=False).logits
+        real = torch.ones(2, 14).bool() if mask is None else mask.bool()
+        assert (found - own)[real].abs().max() <= 1e-5 * own.abs().max()
+
+
+@pytest.mark.parametrize("rule", ["attnlrp", "cp"])
+@pytest.mark.parametrize("model_type", INDEXED)
+def test_prompts_together_are_explained_as_each_by_itself(model_type, rule):
+    model = decoders.build(model_type, **MANY_HEADS[model_type])
+    prompts = [IDS[0, :9], IDS[0, 3:], IDS[0, :4]]
+    together = lrp_fast.attribute_batch(model, prompts, target=3, contrast=5, rule=rule)
+    for prompt, found in zip(prompts, together, strict=True):
+        alone = attribute(model, prompt, 3, 5, rule=rule).layers
+        assert (found.layers - alone).abs().max() <= 1e-10 * alone.abs().max()
+
+
+@pytest.mark.parametrize("model_type", INDEXED)
+def test_an_indexer_that_runs_some_queries_at_a_time_chooses_the_same(model_type, monkeypatch):
+    model = decoders.build(model_type, **MANY_HEADS[model_type])
+    whole = attribute(model, IDS, 3, 5).layers
+    monkeypatch.setattr(lrp_fast.hf.indexed, "_SCORES", 16 * 17 * 3)
+    assert (attribute(model, IDS, 3, 5).layers - whole).abs().max() <= 1e-10 * whole.abs().max()
+
+
+@pytest.mark.parametrize("model_type", INDEXED)
+def test_where_all_keys_are_chosen_no_indexer_runs(model_type):
+    model = decoders.build(model_type, **ALL[model_type])
+    for module in model.modules():
+        if type(module).__name__.endswith("Indexer"):
+            for part in module.parameters():
+                part.data.fill_(torch.nan)
+    assert attribute(model, IDS[:, :16], 3, 5).layers.isfinite().all()
+
+
+@pytest.mark.parametrize("model_type", INDEXED)
+def test_a_cache_is_refused(model_type):
+    model = decoders.build(model_type)
+    with lrp_fast.patched(model), pytest.raises(ValueError, match="pass use_cache=False"):
+        model(IDS[:, :9])
+
+
+def test_padding_is_refused_where_blocks_are_chosen():
+    model = decoders.build("minimax_m3_vl_text")
+    with lrp_fast.patched(model), pytest.raises(ValueError, match="run each prompt by itself"):
+        model(IDS[:, :9].expand(2, -1), attention_mask=padded(9), use_cache=False)
+
+
+def test_positions_that_are_not_places_are_refused_where_blocks_are_chosen():
+    model = decoders.build("minimax_m3_vl_text")
+    with lrp_fast.patched(model), pytest.raises(ValueError, match="position_ids that are not the tokens' places"):
+        model(IDS[:, :9], position_ids=torch.arange(9)[None] + 1, use_cache=False)
+
+
+def test_choices_for_more_groups_than_there_are_heads_of_keys_are_refused():
+    model = decoders.build("minimax_m3_vl_text", index_n_heads=4)
+    with pytest.raises(ValueError, match="chooses for 4 groups of heads"):
+        attribute(model, IDS, 3, 5)
