@@ -133,7 +133,7 @@ def _run(model: PreTrainedModel, unknown: set[type], stubs: dict[type, bool], pa
         if type(module) in stubs:
             module.forward = _pair if stubs[type(module)] else _same
         elif type(module) in past:
-            module._attn = lambda query, key, value, *_: (torch.empty_like(query) * query + 0 * value, None)
+            module._attn = lambda query, key, value, *_: [torch.empty_like(query) * query + 0 * value, None]
         elif type(module).__name__.endswith("RotaryEmbedding"):  # not what stretches tables by the prompt's length
             own = inspect.unwrap(type(module).forward)
             # transformers 5.0's knows no "meta" device.

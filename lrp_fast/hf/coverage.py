@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import experts, handlers, state_space, weights, wrappers
+from . import experts, handlers, spelt_out_attention, state_space, weights, wrappers
 from .attention import both_ways
 from .audit import NOT_AUDITED
 from .families import at_rest, handled, handler_of, vouch
@@ -138,10 +138,10 @@ def _refused(module: nn.Module, handler: handlers.Handler | None, findings: dict
         return findings[type(module)]
     if handler is None:
         return weights.unreadable_adapter(module)
-    if handler is handlers.falcon_attention and module.config.alibi:
+    if handler is spelt_out_attention.bloom_attention and module.pretraining_tp > 1 and module.slow_but_exact:
         return (
-            "has no rotary positions, but ALiBi's biases on its scores, which lrp_fast has no rule for: only a Falcon "
-            "whose config says alibi=False can be explained"
+            "adds up parts of a product, and leaves out its bias (slow_but_exact with pretraining_tp above 1), which "
+            "lrp_fast has no rule for: set slow_but_exact=False in its config"
         )
     if handler in handlers.ATTENTIONS:
         return both_ways(module)
@@ -159,8 +159,10 @@ def _words() -> Iterator[tuple]:
     yield state_space.state_space, ("time step, B, C are constants; gate and output half each (cp: output)", "PyTorch")
     yield state_space.gated_delta_net, ("values half, queries and keys' side a quarter each (cp: values)", "PyTorch")
     yield state_space.short_convolution, ("gates and what they gate half each (cp: what they gate)", "PyTorch")
-    for handler in (handlers.leave, handlers.masking_model, handlers.dropout, *wrappers.HANDLERS):
+    for handler in (handlers.leave, handlers.dropout, *wrappers.HANDLERS):
         yield handler, ("left as it is: sums, constants, parts with rules of their own", "")
+    for handler in (handlers.masking_model, handlers.padding_model):
+        yield handler, ("left as it is: parts with rules of their own", "")
     for handler in (handlers.decoder_layer, handlers.pre_norm_decoder_layer):
         yield handler, ("residual sum: plain; what it puts out are nodes", "")
     for handler in handlers.ATTENTIONS:
