@@ -25,7 +25,7 @@ def check(model: nn.Module) -> None:
     """Raise `UnsupportedModuleError` for the first module of ``model`` that has no handler, or is refused with it."""
     check_module(model)
     findings = vouch(model)
-    if handler_of(model) is None and (why := wraps(model)) is not None:
+    if (handler_of(model) is None or isinstance(model, nn.Sequential)) and (why := wraps(model)) is not None:
         raise UnsupportedModuleError(why)
     for module in modules_of(model):
         if any(type(weight).__name__ == "DTensor" for weight in module._parameters.values()):

@@ -64,7 +64,6 @@ _TABLE: dict[str, Handler] = {
     "transformers.activations.ReLUSquaredActivation": handlers.activation("relu2"),
     "torch.nn.modules.conv.Conv1d": handlers.part,
     "torch.nn.modules.activation.Tanh": handlers.pointwise(1.0),
-    "transformers.models.bloom.modeling_bloom.BloomGelu": handlers.pointwise(0.5),
     "transformers.activations.QuickGELUActivation": handlers.pointwise(0.5),
     "transformers.activations.FastGELUActivation": handlers.pointwise(0.5),
     "transformers.activations.XIELUActivation": handlers.pointwise("beta"),

@@ -277,6 +277,9 @@ def pointwise(limit: float | str) -> Handler:
     return handler
 
 
+bloom_gelu = pointwise(0.5)  # a function of autograd's, of fewer digits than PyTorch's
+
+
 def _by_ratio(module: nn.Module, rules: Rules, ratio: Callable[[torch.Tensor], torch.Tensor]) -> Overlay:
     """A function of one number by the module's own code; relevance passes by ``ratio``, f(z)/z at each."""
     own = forward_of(module)

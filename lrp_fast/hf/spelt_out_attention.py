@@ -30,13 +30,12 @@ def falcon_attention(module: nn.Module, rules: Rules) -> dict:
         query, key, value = (part.flatten(2, 3).transpose(1, 2) for part in parts)
         if alibi is None:
             query, key = rotate(query, key, *position_embeddings)
-        if layer_past is not None:
-            key, value = layer_past.update(key, value, module.layer_idx)
-        given = {"output_attentions": named.get("output_attentions"), "scaling": module.head_dim**-0.5}
+        key, value = _cached(module, key, value, layer_past)
+        scale = module.head_dim**-0.5
         if alibi is not None:
             key, value = (of_each_head(one, query.shape[1]) for one in (key, value))
             query, key = folded(query, key, times * alibi.view(*query.shape[:2], -1), 1.0)
-        out, _ = attention_forward(module, query, key, value, attention_mask, **given)
+        out, _ = attention_forward(module, query, key, value, attention_mask, scaling=scale, **named)
         return module.dense(out.flatten(2)), None
 
     return {"forward": forward, "lrp_fast_rules": rules}
@@ -49,12 +48,10 @@ def bloom_attention(module: nn.Module, rules: Rules) -> dict:
         if module.training and module.hidden_dropout:
             raise ValueError("the model applies dropout: call model.eval() first")
         query, key, value = module._reshape(module.query_key_value(hidden_states))
-        if layer_past is not None:
-            key, value = layer_past.update(key, value, module.layer_idx)
+        key, value = _cached(module, key, value, layer_past)
         scale = module.inv_norm_factor
         query, key = folded(query, key, alibi.view(*query.shape[:2], -1), scale)
-        given = {"output_attentions": named.get("output_attentions"), "scaling": scale}
-        out, _ = attention_forward(module, query, key, value, attention_mask, **given)
+        out, _ = attention_forward(module, query, key, value, attention_mask, scaling=scale, **named)
         return residual + module.dense(out.flatten(2)), None
 
     return {"forward": forward, "lrp_fast_rules": rules}
@@ -63,20 +60,18 @@ def bloom_attention(module: nn.Module, rules: Rules) -> dict:
 def mpt_attention(module: nn.Module, rules: Rules) -> dict:
     """MPT's, with ALiBi's biases, which count from the longest prompt's end; projections may be clipped."""
 
-    def forward(hidden_states, position_bias, past_key_values=None, attention_mask=None, **named):
+    def forward(hidden_states, position_bias, past_key_values=None, attention_mask=None, cache=None, **named):
         mixed = module.Wqkv(hidden_states)
         if module.clip_qkv:
             with by_rule(module, rules):
                 mixed = mixed.clamp(min=-module.clip_qkv, max=module.clip_qkv)
         query, key, value = (_heads(one, module.head_dim) for one in mixed.chunk(3, 2))
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, module.layer_idx)
+        key, value = _cached(module, key, value, past_key_values, cache)
         if key.shape[2] > position_bias.shape[-1]:
             raise ValueError(f"{key.shape[2]} tokens, and the model's ALiBi ends at {position_bias.shape[-1]}")
         bias, scale = position_bias[:, 0, -key.shape[2] :].unsqueeze(0), module.softmax_scale
         query, key = folded(query, key, bias, scale)
-        dropout = module.attn_dropout_p if module.training else 0.0
-        given = {"scaling": scale, "dropout": dropout, "output_attentions": named.get("output_attentions")}
+        given = {"scaling": scale, "dropout": module.attn_dropout_p if module.training else 0.0, **named}
         out, _ = attention_forward(module, query, key, value, _of_padding(attention_mask), **given)
         return module.out_proj(out.flatten(2)), None
 
@@ -93,15 +88,13 @@ def projected_attention(module: nn.Module, rules: Rules) -> dict:
 
     def forward(
         hidden_states, past_key_values=None, attention_mask=None, sinusoidal_pos=None, cache=None, **named
-    ):  # transformers 5.24 calls a cache so
+    ):
         query, key, value = (_heads(one(hidden_states), width) for one in maps)
         if sinusoidal_pos is not None:
             rotated = (query, key, value) if module.rotary_value else (query, key)
             turned = module.apply_rotary_position_embeddings(sinusoidal_pos, *rotated)
             query, key, value = turned if module.rotary_value else (*turned, value)
-        held = past_key_values if cache is None else cache
-        if held is not None:
-            key, value = getattr(held, "self_attention_cache", held).update(key, value, module.layer_idx)
+        key, value = _cached(module, key, value, past_key_values, cache)
         dropout = 0.0 if isinstance(module.dropout, nn.Module) or not module.training else module.dropout
         given = {"scaling": width**-0.5, "dropout": dropout, **named}
         out, _ = attention_forward(module, query, key, value, attention_mask, **given)
@@ -156,6 +149,14 @@ def biases_scores(module: nn.Module, handler: object) -> bool:
 def _heads(x: Tensor, width: int) -> Tensor:
     """(B, H, T, D) from (B, T, H D)"""
     return x.unflatten(-1, (-1, width)).transpose(1, 2)
+
+
+def _cached(module: nn.Module, key: Tensor, value: Tensor, *caches) -> tuple[Tensor, Tensor]:
+    """Behind those that a cache holds, which it then holds too. Releases of transformers call it otherwise."""
+    cache = next((one for one in caches if one is not None), None)
+    if cache is None:
+        return key, value
+    return getattr(cache, "self_attention_cache", cache).update(key, value, module.layer_idx)
 
 
 def _of_padding(mask: Tensor | None) -> Tensor | None:

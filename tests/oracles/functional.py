@@ -57,7 +57,7 @@ class Detached(TorchFunctionMode):
         x = args[0] if args else None
         if isinstance(x, Tensor) and x.dtype == torch.float64 and "dtype" in kwargs and func in SQUASHES:
             kwargs.pop("dtype")
-        if func is torch.full and isinstance(args[1], float):  # XGLM's least number, of a float64 model, is no float32
+        if func is torch.full and isinstance(args[-1], float):  # XGLM's least number, of a float64 model, is no float32
             kwargs.setdefault("dtype", torch.float64)
         if func in CASTS and isinstance(x, Tensor) and x.dtype == torch.float64 and torch.is_grad_enabled():
             out = func(*args, **kwargs)
