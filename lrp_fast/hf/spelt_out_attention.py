@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import sys
 
+import torch
 from torch import Tensor, nn
 
 from ..rules import Rules
-from .alibi import folded, of_each_head
+from .alibi import folded, of_each_head, width
 from .attention import attention_forward, mask_bounds
 from .functions import by_rule
+from .weights import own_dtype
 
 
 def falcon_attention(module: nn.Module, rules: Rules) -> dict:
@@ -82,21 +84,21 @@ def projected_attention(module: nn.Module, rules: Rules) -> dict:
     """With a projection for each of queries, keys and values: BART's kin's, with one behind it (XGLM, MVP, TrOCR), and
     BERT's, without (Megatron-BERT, RemBERT, and RoFormer, which rotates queries and keys, and values if it is told)."""
     if hasattr(module, "q_proj"):
-        maps, last, width = (module.q_proj, module.k_proj, module.v_proj), module.out_proj, module.head_dim
+        maps, last, features = (module.q_proj, module.k_proj, module.v_proj), module.out_proj, module.head_dim
     else:
-        maps, last, width = (module.query, module.key, module.value), None, module.attention_head_size
+        maps, last, features = (module.query, module.key, module.value), None, module.attention_head_size
 
     def forward(
         hidden_states, past_key_values=None, attention_mask=None, sinusoidal_pos=None, cache=None, **named
     ):
-        query, key, value = (_heads(one(hidden_states), width) for one in maps)
+        query, key, value = (_heads(one(hidden_states), features) for one in maps)
         if sinusoidal_pos is not None:
             rotated = (query, key, value) if module.rotary_value else (query, key)
             turned = module.apply_rotary_position_embeddings(sinusoidal_pos, *rotated)
             query, key, value = turned if module.rotary_value else (*turned, value)
         key, value = _cached(module, key, value, past_key_values, cache)
         dropout = 0.0 if isinstance(module.dropout, nn.Module) or not module.training else module.dropout
-        given = {"scaling": width**-0.5, "dropout": dropout, **named}
+        given = {"scaling": features**-0.5, "dropout": dropout, **named}
         out, _ = attention_forward(module, query, key, value, attention_mask, **given)
         out = out.flatten(2)
         return out if last is None else last(out), None
@@ -146,9 +148,20 @@ def biases_scores(module: nn.Module, handler: object) -> bool:
     return handler in (bloom_attention, mpt_attention) or (handler is falcon_attention and module.config.alibi)
 
 
-def _heads(x: Tensor, width: int) -> Tensor:
+def heads_with_biases(module: nn.Module, handler: object) -> tuple[int, int, int]:
+    """Heads, key/value heads and features of each as they reach `attention_forward`, where it `biases_scores`."""
+    if handler is mpt_attention:
+        heads, made_by, scale, of_bias = module.n_heads, module.Wqkv, module.softmax_scale, torch.float32
+    else:
+        scale = module.inv_norm_factor if handler is bloom_attention else 1.0
+        heads, made_by, of_bias = module.num_heads, module.query_key_value, None
+    dtype = own_dtype(made_by) or torch.bfloat16
+    return heads, heads, width(module.head_dim, scale, dtype, of_bias or dtype)
+
+
+def _heads(x: Tensor, features: int) -> Tensor:
     """(B, H, T, D) from (B, T, H D)"""
-    return x.unflatten(-1, (-1, width)).transpose(1, 2)
+    return x.unflatten(-1, (-1, features)).transpose(1, 2)
 
 
 def _cached(module: nn.Module, key: Tensor, value: Tensor, *caches) -> tuple[Tensor, Tensor]:

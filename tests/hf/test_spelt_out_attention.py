@@ -8,7 +8,7 @@ import torch
 
 import lrp_fast
 from lrp_fast import GraphSpec, UnsupportedModuleError, attribute, patched
-from lrp_fast.hf import check, contributions, decoder_layers, layer_sizes
+from lrp_fast.hf import check, contributions, decoder_layers, head_dims, layer_sizes
 from lrp_fast.hf.alibi import folded
 from tests import decoders
 from tests.oracles.functional import explained
@@ -128,6 +128,23 @@ def test_what_an_alibi_adds_to_keys_is_no_contribution():
         x, rest = seen["args"][0], seen["args"][1:]
         keys, values = contributions(layer, lrp_fast.Rules(), x, rest, seen["named"])
     assert keys.shape[-1] > 16 and keys[..., :16].any() and not (keys[..., 16:].any() or values[..., 16:].any())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("family", ["bloom", "falcon", "mpt"])
+def test_a_plan_knows_how_wide_heads_are(family, dtype, monkeypatch):
+    model, seen = built(family, dtype=dtype), set()
+    own = lrp_fast.ops.attention
+
+    def attend(query, *given, **named):
+        seen.add(query.shape)
+        return own(query, *given, **named)
+
+    monkeypatch.setattr(lrp_fast.ops, "attention", attend)
+    with torch.no_grad(), patched(model):
+        model(IDS)
+    ((_, heads, _, features),) = seen
+    assert head_dims(model) == (features,) and layer_sizes(model)[0].key == heads * features
 
 
 @pytest.mark.parametrize("family", ["megatron-bert", "rembert", "roformer"])
