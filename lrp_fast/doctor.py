@@ -10,6 +10,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -92,6 +93,17 @@ def checks(config) -> list[Check]:
     return _identities(_small(config))
 
 
+@contextmanager
+def _float64() -> Iterator[None]:
+    """What a model's own code makes without saying of which dtype is of float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _identities(model, tokens: int = 19) -> list[Check]:
     words = model.config.get_text_config().vocab_size
     ids = torch.randint(3, words, (1, tokens), generator=torch.Generator().manual_seed(0))
@@ -104,7 +116,7 @@ def _identities(model, tokens: int = 19) -> list[Check]:
         first.append(hidden.detach().requires_grad_())
         return ((first[0], *args[1:]), named) if args else (args, named | {"hidden_states": first[0]})
 
-    with torch.no_grad():
+    with torch.no_grad(), _float64():  # without which XGLM's own code stops
         plain = model(ids, use_cache=False).logits
     with patched(model):
         handle = decoder_layers(model)[0].register_forward_pre_hook(keep, with_kwargs=True)

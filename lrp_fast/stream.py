@@ -340,7 +340,7 @@ def _for_others(hidden: Tensor, layer: _Pass) -> Tensor:
 
 
 def _hidden(output: Tensor | tuple) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 @contextmanager
@@ -408,7 +408,7 @@ def _watched(
             top.append(hidden.detach().requires_grad_())
             hidden = top[0]
         handed_on[:] = [(hidden, _version(hidden))]
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        return (hidden, *output[1:]) if isinstance(output, tuple | list) else hidden
 
     # Before anybody else's: what other hooks do to a layer's input belongs to the layer, here and when it is replayed.
     modules = dict.fromkeys(layer.module for layer in layers)

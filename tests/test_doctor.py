@@ -50,12 +50,12 @@ def test_a_config_that_no_small_copy_can_be_made_of():
     ("config", "mend"),
     [
         (
-            transformers.FalconConfig(alibi=True),
-            "has no rotary positions, but ALiBi's biases on its scores, which lrp_fast has no rule for: only a Falcon "
-            "whose config says alibi=False can be explained",
+            transformers.BloomConfig(pretraining_tp=2, slow_but_exact=True),
+            "adds up parts of a product, and leaves out its bias (slow_but_exact with pretraining_tp above 1), which "
+            "lrp_fast has no rule for: set slow_but_exact=False in its config",
         ),
     ],
-    ids=["Falcon"],
+    ids=["Bloom"],
 )
 def test_what_is_refused_for_a_reason_is_told_that_reason_and_everywhere(config, mend, tmp_path, capsys):
     found, checks = doctor.examine(config)

@@ -15,8 +15,16 @@ from .. import ops
 from ..rules import Rules
 from .owner import is_ours
 
-NAME = "lrp_fast"
+NAME, PADDING = "lrp_fast", "lrp_fast_padding"
 EVERY = "every key"  # in the place of indices of keys: all are chosen
+NO_MATRICES = "output_attentions=True asks for N x N matrices that lrp_fast never forms: drop it"
+
+# What transformers hands to every attention implementation, and what is not needed for the result or read elsewhere.
+_IGNORED = {
+    "attention_mask", "cache", "cache_position", "num_items_in_batch", "output_attentions", "output_hidden_states",
+    "output_router_logits", "past_key_values", "position_embeddings", "position_ids", "return_dict", "sliding_window",
+    "use_cache",
+}  # fmt: skip
 
 
 class Choice:
@@ -35,18 +43,11 @@ class Choice:
         self._found = None
 
 
-# What transformers hands to every attention implementation, and what is not needed for the result or read elsewhere.
-_IGNORED = {
-    "attention_mask", "cache", "cache_position", "num_items_in_batch", "output_attentions", "output_hidden_states",
-    "output_router_logits", "past_key_values", "position_embeddings", "position_ids", "return_dict", "sliding_window",
-    "use_cache",
-}  # fmt: skip
-
-
 def register_attention() -> None:
-    """Add the name "lrp_fast" to transformers' two tables; the entries of other implementations stay as they are."""
+    """Add our names to transformers' two tables; the entries of other implementations stay as they are."""
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, mask_bounds)
+    AttentionMaskInterface.register(PADDING, padding_mask)
 
 
 def attention_forward(
@@ -124,8 +125,8 @@ def both_ways(module: nn.Module) -> str | None:
         return None
     if getattr(config, "use_bidirectional_attention", False):
         why = "use_bidirectional_attention in its config"
-    elif not (getattr(module, "is_causal", True) and getattr(config, "is_causal", True)):
-        why = "its is_causal, or its config's, is False"
+    elif not (getattr(module, "is_causal", getattr(module, "is_decoder", True)) and getattr(config, "is_causal", True)):
+        why = "its is_causal or is_decoder, or its config's, is False"
     else:
         return None
     return (
@@ -171,6 +172,17 @@ def mask_bounds(
         return None
     bounds = (real_tokens(attention_mask) - kwargs.get("kv_offset", 0)).clamp(min=0)
     return None if (bounds == bounds.new_tensor([0, kwargs["kv_length"]])).all() else bounds
+
+
+def padding_mask(
+    batch_size: int, attention_mask: Tensor | None = None, *, kv_length: int, device=None, **kwargs
+) -> Tensor:
+    """As `mask_bounds`, for a model that cannot do without a mask: (B, 1, 1, S) bool, True where a key is no token."""
+    bounds = mask_bounds(batch_size, attention_mask, kv_length=kv_length, **kwargs)
+    if bounds is None:
+        return torch.zeros(batch_size, 1, 1, kv_length, dtype=torch.bool, device=device)
+    keys = torch.arange(kv_length, device=bounds.device)
+    return ((keys < bounds[:, :1]) | (keys >= bounds[:, 1:]))[:, None, None]
 
 
 def real_tokens(attention_mask: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ def _run(model: PreTrainedModel, unknown: set[type], stubs: dict[type, bool], pa
         if type(module) in stubs:
             module.forward = _pair if stubs[type(module)] else _same
         elif type(module) in past:
-            module._attn = lambda query, key, value, *_: (torch.empty_like(query) * query + 0 * value, None)
+            module._attn = lambda query, key, value, *_: [torch.empty_like(query) * query + 0 * value, None]
         elif type(module).__name__.endswith("RotaryEmbedding"):  # not what stretches tables by the prompt's length
             own = inspect.unwrap(type(module).forward)
             # transformers 5.0's knows no "meta" device.
@@ -200,6 +200,12 @@ def _blank(model: PreTrainedModel) -> PreTrainedModel:
     config._experts_implementation = "batched_mm"  # the one that asks no numbers
     with torch.device("meta"):
         blank = type(model)(config)
+    held = set(model.modules())
+    for part in [*blank.modules()]:
+        for name, one in [*part.named_children()]:
+            if one in held:  # the first GPT's activation is one for all models: hooks are for this one alone
+                part._modules[name] = object.__new__(type(one))
+                nn.Module.__init__(part._modules[name])
     blank.eval().requires_grad_(False).to(model.dtype)
     of_paths = dict(blank.named_modules())
     for path, module in named_modules_of(model):

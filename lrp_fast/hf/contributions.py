@@ -13,6 +13,7 @@ from ..rules import Rules
 from . import experts, handlers, weights
 from .families import Part, branch_dtype, handled, handler_of, mlps, mlps_among, moves_tokens, was_audited
 from .overlay import forward_name, forward_of, laid
+from .spelt_out_attention import biases_scores
 from .state_space import STATE_SPACES, state_space
 from .walk import modules_of
 
@@ -161,6 +162,8 @@ def is_homogeneous(held: list[Part]) -> bool:
         if module in inside:
             continue
         if handler not in _HOMOGENEOUS or _has_bias(module, handler) or was_audited(module):  # which may add constants
+            return False
+        if biases_scores(module, handler):
             return False
     return True
 

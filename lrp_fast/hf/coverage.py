@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import experts, handlers, indexed, state_space, weights, wrappers
+from . import experts, handlers, indexed, spelt_out_attention, state_space, weights, wrappers
 from .attention import both_ways
 from .audit import NOT_AUDITED
 from .families import MIXTURES, at_rest, handled, handler_of, vouch
@@ -25,7 +25,7 @@ def check(model: nn.Module) -> None:
     """Raise `UnsupportedModuleError` for the first module of ``model`` that has no handler, or is refused with it."""
     check_module(model)
     findings = vouch(model)
-    if handler_of(model) is None and (why := wraps(model)) is not None:
+    if (handler_of(model) is None or isinstance(model, nn.Sequential)) and (why := wraps(model)) is not None:
         raise UnsupportedModuleError(why)
     for module in modules_of(model):
         if any(type(weight).__name__ == "DTensor" for weight in module._parameters.values()):
@@ -138,10 +138,10 @@ def _refused(module: nn.Module, handler: handlers.Handler | None, findings: dict
         return findings[type(module)]
     if handler is None:
         return weights.unreadable_adapter(module)
-    if handler is handlers.falcon_attention and module.config.alibi:
+    if handler is spelt_out_attention.bloom_attention and module.pretraining_tp > 1 and module.slow_but_exact:
         return (
-            "has no rotary positions, but ALiBi's biases on its scores, which lrp_fast has no rule for: only a Falcon "
-            "whose config says alibi=False can be explained"
+            "adds up parts of a product, and leaves out its bias (slow_but_exact with pretraining_tp above 1), which "
+            "lrp_fast has no rule for: set slow_but_exact=False in its config"
         )
     if handler is handlers.dynamic_mask_attention and module.config.sliding_window is not None:
         return (
@@ -164,8 +164,10 @@ def _words() -> Iterator[tuple]:
     yield state_space.state_space, ("time step, B, C are constants; gate and output half each (cp: output)", "PyTorch")
     yield state_space.gated_delta_net, ("values half, queries and keys' side a quarter each (cp: values)", "PyTorch")
     yield state_space.short_convolution, ("gates and what they gate half each (cp: what they gate)", "PyTorch")
-    for handler in (handlers.leave, handlers.masking_model, handlers.dropout, *wrappers.HANDLERS):
+    for handler in (handlers.leave, handlers.dropout, *wrappers.HANDLERS):
         yield handler, ("left as it is: sums, constants, parts with rules of their own", "")
+    for handler in (handlers.masking_model, handlers.padding_model):
+        yield handler, ("left as it is: parts with rules of their own", "")
     for handler in (handlers.decoder_layer, handlers.pre_norm_decoder_layer, handlers.parallel_decoder_layer):
         yield handler, ("residual sum: plain; what it puts out are nodes", "")
     for handler in handlers.ATTENTIONS:

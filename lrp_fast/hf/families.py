@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import experts, forms, handlers, indexed, state_space, wrappers
+from . import experts, forms, handlers, indexed, spelt_out_attention, state_space, wrappers
 from .audit import audit
 from .handlers import Handler
 from .walk import modules_of, named_modules_of, own_weights, without_adapters
@@ -32,6 +32,7 @@ _LAST = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "Wo", "o
 _TABLE: dict[str, Handler] = {
     "torch.nn.modules.container.ModuleList": handlers.leave,
     "torch.nn.modules.container.ModuleDict": handlers.leave,
+    "torch.nn.modules.container.Sequential": handlers.leave,
     "torch.nn.modules.sparse.Embedding": handlers.leave,
     "torch.nn.modules.linear.Identity": handlers.leave,
     "torch._dynamo.eval_frame.OptimizedModule": handlers.leave,  # what it was given runs
@@ -53,6 +54,7 @@ _TABLE: dict[str, Handler] = {
     },
     "torch.nn.modules.normalization.LayerNorm": handlers.layer_norm,
     "torch.nn.modules.normalization.RMSNorm": handlers.spelt_out_norm,
+    "torch.nn.modules.activation.GELU": handlers.gelu,
     "torch.nn.modules.activation.SiLU": handlers.activation("silu"),
     "torch.nn.modules.activation.ReLU": handlers.activation("relu"),
     "transformers.activations.SiLUActivation": handlers.activation("silu"),
@@ -81,7 +83,7 @@ _KINDS = {
     "glue": handlers.leave, "attention": handlers.attention, "decoder layer": handlers.decoder_layer,
     "holder": handlers.holder,
 }  # fmt: skip
-_ROOMS = (handlers, experts, indexed, state_space)
+_ROOMS = (handlers, experts, indexed, spelt_out_attention, state_space)
 _MODELS = ("transformers.models.", "transformers_modules.")  # shipped, and brought by a checkpoint
 
 
@@ -112,9 +114,9 @@ def vouch(model: nn.Module) -> dict[type[nn.Module], str]:
         return {}
     classes = {type(module) for _, module, _ in handled(core)}
     stubs = {cls: False for cls in classes if _of_its_own(cls) in experts.EXPERTS}
-    for one in (handlers.falcon_attention, handlers.dynamic_mask_attention):
-        stubs |= {cls: True for cls in classes if _of_its_own(cls) is one}
-    past = {cls for cls in classes if _of_its_own(cls) is handlers.own_attention}
+    paired = (*spelt_out_attention.PAIRED, handlers.dynamic_mask_attention)
+    stubs |= {cls: True for cls in classes if _of_its_own(cls) in paired}
+    past = {cls for cls in classes if _of_its_own(cls) in spelt_out_attention.METHODS}
     seen = audit(core, {cls for cls in classes if _is_unknown(cls)}, stubs, past)
     _AUDITED.update({cls: _KINDS[kind] for cls, kind in seen.kinds.items()})
     _MOVING.update(seen.moving)

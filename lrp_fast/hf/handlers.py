@@ -19,12 +19,13 @@ from torch.nn import functional as F
 from .. import ops
 from ..ops.activation import ratio as ratio_of
 from ..rules import Rules
-from .attention import attention_forward, mask_bounds
+from .attention import NO_MATRICES, PADDING, mask_bounds
 from .dynamic_mask import dynamic_mask_attention
 from .functions import by_rule
 from .hooks import check_unhooked
 from .indexed import indexed_attention
 from .overlay import forward_name, forward_of, laid
+from .spelt_out_attention import SPELT_OUT
 from .walk import modules_of
 from .weights import bias, is_plain, matrix, rows
 
@@ -51,6 +52,23 @@ def masking_model(module: nn.Module, rules: Rules) -> Overlay:
         return mask_bounds(len(input_tensor), attention_mask, **sizes)
 
     return {"_update_causal_mask": bounds} if hasattr(module, "_update_causal_mask") else {}
+
+
+def padding_model(module: nn.Module, rules: Rules) -> Overlay:
+    """MPT's, which casts the mask that transformers makes to bool, and so wants one: `attention.padding_mask`. It asks
+    its attentions for their weights without telling them."""
+    own = forward_of(module)
+
+    @functools.wraps(own)
+    def forward(*args, **named):
+        if named.get("output_attentions") or module.config.output_attentions:
+            raise ValueError(NO_MATRICES)
+        config = copy.deepcopy(module.config)
+        config._attn_implementation = PADDING
+        with laid([(module, "config", config)]):
+            return own(*args, **named)
+
+    return {"forward": forward}
 
 
 def part(module: nn.Module, rules: Rules) -> Overlay:
@@ -100,24 +118,6 @@ def capped_attention(module: nn.Module, rules: Rules) -> Overlay:
     return attention(module, rules)
 
 
-def falcon_attention(module: nn.Module, rules: Rules) -> Overlay:
-    """Falcon's, which goes past the interface. One projection makes groups of queries, each with a key and a value."""
-    rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb
-
-    def forward(hidden_states, alibi=None, attention_mask=None, layer_past=None, position_embeddings=None, **named):
-        groups = module.query_key_value(hidden_states).unflatten(-1, (module.num_kv_heads, -1, module.head_dim))
-        parts = groups.split([groups.shape[3] - 2, 1, 1], 3)
-        query, key, value = (part.flatten(2, 3).transpose(1, 2) for part in parts)
-        query, key = rotate(query, key, *position_embeddings)
-        if layer_past is not None:
-            key, value = layer_past.update(key, value, module.layer_idx)
-        given = {"output_attentions": named.get("output_attentions")}
-        out, _ = attention_forward(module, query, key, value, attention_mask, **given)
-        return module.dense(out.flatten(2)), None
-
-    return {"forward": forward, **attention(module, rules)}
-
-
 def spelt_out(module: nn.Module, rules: Rules) -> Overlay:
     """A module by its own code, in which `functions` are treated."""
     own = forward_of(module)
@@ -149,33 +149,14 @@ def mixture_of_attentions(module: nn.Module, rules: Rules) -> Overlay:
     return {"forward": forward, "lrp_fast_rules": rules}
 
 
-def own_attention(module: nn.Module, rules: Rules) -> Overlay:
-    """GPT-J's and its kin's, which go past the interface, by a method of their own: (B, H, T, D) in and out."""
-    window = module.config.window_size if getattr(module, "attention_type", None) == "local" else None  # GPT-Neo's
-
-    def attend(query, key, value, attention_mask=None):
-        query, key = query.to(value.dtype), key.to(value.dtype)
-        given = {"scaling": _scale_of(module), "sliding_window": window}
-        out, _ = attention_forward(module, query, key, value, attention_mask, **given)
-        return out.transpose(1, 2), None
-
-    return {"_attn": attend, **attention(module, rules)}
-
-
-def _scale_of(attention: nn.Module) -> float:
-    """GPT-J divides the scores by a buffer, GPT-NeoX Japanese by a number, GPT-Neo by nothing."""
-    by = getattr(attention, "scale_attn", getattr(attention, "norm_factor", 1.0))
-    return 1 / float(by)
-
-
 def gated_norm(module: nn.Module, rules: Rules) -> Overlay:
     """A norm and an MLP that makes a sigmoid's share of what it puts out: `spelt_out`."""
     return spelt_out(module, rules)
 
 
 ATTENTIONS = (
-    attention, capped_attention, dynamic_mask_attention, falcon_attention, gated_attention, indexed_attention,
-    mixture_of_attentions, own_attention,
+    attention, capped_attention, dynamic_mask_attention, gated_attention, indexed_attention, mixture_of_attentions,
+    *SPELT_OUT,
 )  # fmt: skip
 
 
@@ -302,6 +283,14 @@ def activation(kind: str) -> Handler:
     return handler
 
 
+def gelu(module: nn.Module, rules: Rules) -> Overlay:
+    """PyTorch's own module, which knows both."""
+    return activation("gelu" if module.approximate == "none" else "gelu_tanh")(module, rules)
+
+
+gelu.kind = "gelu"
+
+
 def spelt_out_activation(kind: str) -> Handler:
     """As `activation`, where the module's own formula rounds otherwise than PyTorch's one operation."""
 
@@ -328,6 +317,9 @@ def pointwise(limit: float | str) -> Handler:
 
     handler.kind = "f"
     return handler
+
+
+bloom_gelu = pointwise(0.5)  # a function of autograd's, of fewer digits than PyTorch's
 
 
 def _by_ratio(module: nn.Module, rules: Rules, ratio: Callable[[torch.Tensor], torch.Tensor]) -> Overlay:

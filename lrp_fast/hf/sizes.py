@@ -12,6 +12,7 @@ from . import experts, handlers, state_space
 from .contributions import is_homogeneous
 from .families import MIXTURES, branch_dtype, handled, handler_of, last_linear, mlps_among, splits
 from .layers import decoder_layers
+from .spelt_out_attention import biases_scores, heads_with_biases
 from .walk import modules_of, own_weights
 from .weights import copies, device_of, is_offloaded, is_plain, nbytes, own_dtype, shape
 
@@ -155,6 +156,8 @@ def _unpacked_bytes(linear: nn.Module, layer: nn.Module) -> int:
 
 def _heads(attention: nn.Module, config) -> tuple[int, int, int]:
     """Heads, key/value heads, and features of each, as the families write them; ``config`` is the model's."""
+    if biases_scores(attention, handler := handler_of(attention)):
+        return heads_with_biases(attention, handler)
     config = getattr(attention, "config", config)
     queries = config.num_attention_heads
     features = getattr(attention, "qk_head_dim", None) or getattr(attention, "head_dim", None)

@@ -23,7 +23,7 @@ from lrp_fast import reference
 
 PRODUCTS = {
     torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm,
-    Tensor.bmm, torch.einsum, torch.baddbmm,
+    Tensor.bmm, torch.einsum, torch.baddbmm, Tensor.baddbmm,
 }  # fmt: skip
 ELEMENTWISE = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__}
 SCALES = {torch.rsqrt, Tensor.rsqrt, torch.sqrt, Tensor.sqrt, torch.linalg.vector_norm, Tensor.norm, torch.norm}
@@ -56,9 +56,12 @@ class Detached(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
+        args = (*args, *(kwargs.pop(name) for name in ("batch1", "batch2") if name in kwargs))  # of a baddbmm
         x = args[0] if args else None
         if isinstance(x, Tensor) and x.dtype == torch.float64 and "dtype" in kwargs and func in SQUASHES:
             kwargs.pop("dtype")
+        if func is torch.full and isinstance(args[-1], float):  # XGLM's least number, of a float64 model, is no float32
+            kwargs.setdefault("dtype", torch.float64)
         if func in CASTS and isinstance(x, Tensor) and x.dtype == torch.float64 and torch.is_grad_enabled():
             out = func(*args, **kwargs)
             out = x if out.dtype in (torch.float32, torch.bfloat16, torch.float16) else out
@@ -98,7 +101,8 @@ class Detached(TorchFunctionMode):
         elif func in SCALES:
             return func(*args, **kwargs).detach()
         elif func in (Tensor.pow, torch.pow, Tensor.__pow__):
-            return func(*args, **kwargs).detach() if args[1] < 0 else func(*args, **kwargs)
+            root = _explained(args[0]) and args[1] < 0
+            return func(*args, **kwargs).detach() if root else func(*args, **kwargs)
         elif func in POINTWISE and _explained(args[0]):
             return self.identity(lambda z: func(z, *args[1:], **kwargs), args[0])
         elif func is F.layer_norm:
@@ -203,23 +207,25 @@ def explained(
     """The logit difference of the last position, (L + 1, N) node relevance, and (N, N) edges a decoder layer: a
     backward pass a target row, through the layer alone. The model is changed for good."""
     model.set_attn_implementation("eager")
+    model.config._attn_implementation = "eager"  # Falcon's class says that it cannot be told
     model.config._experts_implementation = "eager"
     model.requires_grad_(False)
     mode, calls, outputs = Detached(rule), {}, {}
-    for module in model.modules():
-        if rule != "gradient" and type(module).__module__.endswith((".activations", ".activation")):
-            module.forward = partial(mode.identity, module.forward)
+    pointwise = [module for module in model.modules() if rule != "gradient" and _is_pointwise(type(module))]
+    for module in pointwise:
+        module.forward = partial(mode.identity, module.forward)
 
     def enter(module, args, named):
         calls.setdefault(module, (args, named))
 
     def leave(module, args, output):
-        outputs.setdefault(module, output[0] if isinstance(output, tuple) else output)
+        outputs.setdefault(module, output[0] if isinstance(output, tuple | list) else output)
 
     handles = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in layers]
     handles += [layer.register_forward_hook(leave) for layer in layers]
     embeddings = model.get_input_embeddings()
-    handles.append(embeddings.register_forward_hook(lambda *given: given[-1].requires_grad_()))
+    # A clone: CTRL scales it in place.
+    handles.append(embeddings.register_forward_hook(lambda *given: given[-1].requires_grad_().clone()))
     with carried(model, mode), mode:
         logits = model(input_ids=ids, use_cache=False).logits[0, -1]
     for handle in handles:
@@ -233,15 +239,24 @@ def explained(
         leaf, (args, named) = h.detach().requires_grad_(), calls[layer]
         with carried(model, mode), mode:
             output = layer(leaf, *args[1:], **named) if args else layer(**named | {"hidden_states": leaf})
-        output = output[0] if isinstance(output, tuple) else output
+        output = output[0] if isinstance(output, tuple | list) else output
         rows = []
         for j in range(ids.shape[1]):
             only = torch.zeros_like(g)
             only[:, j] = g[:, j]
             rows.append((torch.autograd.grad(output, leaf, only, retain_graph=True)[0] * leaf).sum(-1)[0].detach())
         edges.append(torch.stack(rows))
+    for module in pointwise:  # the first GPT's are all models'
+        del module.forward
     relevance = [(node * g).sum(-1)[0].detach() for node, g in zip(nodes, gs, strict=True)]
     return value.item(), torch.stack(relevance), edges
+
+
+def _is_pointwise(cls: type) -> bool:
+    """Whether it is an activation of transformers' or PyTorch's, or one with a backward pass of its own (Bloom's)."""
+    called = [cls.forward.__globals__.get(name) for name in cls.forward.__code__.co_names]
+    own = any(isinstance(one, type) and issubclass(one, torch.autograd.Function) for one in called)
+    return own or cls.__module__.endswith((".activations", ".activation"))
 
 
 def _hidden(args: tuple, named: dict) -> Tensor:
