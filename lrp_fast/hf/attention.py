@@ -56,7 +56,7 @@ def attention_forward(
         raise ValueError(f"{layer} passes {', '.join(unknown)} to its attention, which lrp_fast has no rule for")
     if attention_mask is not None and attention_mask.shape == (query.shape[0], 0):
         raise ValueError(f"{layer} is given a mask for reading in both directions, which lrp_fast has no rule for")
-    if attention_mask is not None and attention_mask.shape != (query.shape[0], 2):
+    if attention_mask is not None and attention_mask.shape not in ((query.shape[0], 2), (query.shape[0], 3)):
         raise ValueError(
             f"a ready attention mask of shape {tuple(attention_mask.shape)} reached {layer}: "
             "pass the (B, N) padding mask, causality and windows are the model's own (a model that makes such masks "
@@ -65,6 +65,10 @@ def attention_forward(
     if getattr(getattr(module, "config", None), "use_bidirectional_attention", False):
         # What it computes hangs on the implementation, and on padding: nothing to be like.
         raise ValueError(f"{layer} {both_ways(module)}")
+    chunk = None
+    if attention_mask is not None and attention_mask.shape[1] == 3:
+        *_, chunk = attention_mask[0].tolist()
+        attention_mask = attention_mask[:, :2]
     # Qwen2-MoE leaves its window to the mask, where lrp_fast has none. A layer with a window keeps it, in all families.
     window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
     ours = is_ours(module)
@@ -85,6 +89,7 @@ def attention_forward(
         scale=scaling,
         causal=getattr(module, "is_causal", True) if is_causal is None else is_causal,
         window=window,
+        chunk=chunk,
         bounds=attention_mask,
         softcap=softcap,
         sinks=s_aux,
@@ -126,7 +131,8 @@ def mask_bounds(
     batch_size: int, attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **kwargs
 ) -> Tensor | None:
     """transformers' mask interface: (B, 2) first and one-past-last real token of each row among the keys that there
-    are (a window may have cut off the first of them); None without padding.
+    are (a window may have cut off the first of them); None without padding. (B, 3), with their length, where the prompt
+    is longer than the chunks that the model reads by.
 
     Causality and sliding windows reach the attention by other ways, so nothing N x N is ever built.
     """
@@ -142,10 +148,31 @@ def mask_bounds(
             "the model asks for a mask that is neither causal nor a sliding window (packed sequences whose "
             "position_ids restart, or a custom mask function): run each sequence by itself"
         )
+    chunk = _chunk(**kwargs)
     if attention_mask is None or attention_mask.all():
-        return None
+        return None if chunk is None else torch.tensor([[0, kwargs["kv_length"], chunk]]).expand(batch_size, 3)
     bounds = (real_tokens(attention_mask) - kwargs.get("kv_offset", 0)).clamp(min=0)
+    if chunk is not None:
+        return torch.cat([bounds, torch.full_like(bounds[:, :1], chunk)], 1)
     return None if (bounds == bounds.new_tensor([0, kwargs["kv_length"]])).all() else bounds
+
+
+def _chunk(kv_length: int, kv_offset: int = 0, local_size: int | None = None, mask_function=None, **others) -> int | None:
+    """How long the chunks are that a mask of transformers' is of; None for another mask, or no more than one chunk.
+
+    Masks of windows have a length too. Within a window every token reads the one in front of it; a chunk's first does
+    not.
+    """
+    if local_size is None or mask_function is None or kv_offset + kv_length <= local_size:
+        return None
+    device = others["device"] if "device" in others else others["cache_position"].device  # of older releases
+    queries = torch.arange(local_size, 2 * local_size, device=device)
+    zero = queries.new_zeros(())
+    if mask_function(zero, zero, queries, queries - 1).all():
+        return None
+    if (others["q_length"] if "q_length" in others else len(others["cache_position"])) != kv_length:
+        raise ValueError(f"the model reads by chunks of {local_size} tokens, and a cache goes beyond one: use none")
+    return local_size
 
 
 def real_tokens(attention_mask: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def contributions(
         elif hasattr(handler, "kind"):  # behind the attention
             overlays.append((module, forward_name(module), lambda z: z))
     for mlp in mlps(layer):  # behind the attention
-        paired = handler_of(mlp) is experts.paired_mixture
+        paired = handler_of(mlp) in experts.PAIRED
         overlays.append((mlp, forward_name(mlp), (lambda x: (x, None)) if paired else lambda x: x))
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     with laid(overlays), torch.no_grad(), forward_ad.dual_level():

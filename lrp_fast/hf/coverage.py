@@ -181,8 +181,9 @@ def _words() -> Iterator[tuple]:
     yield experts.router, ("plain softmax, sigmoid and transpose; the choice passes nothing", "PyTorch")
     yield experts.gated_experts, ("act(gate) and up half each (cp: up); routing weight and output half each", "Triton")
     yield experts.plain_experts, ("as an MLP; routing weight and output half each", "Triton")
+    yield experts.input_scaled_experts, ("as gated experts; routing weight and input half each", "Triton")
     yield experts.clamped_experts, ("as a gated MLP; clamps: identity", "PyTorch")
-    for handler in (experts.mixture, experts.paired_mixture, experts.shared_mixture):
+    for handler in (experts.mixture, experts.shared_mixture, *experts.PAIRED):
         yield handler, ("routing weight and expert half each (cp: expert)", "PyTorch")
 
 

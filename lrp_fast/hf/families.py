@@ -20,7 +20,7 @@ from .walk import modules_of, named_modules_of, own_weights, without_adapters
 from .weights import ADAPTED, is_adapter, mixes_tokens, qualified_name
 
 # Modules that send each token through on its own (but see `splits`).
-MIXTURES = (experts.mixture, experts.shared_mixture, experts.paired_mixture)
+MIXTURES = (experts.mixture, experts.shared_mixture, *experts.PAIRED)
 MLPS = (
     handlers.gated_mlp, handlers.fused_gated_mlp, handlers.spelt_out_mlp, handlers.mlp, handlers.falcon_mlp,
     handlers.gpt2_mlp, *MIXTURES,

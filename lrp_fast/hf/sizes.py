@@ -125,7 +125,7 @@ def _mixture(mlp: nn.Module) -> tuple[int, int]:
     scores = [weight for part in modules_of(router) for _, weight in own_weights(part) if weight.ndim == 2]
     hidden = mixed.hidden_dim if hasattr(mixed, "hidden_dim") else scores[0].shape[1]
     inner = mixed.down_proj[0].numel() // hidden
-    shared = [shape(part.down_proj)[1] for part in modules_of(mlp) if handler_of(part) is handlers.gated_mlp]
+    shared = [_inner(part) for part in mlps_among([one for one in handled(mlp) if one[1] is not mlp])]
     return router.top_k * (inner + hidden) + sum(shared), router.top_k * of_each + sum(map(torch.numel, scores))
 
 

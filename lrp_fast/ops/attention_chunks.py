@@ -31,14 +31,15 @@ def together(
 ) -> list[Tensor | None]:
     """What ``compute`` makes of the chunks of ``given``, all (B, heads, T, ...) or None, put together; 0 at padding.
 
-    It is given the rows too, and returns tensors (B, heads, tokens, ...), or None in the place of one that is not there.
+    It is given the rows too, and returns tensors (B, heads, tokens, ...), or None in the place of one.
     """
     batch, _, length = given[0].shape[:3]
     whole = None
     for rows, tokens in pieces(bounds, length, chunk):
         parts = compute(rows, *(None if one is None else one[rows, :, tokens] for one in given))
         if whole is None:
-            whole = [one if one is None else one.new_zeros(batch, one.shape[1], length, *one.shape[3:]) for one in parts]
+            shapes = (None if one is None else (batch, one.shape[1], length, *one.shape[3:]) for one in parts)
+            whole = [None if one is None else one.new_zeros(to) for one, to in zip(parts, shapes, strict=True)]
         for put, part in zip(whole, parts, strict=True):
             if put is not None:
                 put[rows, :, tokens] = part
