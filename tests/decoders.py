@@ -69,8 +69,8 @@ PARTICULAR: dict[str, dict] = {
 
 # They rotate queries and keys, or carry a state, in float32 whatever the model's dtype.
 IN_FLOAT32 = (
-    "cohere", "cohere2", "cohere2_moe", "deepseek_v2", "ernie4_5", "ernie4_5_moe", "falcon_mamba", "hy_v3", "llama4", "llama4_text",
-    "mamba",    "mamba2", "modernbert-decoder", "mllama", "nemotron_h",
+    "cohere", "cohere2", "cohere2_moe", "deepseek_v2", "ernie4_5", "ernie4_5_moe", "falcon_mamba", "hy_v3", "llama4",
+    "llama4_text", "mamba", "mamba2", "modernbert-decoder", "mllama", "nemotron_h",
 )  # fmt: skip
 # What their own code says of their softmax or experts is another product than the one of the rule, and detached it is
 # another rule: here by plain gradients, and by cp where it has no such product. The first two's rules stand

@@ -157,7 +157,7 @@ def mask_bounds(
     return None if (bounds == bounds.new_tensor([0, kwargs["kv_length"]])).all() else bounds
 
 
-def _chunk(kv_length: int, kv_offset: int = 0, local_size: int | None = None, mask_function=None, **others) -> int | None:
+def _chunk(*, kv_length: int, kv_offset=0, local_size=None, mask_function=None, **others) -> int | None:
     """How long the chunks are that a mask of transformers' is of; None for another mask, or no more than one chunk.
 
     Masks of windows have a length too. Within a window every token reads the one in front of it; a chunk's first does

@@ -149,10 +149,16 @@ def _heads(attention: nn.Module, config) -> tuple[int, int, int]:
 
 
 def _window(attention: list[nn.Module]) -> int | None:
-    configs = (getattr(one, "config", None) for one in attention)
-    of_configs = [getattr(config, "sliding_window", None) for config in configs]
-    found = [getattr(one, "sliding_window", other) for one, other in zip(attention, of_configs, strict=True)]
+    found = [_reach(one) for one in attention]
     return None if None in found else max(found, default=None)
+
+
+def _reach(attention: nn.Module) -> int | None:
+    config, place = (getattr(attention, name, None) for name in ("config", "layer_idx"))
+    kinds = getattr(config, "layer_types", None) or []
+    if place is not None and kinds[place : place + 1] == ["chunked_attention"]:
+        return config.attention_chunk_size
+    return getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
 
 
 def _loaded_bytes(module: nn.Module) -> int:
