@@ -62,7 +62,7 @@ def attention_forward(
             "pass the (B, N) padding mask, causality and windows are the model's own (a model that makes such masks "
             "itself needs lrp_fast.patched or a newer transformers)"
         )
-    if getattr(getattr(module, "config", None), "use_bidirectional_attention", False):
+    if reads_both_ways(getattr(module, "config", None)):
         # What it computes hangs on the implementation, and on padding: nothing to be like.
         raise ValueError(f"{layer} {both_ways(module)}")
     chunk = None
@@ -102,7 +102,7 @@ def both_ways(module: nn.Module) -> str | None:
     config = getattr(module, "config", None)
     if getattr(module, "is_cross_attention", False):  # GPT-2's to an encoder, which text alone does not run
         return None
-    if getattr(config, "use_bidirectional_attention", False):
+    if reads_both_ways(config):
         why = "use_bidirectional_attention in its config"
     elif not (getattr(module, "is_causal", True) and getattr(config, "is_causal", True)):
         why = "its is_causal, or its config's, is False"
@@ -112,6 +112,11 @@ def both_ways(module: nn.Module) -> str | None:
         f"reads tokens in both directions ({why}), which lrp_fast has no rule for: lrp_fast explains models that read "
         "causally"
     )
+
+
+def reads_both_ways(config) -> bool:
+    """By what it is told; Gemma 4's "vision" is of images alone, for which it makes masks of its own."""
+    return getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision")
 
 
 def _each_row_without_its_padding(

@@ -10,15 +10,16 @@ from torch.autograd import forward_ad
 
 from .. import ops
 from ..rules import Rules
-from . import experts, handlers, weights
+from . import experts, handlers, sides, weights
 from .families import Part, branch_dtype, handled, handler_of, mlps, mlps_among, moves_tokens, was_audited
-from .overlay import forward_name, laid
+from .overlay import forward_name, forward_of, laid
 from .state_space import STATE_SPACES
 from .walk import modules_of
 
 _HOMOGENEOUS = (
     handlers.decoder_layer,
     handlers.pre_norm_decoder_layer,
+    sides.sided_decoder_layer,
     *handlers.ATTENTIONS,
     handlers.dropout,
     *handlers.LINEARS,
@@ -42,6 +43,8 @@ def has_closed_form(layers: list[nn.Module]) -> bool:
 
 
 def _why_none(layer: nn.Module) -> str | None:
+    if sides.has_side_routes(layer):
+        return "it reads more than the layer below puts out"
     held = handled(layer)
     others = [module for _, module, handler in held if handler in STATE_SPACES or moves_tokens(module)]
     if others:
@@ -76,11 +79,13 @@ def contributions(
             overlays.append((module, forward_name(module), _norm(module, _NORMS[handler], rules)))
         elif handler in handlers.ATTENTIONS:
             overlays.append((module, "lrp_fast_attend", attend))
+        elif handler in (*experts.ROUTERS, *experts.EXPERTS):  # behind the attention, where their layer calls them
+            overlays.append((module, forward_name(module), _unseen(module) if handler in experts.ROUTERS else _first))
         elif hasattr(handler, "kind"):  # behind the attention
             overlays.append((module, forward_name(module), lambda z: z))
     for mlp in mlps(layer):  # behind the attention
         paired = handler_of(mlp) in experts.PAIRED
-        overlays.append((mlp, forward_name(mlp), (lambda x: (x, None)) if paired else lambda x: x))
+        overlays.append((mlp, forward_name(mlp), (lambda x: (x, None)) if paired else _first))
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     with laid(overlays), torch.no_grad(), forward_ad.dual_level():
         layer(forward_ad.make_dual(x, x), *rest, **named)
@@ -105,6 +110,15 @@ def _has_bias(module: nn.Module, handler: handlers.Handler) -> bool:
     if handler in handlers.LINEARS:
         return weights.bias(module) is not None
     return getattr(module, "bias", None) is not None
+
+
+def _unseen(module: nn.Module) -> Callable:
+    own = forward_of(module)
+    return lambda x: own(forward_ad.unpack_dual(x).primal)
+
+
+def _first(x: Tensor, *_) -> Tensor:
+    return x
 
 
 def _linear(module: nn.Module, rules: Rules, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

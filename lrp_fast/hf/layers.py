@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
-from . import handlers
+from . import handlers, sides
 from .families import handler_of
 from .overlay import laid, replaced, uncompiled
 from .owner import is_ours, owned
@@ -16,7 +16,7 @@ from .positions import keeping_rotations
 from .walk import modules_of, named_modules_of
 from .weights import device_of
 
-_MARKS = (handlers.decoder_layer, handlers.pre_norm_decoder_layer)
+_MARKS = (handlers.decoder_layer, handlers.pre_norm_decoder_layer, sides.sided_decoder_layer)
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
