@@ -19,6 +19,7 @@ from .hf import (
     check_hooks,
     contributions,
     decoder_layers,
+    has_side_routes,
     head_reads,
     here,
     is_watched,
@@ -30,6 +31,7 @@ from .hf import (
 )
 from .memory import Plan
 from .rules import Rules
+from .sides import Sides, following, given_beside, left_in, lent
 from .store import Heap, Store, Stored
 
 # float16 holds nothing below 6e-8, and few digits below 6e-5. What enters a float16 model's backward pass is raised by
@@ -65,11 +67,23 @@ class _Pass:
     x: Tensor | Stored | None = None
     rest: tuple = ()  # the other arguments of its call: masks, rotary tables
     named: dict = field(default_factory=dict)
-    output: Tensor | None = None  # of a layer whose graph lives on
+    beside: list[Tensor] = field(default_factory=list)  # of these, what depends on hidden states: see `sides`
+    made: list[Tensor] = field(default_factory=list)  # what stands for what it made for later layers
+    outputs: list[Tensor] | None = None  # of a layer whose graph lives on: the hidden states, and what it made
     recorded: Recorded | None = None  # once the layer has run, `Stored` in place of tensors
     traces: list[list] | None = None  # where edges are asked for: an attention or scan each, in it one a target
     dropped: list[Tensor] = field(default_factory=list)  # one a target and attention, as `ops.attention` gives them
     raised: list[Tensor] = field(default_factory=list)  # (B, 1, 1) a target in a float16 model
+
+    @property
+    def others(self) -> list:
+        """The other arguments in one list."""
+        return [*self.rest, *self.named.values()]
+
+    def with_others(self, hidden: Tensor, others: list) -> tuple[tuple, dict]:
+        """The arguments of a call, with ``others`` in the place of its others."""
+        rest = len(self.rest)
+        return (hidden, *others[:rest]), dict(zip(self.named, others[rest:], strict=True))
 
     def most_dropped(self, targets: int, prompts: int) -> list[Tensor]:
         """For each target (B,), the largest share that an attention of the layer left out."""
@@ -119,7 +133,7 @@ def propagate(
         tell("backward", 0, count)
         for done in range(1, count + 1):
             layer, x, gs = down.step(gs)
-            above, nodes = nodes, [ops.node_relevance(x, g) for g in gs]
+            above, nodes = nodes, down.nodes(x, gs)
             relevance.append([one.cpu() for one in nodes])
             dropped.append(layer.most_dropped(len(nodes), len(x)))
             if observe is not None:
@@ -183,11 +197,13 @@ def propagate_between(
         for layer in range(count, source, -1):
             if layer == target:
                 gs = [_only(row, gs[0]) for row in rows]
+                if down.sides is not None:
+                    down.sides.forget()
             tell("backward", count - layer, count - source)
             _, x, gs = down.step(gs)
             down.heap.tidy()
         tell("backward", count - source, count - source)
-        return torch.stack([ops.node_relevance(x, g)[0].cpu() for g in gs])
+        return torch.stack([one[0].cpu() for one in down.nodes(x, gs)])
 
 
 def _silent(phase: str, done: int, total: int) -> None:
@@ -211,6 +227,8 @@ class _Descent:
     plan: Plan
     store: Store
     heap: Heap
+    sides: Sides | None
+    looked_up: list[Tensor] | None = None  # (B, N) a target, what reached the tokens past the first nodes
     output: Tensor | None = None  # of the next layer, where others' hooks may change it
 
     def start(self) -> tuple[Tensor, list[Tensor]]:
@@ -229,9 +247,21 @@ class _Descent:
         layer = self.layers.pop()
         if self.layers:
             _fetch(self.layers[-1], self.store)
+        made = [[] for _ in gs] if self.sides is None else self.sides.depart(layer.made, len(gs))
+        gs = [[gs.pop(0), *of_made] for of_made in made]
         x, gs = _back(layer, gs, self.rules, self.store, self.heap, self.plan, self.output)
         self.output = x.detach() if self.layers and self.layers[-1].watched else None
+        if self.sides is not None:
+            self.sides.arrive(layer.beside, [beside for _, *beside in gs])
+        gs = [g for g, *_ in gs]
+        if self.sides is not None and not self.layers:
+            self.looked_up = self.sides.reach(gs)
         return layer, x, gs
+
+    def nodes(self, x: Tensor, gs: list[Tensor]) -> list[Tensor]:
+        """(B, N) relevance, a target."""
+        found = [ops.node_relevance(x, g) for g in gs]
+        return found if self.looked_up is None else list(map(torch.add, found, self.looked_up))
 
 
 @contextmanager
@@ -252,14 +282,15 @@ def _descent(model, input_ids, positions, objective, rules, plan, tell, trace) -
             check_edges(run)
             for layer in layers:
                 layer.traces = []
+        sides = leaving.enter_context(following(model)) if any(map(has_side_routes, run)) else None
         input_ids = input_ids.clone()  # a caller's inference_mode made it what autograd cannot save
-        with _watched(layers, store, heap, plan, lambda done: tell("forward", done, len(layers))) as top:
+        with _watched(layers, store, heap, plan, lambda done: tell("forward", done, len(layers)), sides) as top:
             logits = _logits(model, input_ids, positions)
             if not top:
                 raise RuntimeError("the model did not run all of its decoder layers: it runs others at other lengths")
             scalars = objective(logits)
             del logits  # and the graph behind them
-        yield _Descent(layers, top, scalars, rules, plan, store, heap)
+        yield _Descent(layers, top, scalars, rules, plan, store, heap, sides)
 
 
 def _logits(model: nn.Module, input_ids: Tensor, positions: list[int]) -> Tensor:
@@ -283,33 +314,44 @@ def _fetch(layer: _Pass, store: Store) -> None:
 
 
 def _back(
-    layer: _Pass, gs: list[Tensor], rules: Rules, store: Store, heap: Heap, plan: Plan, known: Tensor | None
-) -> tuple[Tensor, list[Tensor]]:
-    """The layer's input, and the relevance gradients there from those at its output.
+    layer: _Pass,
+    gs: list[list[Tensor | None]],
+    rules: Rules,
+    store: Store,
+    heap: Heap,
+    plan: Plan,
+    known: Tensor | None,
+) -> tuple[Tensor, list[list[Tensor | None]]]:
+    """The layer's input, and the relevance gradients there, and at what it was given beside, a target.
 
-    ``known`` is the output of its first run, or None.
+    They come of those at its output and at what it made. ``known`` is the output of its first run, or None.
     """
     if layer.tier == "graph":
-        return layer.x, _gradients(get_gradient_edge(layer.output), layer.x, gs)
+        return layer.x, _gradients(list(map(get_gradient_edge, layer.outputs)), [layer.x, *layer.beside], gs)
     x = store.take(layer.x)
     recorded = layer.recorded.each(store.take)
     leaf = x.to(torch.promote_types(x.dtype, torch.float32)).requires_grad_()
     bounded = (layer.traces, plan.tolerance, layer.dropped)
     with replaying(layer.module, rules, recorded, plan.chunk_tokens, *bounded):
-        output = _hidden(layer.module(_for_others(leaf, layer), *layer.rest, **layer.named))
-        gs = [gs.pop(0).to(output.device, output.dtype) for _ in range(len(gs))]
-        edge = get_gradient_edge(output)
+        others = lent(layer.others)
+        args, named = layer.with_others(_for_others(leaf, layer), others)
+        output = _hidden(layer.module(*args, **named))
+        left = left_in(layer.others, others) if layer.made else ()
+        outputs = [output, *(one for *_, made in left for one in made)]
+        gs = [[None if g is None else g.to(output.device) for g in gs.pop(0)] for _ in range(len(gs))]
+        if x.dtype == torch.float16:
+            layer.raised = list(map(_raise, gs))
+        gs = [list(map(_as, gs.pop(0), outputs)) for _ in range(len(gs))]
+        edges = list(map(get_gradient_edge, outputs))
         if known is not None and not _is_again(output.detach(), known):
             raise RuntimeError(
                 f"a hook on {type(layer.module).__name__}, or on a part of it, did not do the same when the layer ran "
                 "again: let it depend on what it is given alone, or remove it"
             )
-        del output, known  # nobody else reads their values
+        del output, outputs, others, args, named, known  # nobody else reads their values
         heap.tidy()
-        if x.dtype != torch.float16:
-            return x, _gradients(edge, leaf, gs)
-        layer.raised = [_raise(g) for g in gs]
-        return x, [g.div_(factor) for g, factor in zip(_gradients(edge, leaf, gs), layer.raised, strict=True)]
+        found = _gradients(edges, [leaf, *layer.beside], gs)
+        return x, list(map(_lowered, found, layer.raised)) if layer.raised else found
 
 
 def _is_again(output: Tensor, first: Tensor) -> bool:
@@ -318,19 +360,36 @@ def _is_again(output: Tensor, first: Tensor) -> bool:
     return bool((output - first).abs().max() <= steps * first.abs().max())
 
 
-def _raise(g: Tensor) -> Tensor:
-    """Multiply each prompt's (N, D) by the power of two that brings its largest entry to `_LARGEST` or, at least, half
-    of it; return these, (B, 1, 1)."""
-    largest = g.abs().amax((1, 2), keepdim=True).clamp(min=2.0**-100)
+def _raise(gs: list[Tensor | None]) -> Tensor:
+    """Multiply each prompt's gradients, (N, D) and others, by the power of two that brings their largest entry to
+    `_LARGEST` or, at least, half of it; return these, (B, 1, 1)."""
+    there = [g for g in gs if g is not None]
+    largest = torch.stack([g.abs().flatten(1).amax(1) for g in there]).amax(0).clamp(min=2.0**-100)
     factor = _LARGEST * largest.frexp().mantissa / largest
-    g.mul_(factor)
-    return factor
+    for g in there:
+        g.mul_(factor.view(-1, *[1] * (g.ndim - 1)))
+    return factor.view(-1, 1, 1)
 
 
-def _gradients(edge: GradientEdge, x: Tensor, gs: list[Tensor]) -> list[Tensor]:
+def _lowered(gs: list[Tensor | None], factor: Tensor) -> list[Tensor | None]:
+    """What `_raise` has raised, in float32."""
+    wide = [None if g is None else g.float() for g in gs]
+    return [None if g is None else g.div_(factor.view(-1, *[1] * (g.ndim - 1))) for g in wide]
+
+
+def _as(g: Tensor | None, output: Tensor) -> Tensor | None:
+    return None if g is None else g.to(output.dtype)
+
+
+def _gradients(
+    edges: list[GradientEdge], inputs: list[Tensor], gs: list[list[Tensor | None]]
+) -> list[list[Tensor | None]]:
     found = []
     while gs:  # each is let go as soon as it has been used
-        found.append(torch.autograd.grad(edge, x, gs.pop(0), retain_graph=len(gs) > 0)[0])
+        there = [(edge, g) for edge, g in zip(edges, gs.pop(0), strict=True) if g is not None]
+        more = {"retain_graph": len(gs) > 0, "allow_unused": len(inputs) > 1}
+        found.append(list(torch.autograd.grad([edge for edge, _ in there], inputs, [g for _, g in there], **more)))
+        del there
     return found
 
 
@@ -345,13 +404,14 @@ def _hidden(output: Tensor | tuple) -> Tensor:
 
 @contextmanager
 def _watched(
-    layers: list[_Pass], store: Store, heap: Heap, plan: Plan, tell: Callable[[int], None]
+    layers: list[_Pass], store: Store, heap: Heap, plan: Plan, tell: Callable[[int], None], sides: Sides | None
 ) -> Iterator[list[Tensor]]:
     """While the model runs, take down every call of a layer. The last one's output goes to the list, as a leaf."""
     top: list[Tensor] = []
     running = ExitStack()
     thread, coming = here(), iter(layers)
     entered: list[_Pass] = []  # the layer that runs
+    borrowed: list[list] = []  # what `sides` lent it
     handed_on: list[tuple[Tensor, int]] = []  # what the last one that ran put out, and its version
 
     def enter(module, args, named):
@@ -387,7 +447,12 @@ def _watched(
             hidden = layer.x.detach().requires_grad_(layer.watched)
             running.enter_context(torch.set_grad_enabled(layer.watched))
             layer.recorded = running.enter_context(recording(module, plan.chunk_tokens))
-        return (_for_others(hidden, layer), *layer.rest), layer.named
+        if sides is not None:
+            layer.beside = given_beside(layer.others)
+            if layer is layers[0]:
+                sides.begin(last)
+        borrowed.append(layer.others if sides is None else lent(layer.others))
+        return layer.with_others(_for_others(hidden, layer), borrowed[-1])
 
     def leave(module, args, output):
         if here() is not thread:
@@ -395,9 +460,13 @@ def _watched(
         layer = entered.pop()
         hidden = _hidden(output)
         running.close()
-        if layer.tier == "graph":
-            layer.output = hidden
-        else:
+        layer.outputs = [hidden]
+        for own, key, made in list(left_in(layer.others, borrowed.pop())):
+            own[key] = tuple(one.detach().requires_grad_() for one in made)
+            layer.made += own[key]
+            layer.outputs += made
+        if layer.tier != "graph":
+            layer.outputs = None
             hidden = hidden.detach()
             layer.x = store.put(layer.x, layer.tier)
             layer.recorded = layer.recorded.each(lambda tensor: store.put(tensor, layer.tier))

@@ -33,6 +33,11 @@ TEXT = {
 HEADS = {"num_key_value_heads": 4}
 INDEXER = {"index_topk": 5, "index_head_dim": 12, "index_n_heads": 3, "mlp_layer_types": ["dense", "sparse", "sparse"]}
 DECODER = {"is_decoder": True, "hidden_act": "gelu"}
+# Chunks within the prompt, a layer without rotations, dense and mixed layers.
+LLAMA4 = {
+    "head_dim": 16, "attention_chunk_size": 4, "no_rope_layers": [1, 0, 1], "moe_layers": [1, 2], "floor_scale": 3,
+    "intermediate_size_mlp": 80, "num_local_experts": 4, "num_experts_per_tok": 2,
+}  # fmt: skip
 PARTICULAR: dict[str, dict] = {
     **dict.fromkeys(("deepseek_v3", "deepseek_v2", "axk1", "glm4_moe_lite", "youtu", "minicpm3"), HEADS),
     **dict.fromkeys(
@@ -47,6 +52,7 @@ PARTICULAR: dict[str, dict] = {
     "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]], "window_size": 7},
     "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 8, "n_groups": 2},
     "gemma3": {"text_config": TEXT | {"head_dim": 16}, "vision_config": TEXT | {"image_size": 28, "patch_size": 14}},
+    **dict.fromkeys(("llama4", "llama4_text"), LLAMA4),
     "roc_bert": DECODER | {"pronunciation_embed_dim": 8, "shape_embed_dim": 8, "pronunciation_vocab_size": 10,
                            "shape_vocab_size": 10, "concat_input": False, "enable_pronunciation": False,
                            "enable_shape": False},
@@ -88,8 +94,8 @@ PARTICULAR: dict[str, dict] = {
 
 # They rotate queries and keys, or carry a state, in float32 whatever the model's dtype.
 IN_FLOAT32 = (
-    "cohere", "cohere2", "cohere2_moe", "deepseek_v2", "ernie4_5", "ernie4_5_moe", "falcon_mamba", "hy_v3", "mamba",
-    "mamba2", "modernbert-decoder", "mllama", "nemotron_h",
+    "cohere", "cohere2", "cohere2_moe", "deepseek_v2", "ernie4_5", "ernie4_5_moe", "falcon_mamba", "hy_v3", "llama4",
+    "llama4_text", "mamba", "mamba2", "modernbert-decoder", "mllama", "nemotron_h",
 )  # fmt: skip
 # What their own code says of their softmax or experts is another product than the one of the rule, and detached it is
 # another rule: here by plain gradients, and by cp, where it has no such product.
@@ -121,8 +127,6 @@ REFUSED = {
     "inkling2_text": (_BESIDE, "reads more than what its last decoder layer puts out"),
     "inkling_text": ("relative positions, short convolutions", "Inkling"),
     "kimi_linear": ("Kimi's delta rule", "KimiLinearDeltaAttention, which computes silu"),
-    "llama4": ("chunked attention, its mixture", "Llama4"),
-    "llama4_text": ("chunked attention, its mixture", "Llama4"),
     "longcat_flash": ("two attentions a layer, experts that do nothing", "LongcatFlash"),
     "minimax": ("lightning attention", "MiniMaxLightningAttention, which multiplies"),
     "musicgen": ("several codebooks", "Musicgen"),
@@ -171,6 +175,7 @@ def build(model_type: str, dtype=torch.float64, seed: int = 0, **more):
             spread = {1: 0.5, 2: 1.5 * parameter[0].numel() ** -0.5}.get(parameter.ndim, 0.3)
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread + ("norm" in name))
         for name, buffer in model.named_buffers():
-            if "bias" in name and buffer.is_floating_point() and buffer.ndim < 3:  # of a router's choice
-                buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.1)
+            # Of a router's choice, not the first GPT's mask; Gemma 4's scale of a layer.
+            if ("bias" in name or "layer_scalar" in name) and buffer.is_floating_point() and buffer.ndim < 3:
+                buffer.add_(torch.randn(buffer.shape, generator=generator) * 0.1)
     return model.to(dtype).eval()

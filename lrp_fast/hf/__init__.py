@@ -11,6 +11,7 @@ from .layers import decoder_layers
 from .patching import passing, patched
 from .positions import keeping_rotations, made_for, position_limit
 from .replay import Recorded, attending, recording, replaying
+from .sides import has_side_routes
 from .sizes import LayerSize, head_dims, layer_sizes, weight_bytes
 from .taken import check_language_model, check_weights, language_model_class, reads_token_types
 from .threads import here
@@ -42,6 +43,7 @@ __all__ = [
     "give_language_model",
     "handlers",
     "has_closed_form",
+    "has_side_routes",
     "head_dims",
     "head_reads",
     "here",

@@ -78,7 +78,7 @@ def attention_forward(
     attention_mask = getattr(attention_mask, "bounds", attention_mask)  # of `indexed_attention`
     if attention_mask is not None and attention_mask.shape == (query.shape[0], 0):
         raise ValueError(f"{layer} is given a mask for reading in both directions, which lrp_fast has no rule for")
-    if attention_mask is not None and attention_mask.shape != (query.shape[0], 2):
+    if attention_mask is not None and attention_mask.shape not in ((query.shape[0], 2), (query.shape[0], 3)):
         raise ValueError(
             f"a ready attention mask of shape {tuple(attention_mask.shape)} reached {layer}: "
             "pass the (B, N) padding mask, causality and windows are the model's own (a model that makes such masks "
@@ -87,9 +87,13 @@ def attention_forward(
     if attention_mask is not None and any(choice.block > 1 for choice in choices):
         # What padding is read as decides which blocks are chosen: nothing to be like.
         raise ValueError(f"{layer} chooses among blocks of keys, padding among them: run each prompt by itself")
-    if getattr(getattr(module, "config", None), "use_bidirectional_attention", False):
+    if reads_both_ways(getattr(module, "config", None)):
         # What it computes hangs on the implementation, and on padding: nothing to be like.
         raise ValueError(f"{layer} {both_ways(module)}")
+    chunk = None
+    if attention_mask is not None and attention_mask.shape[1] == 3:
+        *_, chunk = attention_mask[0].tolist()
+        attention_mask = attention_mask[:, :2]
     # Qwen2-MoE leaves its window to the mask, where lrp_fast has none. A layer with a window keeps it, in all families.
     window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
     ours = is_ours(module)
@@ -110,6 +114,7 @@ def attention_forward(
         scale=scaling,
         causal=getattr(module, "is_causal", True) if is_causal is None else is_causal,
         window=window,
+        chunk=chunk,
         bounds=attention_mask,
         softcap=softcap,
         sinks=s_aux,
@@ -123,7 +128,7 @@ def both_ways(module: nn.Module) -> str | None:
     config = getattr(module, "config", None)
     if getattr(module, "is_cross_attention", False):  # GPT-2's to an encoder, which text alone does not run
         return None
-    if getattr(config, "use_bidirectional_attention", False):
+    if reads_both_ways(config):
         why = "use_bidirectional_attention in its config"
     elif not (getattr(module, "is_causal", getattr(module, "is_decoder", True)) and getattr(config, "is_causal", True)):
         why = "its is_causal or is_decoder, or its config's, is False"
@@ -133,6 +138,11 @@ def both_ways(module: nn.Module) -> str | None:
         f"reads tokens in both directions ({why}), which lrp_fast has no rule for: lrp_fast explains models that read "
         "causally"
     )
+
+
+def reads_both_ways(config) -> bool:
+    """By what it is told; Gemma 4's "vision" is of images alone, for which it makes masks of its own."""
+    return getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision")
 
 
 def _each_row_without_its_padding(
@@ -152,7 +162,8 @@ def mask_bounds(
     batch_size: int, attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **kwargs
 ) -> Tensor | None:
     """transformers' mask interface: (B, 2) first and one-past-last real token of each row among the keys that there
-    are (a window may have cut off the first of them); None without padding.
+    are (a window may have cut off the first of them); None without padding. (B, 3), with their length, where the prompt
+    is longer than the chunks that the model reads by.
 
     Causality and sliding windows reach the attention by other ways, so nothing N x N is ever built.
     """
@@ -168,9 +179,12 @@ def mask_bounds(
             "the model asks for a mask that is neither causal nor a sliding window (packed sequences whose "
             "position_ids restart, or a custom mask function): run each sequence by itself"
         )
+    chunk = _chunk(**kwargs)
     if attention_mask is None or attention_mask.all():
-        return None
+        return None if chunk is None else torch.tensor([[0, kwargs["kv_length"], chunk]]).expand(batch_size, 3)
     bounds = (real_tokens(attention_mask) - kwargs.get("kv_offset", 0)).clamp(min=0)
+    if chunk is not None:
+        return torch.cat([bounds, torch.full_like(bounds[:, :1], chunk)], 1)
     return None if (bounds == bounds.new_tensor([0, kwargs["kv_length"]])).all() else bounds
 
 
@@ -183,6 +197,24 @@ def padding_mask(
         return torch.zeros(batch_size, 1, 1, kv_length, dtype=torch.bool, device=device)
     keys = torch.arange(kv_length, device=bounds.device)
     return ((keys < bounds[:, :1]) | (keys >= bounds[:, 1:]))[:, None, None]
+
+
+def _chunk(*, kv_length: int, kv_offset=0, local_size=None, mask_function=None, **others) -> int | None:
+    """How long the chunks are that a mask of transformers' is of; None for another mask, or no more than one chunk.
+
+    Masks of windows have a length too. Within a window every token reads the one in front of it; a chunk's first does
+    not.
+    """
+    if local_size is None or mask_function is None or kv_offset + kv_length <= local_size:
+        return None
+    device = others["device"] if "device" in others else others["cache_position"].device  # of older releases
+    queries = torch.arange(local_size, 2 * local_size, device=device)
+    zero = queries.new_zeros(())
+    if mask_function(zero, zero, queries, queries - 1).all():
+        return None
+    if (others["q_length"] if "q_length" in others else len(others["cache_position"])) != kv_length:
+        raise ValueError(f"the model reads by chunks of {local_size} tokens, and a cache goes beyond one: use none")
+    return local_size
 
 
 def real_tokens(attention_mask: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 from .. import ops
 from ..rules import Rules
-from . import experts, handlers, weights
+from . import experts, handlers, sides, weights
 from .families import Part, branch_dtype, handled, handler_of, mlps, mlps_among, moves_tokens, was_audited
 from .overlay import forward_name, forward_of, laid
 from .spelt_out_attention import biases_scores
@@ -20,6 +20,7 @@ from .walk import modules_of
 _HOMOGENEOUS = (
     handlers.decoder_layer,
     handlers.pre_norm_decoder_layer,
+    sides.sided_decoder_layer,
     *(one for one in handlers.ATTENTIONS if one is not handlers.dynamic_mask_attention),
     handlers.dropout,
     *handlers.LINEARS,
@@ -44,6 +45,8 @@ def has_closed_form(layers: list[nn.Module], rules: Rules) -> bool:
 
 
 def _why_none(layer: nn.Module, rules: Rules) -> str | None:
+    if sides.has_side_routes(layer):
+        return "it reads more than the layer below puts out"
     held = handled(layer)
     known = "and the closed form of edges is of one attention or scan"
     if others := [module for _, module, handler in held if moves_tokens(module) and handler not in STATE_SPACES]:
@@ -98,11 +101,13 @@ def contributions(layer: nn.Module, rules: Rules, x: Tensor, rest: tuple, named:
             overlays.append((module, forward_name(module), _norm(module, _NORMS[handler], rules)))
         elif handler in handlers.ATTENTIONS:
             overlays.append((module, "lrp_fast_attend", attend))
+        elif handler in (*experts.ROUTERS, *experts.EXPERTS):  # behind the attention, where their layer calls them
+            overlays.append((module, forward_name(module), _unseen(module) if handler in experts.ROUTERS else _first))
         elif hasattr(handler, "kind"):
             overlays.append((module, forward_name(module), _activation(module, rules)))
     for mlp in mlps(layer):  # behind the attention
-        paired = handler_of(mlp) is experts.paired_mixture
-        overlays.append((mlp, forward_name(mlp), (lambda x: (x, None)) if paired else lambda x: x))
+        paired = handler_of(mlp) in experts.PAIRED
+        overlays.append((mlp, forward_name(mlp), (lambda x: (x, None)) if paired else _first))
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     places = torch.arange(x.shape[1], device=x.device) % reach
     calls = []
@@ -172,6 +177,15 @@ def _has_bias(module: nn.Module, handler: handlers.Handler) -> bool:
     if handler in handlers.LINEARS:
         return weights.bias(module) is not None
     return getattr(module, "bias", None) is not None
+
+
+def _unseen(module: nn.Module) -> Callable:
+    own = forward_of(module)
+    return lambda x: own(forward_ad.unpack_dual(x).primal)
+
+
+def _first(x: Tensor, *_) -> Tensor:
+    return x
 
 
 def _linear(module: nn.Module, rules: Rules, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import experts, handlers, indexed, spelt_out_attention, state_space, weights, wrappers
+from . import experts, handlers, indexed, sides, spelt_out_attention, state_space, weights, wrappers
 from .attention import both_ways
 from .audit import NOT_AUDITED
-from .families import MIXTURES, at_rest, handled, handler_of, vouch
+from .families import LAYERS, MIXTURES, at_rest, handled, handler_of, vouch
 from .walk import modules_of, named_modules_of, own_weights
 
 LOAD = "transformers.AutoModelForCausalLM.from_pretrained"
@@ -166,9 +166,9 @@ def _words() -> Iterator[tuple]:
     yield state_space.short_convolution, ("gates and what they gate half each (cp: what they gate)", "PyTorch")
     for handler in (handlers.leave, handlers.dropout, *wrappers.HANDLERS):
         yield handler, ("left as it is: sums, constants, parts with rules of their own", "")
-    for handler in (handlers.masking_model, handlers.padding_model):
+    for handler in (handlers.masking_model, handlers.padding_model, sides.sharing_model):
         yield handler, ("left as it is: parts with rules of their own", "")
-    for handler in (handlers.decoder_layer, handlers.pre_norm_decoder_layer, handlers.parallel_decoder_layer):
+    for handler in LAYERS:
         yield handler, ("residual sum: plain; what it puts out are nodes", "")
     for handler in handlers.ATTENTIONS:
         yield handler, ("values and weights half each, of these queries and keys half each (cp: values)", "Triton")
@@ -194,6 +194,7 @@ def _words() -> Iterator[tuple]:
     for handler in (experts.gated_experts, experts.wide_gated_experts):
         yield handler, ("act(gate) and up half each (cp: up); routing weight and output half each", "Triton")
     yield experts.plain_experts, ("as an MLP; routing weight and output half each", "Triton")
+    yield experts.input_scaled_experts, ("as gated experts; routing weight and input half each", "Triton")
     for handler in (experts.clamped_experts, experts.clamped_half_experts, experts.clamped_mlp):
         yield handler, ("as a gated MLP; clamps: identity", "PyTorch")
     for handler in MIXTURES:

@@ -116,9 +116,9 @@ def _fused_gated_mlp(module, g, x):
     return _linear(module.gate_up_proj, g_both, x)
 
 
-def _attention(g, query, key, value, *, scale, causal, window, softcap, sinks, **_):
+def _attention(g, query, key, value, *, scale, causal, window, chunk, softcap, sinks, **_):
     """Of one unpadded prompt, whatever rule the attention is told."""
-    mask = reference.visible(1, query.shape[2], key.shape[2], causal=causal, window=window)
+    mask = reference.visible(1, query.shape[2], key.shape[2], causal=causal, window=window, chunk=chunk)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return reference.attention_backward(g, query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks)
 

@@ -123,6 +123,23 @@ def _clamped(gate: Tensor, up: Tensor, alpha: float, limit: float, rules: Rules)
     return ops.product(gate, up + 1, rule=rules)
 
 
+def input_scaled_experts(module: nn.Module, rules: Rules) -> Overlay:
+    """Llama 4's: as `gated_experts`, where the weight multiplies what an expert reads; their weights (E, in, out).
+
+    That product is one of two explained factors like any other: half to each (cp: to what is read, which the gated MLP
+    behind it passes on as always).
+    """
+
+    def between(both):
+        gate, up = both.chunk(2, -1)
+        return ops.gated_mlp(gate, up, kind_of(module.act_fn), rule=rules)
+
+    def forward(hidden_states, top_k_index, top_k_weights):
+        return _mixed(module, hidden_states, top_k_index, top_k_weights, between, rules, ahead=True)
+
+    return {"forward": forward, "is_transposed": True}
+
+
 def _swish(z: Tensor, alpha: float) -> Tensor:
     return z * torch.sigmoid(z * alpha)
 
@@ -135,11 +152,15 @@ def _identity(z: Tensor, function: Callable, ratio: Callable, rules: Rules) -> T
     return ops.identity(z, y, r)
 
 
-def _mixed(experts, x, chosen, weights, between, rules, first: str = "gate_up_proj") -> Tensor:
-    """(N, D) from (N, D), the chosen experts (N, k) and their weights (N, k): a product an expert, of its own rows."""
+def _mixed(experts, x, chosen, weights, between, rules, first: str = "gate_up_proj", ahead: bool = False) -> Tensor:
+    """(N, D) from (N, D), the chosen experts (N, k) and their weights (N, k): a product an expert, of its own rows.
+
+    The weights multiply what the experts put out or, ``ahead``, what they read.
+    """
     count = chosen.shape[-1]
     experts_of, order = chosen.flatten().sort(stable=True)
-    rows = x[order // count]
+    rows, shares = x[order // count], weights.flatten()[order].unsqueeze(-1)
+    rows = ops.product(shares, rows, rule=rules) if ahead else rows
     parts = []
     stabilisers = {"epsilon": rules.epsilon, "gamma": rules.gamma}
     sizes = torch.bincount(experts_of, minlength=experts.num_experts).tolist()
@@ -147,7 +168,7 @@ def _mixed(experts, x, chosen, weights, between, rules, first: str = "gate_up_pr
         if len(part):
             hidden = between(ops.linear(part, *matrix_of(experts, first, expert), **stabilisers))
             parts.append(ops.linear(hidden, *matrix_of(experts, "down_proj", expert), **stabilisers))
-    out = ops.product(weights.flatten()[order].unsqueeze(-1), torch.cat(parts), rule=rules)
+    out = torch.cat(parts) if ahead else ops.product(shares, torch.cat(parts), rule=rules)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     return out[back].view(len(x), count, -1).sum(1).to(x.dtype)
 
@@ -178,5 +199,24 @@ def spelt_out_mixture(module: nn.Module, rules: Rules) -> Overlay:
     return spelt_out(module, rules)
 
 
+def input_scaled_mixture(module: nn.Module, rules: Rules) -> Overlay:
+    """Llama 4's: as `paired_mixture`, with an expert for all tokens, and `input_scaled_experts`.
+
+    Its own code sends all tokens through all experts, as zeros through those that they did not choose; here, none are.
+    """
+
+    def forward(hidden_states):
+        x = hidden_states.reshape(-1, hidden_states.shape[-1])
+        scores, logits = module.router(x)
+        weights, chosen = scores.topk(module.top_k)  # of the others it is exactly 0
+        routed = module.experts(x, chosen, weights)
+        return (module.shared_expert(x) + routed).view(hidden_states.shape), logits
+
+    return {"forward": forward}
+
+
 ROUTERS = (router, sampling_router)
-EXPERTS = (gated_experts, wide_gated_experts, plain_experts, clamped_experts, clamped_half_experts)
+EXPERTS = (
+    gated_experts, wide_gated_experts, plain_experts, clamped_experts, clamped_half_experts, input_scaled_experts,
+)  # fmt: skip
+PAIRED = (paired_mixture, input_scaled_mixture)

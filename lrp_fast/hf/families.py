@@ -13,17 +13,21 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import experts, forms, handlers, indexed, spelt_out_attention, state_space, wrappers
+from . import experts, forms, handlers, indexed, sides, spelt_out_attention, state_space, wrappers
 from .audit import audit
 from .handlers import Handler
 from .walk import modules_of, named_modules_of, own_weights, without_adapters
 from .weights import ADAPTED, is_adapter, mixes_tokens, qualified_name
 
 # Modules that send each token through on its own (but see `splits`).
-MIXTURES = (experts.mixture, experts.shared_mixture, experts.paired_mixture, experts.spelt_out_mixture)
+MIXTURES = (experts.mixture, experts.shared_mixture, experts.spelt_out_mixture, *experts.PAIRED)
 MLPS = (
     handlers.gated_mlp, handlers.fused_gated_mlp, handlers.spelt_out_mlp, handlers.mlp, handlers.falcon_mlp,
     handlers.gpt2_mlp, experts.clamped_mlp, *MIXTURES,
+)  # fmt: skip
+# What they put out are nodes.
+LAYERS = (
+    handlers.decoder_layer, handlers.pre_norm_decoder_layer, handlers.parallel_decoder_layer, sides.sided_decoder_layer,
 )  # fmt: skip
 # What an MLP calls the linear map that makes what it puts out.
 _LAST = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "Wo", "output_linear")
@@ -83,7 +87,7 @@ _KINDS = {
     "glue": handlers.leave, "attention": handlers.attention, "decoder layer": handlers.decoder_layer,
     "holder": handlers.holder,
 }  # fmt: skip
-_ROOMS = (handlers, experts, indexed, spelt_out_attention, state_space)
+_ROOMS = (handlers, experts, indexed, sides, spelt_out_attention, state_space)
 _MODELS = ("transformers.models.", "transformers_modules.")  # shipped, and brought by a checkpoint
 
 

@@ -9,14 +9,12 @@ import torch
 from torch import nn
 
 from . import handlers
-from .families import handler_of
+from .families import LAYERS, handler_of
 from .overlay import laid, replaced, uncompiled
 from .owner import is_ours, owned
 from .positions import keeping_rotations
 from .walk import modules_of, named_modules_of
 from .weights import device_of
-
-_MARKS = (handlers.decoder_layer, handlers.pre_norm_decoder_layer, handlers.parallel_decoder_layer)
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -58,7 +56,7 @@ def check_places(model: nn.Module) -> None:
 def _held(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module], list]:
     """The layers as the model holds them, what lies above them, and its configs."""
     held = named_modules_of(model, once=False)
-    found = [(path, one) for path, one in held if handler_of(one) in _MARKS]
+    found = [(path, one) for path, one in held if handler_of(one) in LAYERS]
     paths = {path[:end] for path, _ in found for end in range(len(path)) if end == 0 or path[end] == "."}
     above = list(dict.fromkeys(module for path, module in held if path in paths))
     configs = [module.config.get_text_config() for module in above if hasattr(module, "config")]

@@ -197,7 +197,7 @@ def _checkpointed(mlp: nn.Module, rows: int, unread: bool) -> Callable[[Tensor],
 def _alone(mlp: nn.Module) -> tuple[Callable, Callable]:
     """The MLP's forward pass without what nobody needs of it, and what makes its layer content with the result."""
     whole = forward_of(mlp)
-    if handler_of(mlp) is experts.paired_mixture:
+    if handler_of(mlp) in experts.PAIRED:
         return lambda x: whole(x)[0], lambda out: (out, None)
     return whole, lambda out: out
 

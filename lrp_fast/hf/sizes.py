@@ -61,7 +61,9 @@ def _layer_size(layer: nn.Module, config) -> LayerSize:
     held = handled(layer)
     found = mlps_among(held)
     attention = [module for _, module, handler in held if handler in handlers.ATTENTIONS]
-    mixtures = [_mixture(mlp) for mlp in found if handler_of(mlp) in MIXTURES]
+    mixtures = [_mixture(handled(mlp)) for mlp in found if handler_of(mlp) in MIXTURES]
+    beside = not mixtures and any(handler in experts.EXPERTS for _, _, handler in held)  # called by the layer (Gemma 4)
+    mixtures += [_mixture([part for part in held if part[1] not in found])] if beside else []
     lasts = [last for mlp in found if (last := last_linear(mlp)) is not None]
     projections = {part for module in attention for part in modules_of(module)}
     linears = [module for _, module, handler in held if handler in handlers.LINEARS]
@@ -72,7 +74,7 @@ def _layer_size(layer: nn.Module, config) -> LayerSize:
     own = next((module.config for module in attention if hasattr(module, "config")), config)
     widths = [_inner(mlp) for mlp in found if handler_of(mlp) not in MIXTURES] + [width for width, _ in mixtures]
     carrying = [module for _, module, handler in held if handler in state_space.STATE_SPACES]
-    whole = bool(carrying) or not (found and all(map(splits, found)))
+    whole = bool(carrying) or beside or not (found and all(map(splits, found)))
     if not widths:  # spelt out in a class that was audited: it takes all tokens at once
         widths = [max(shape(linear)) for linear in inside]
     widths += [_carried(module, handler_of(module)) for module in carrying]
@@ -130,19 +132,21 @@ def _scanned(module: nn.Module, handler: handlers.Handler) -> int:
     return (4 + 2 * lags) * module.intermediate_size + 4 * module.ssm_state_size
 
 
-def _mixture(mlp: nn.Module) -> tuple[int, int]:
-    """Of a mixture of experts, the inner features of a token, over all of its experts, and the weights that they take.
+def _mixture(held: list) -> tuple[int, int]:
+    """Of a mixture of experts, by what `handled` finds in it, the inner features of a token, over all of its experts,
+    and the weights that they take.
 
     What an expert reads and puts out exists once for each token that it serves too, and counts as an inner feature.
     """
-    (router,) = (part for part in modules_of(mlp) if handler_of(part) in experts.ROUTERS)
-    each = [weight[0].numel() for part in modules_of(mlp) for _, weight in own_weights(part) if weight.ndim == 3]
+    (router,) = (part for _, part, handler in held if handler in experts.ROUTERS)
+    each = [weight[0].numel() for _, part, _ in held for _, weight in own_weights(part) if weight.ndim == 3]
     scores = [weight for part in modules_of(router) for _, weight in own_weights(part) if weight.ndim == 2]
-    mixed = [part for part in modules_of(mlp) if handler_of(part) in experts.EXPERTS and hasattr(part, "hidden_dim")]
+    mixed = [part for _, part, handler in held if handler in experts.EXPERTS and hasattr(part, "hidden_dim")]
     hidden = mixed[0].hidden_dim if mixed else scores[0].shape[1]
     inner = min(each) // hidden  # of the last
-    shared = [shape(part.down_proj)[1] for part in modules_of(mlp) if handler_of(part) is handlers.gated_mlp]
-    return router.top_k * (inner + hidden) + sum(shared), router.top_k * sum(each) + sum(map(torch.numel, scores))
+    shared = [_inner(part) for part in mlps_among([one for one in held if one[2] not in MIXTURES])]
+    chosen = router.top_k if hasattr(router, "top_k") else router.config.top_k_experts
+    return chosen * (inner + hidden) + sum(shared), chosen * sum(each) + sum(map(torch.numel, scores))
 
 
 def _elements(linears: list[nn.Module]) -> int:
@@ -167,10 +171,16 @@ def _heads(attention: nn.Module, config) -> tuple[int, int, int]:
 
 
 def _window(attention: list[nn.Module]) -> int | None:
-    configs = (getattr(one, "config", None) for one in attention)
-    of_configs = [getattr(config, "sliding_window", None) for config in configs]
-    found = [getattr(one, "sliding_window", other) for one, other in zip(attention, of_configs, strict=True)]
+    found = [_reach(one) for one in attention]
     return None if None in found else max(found, default=None)
+
+
+def _reach(attention: nn.Module) -> int | None:
+    config, place = (getattr(attention, name, None) for name in ("config", "layer_idx"))
+    kinds = getattr(config, "layer_types", None) or []
+    if place is not None and kinds[place : place + 1] == ["chunked_attention"]:
+        return config.attention_chunk_size
+    return getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
 
 
 def _loaded_bytes(module: nn.Module) -> int:

@@ -34,6 +34,7 @@ WRAPPERS = {
     "janus": "Janus",
     "kimi_k25": "Kimi_K25",
     "lighton_ocr": "LightOnOcr",
+    "llama4": "Llama4",
     "llava": "Llava",
     "llava_next": "LlavaNext",
     "llava_next_video": "LlavaNextVideo",

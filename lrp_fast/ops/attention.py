@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..rules import Rules, as_rules
-from . import attention_bounded, attention_flash, attention_tiled, attention_vendor, bounded
+from . import attention_bounded, attention_chunks, attention_flash, attention_tiled, attention_vendor, bounded
 from .attention_chosen import Chosen
 from .backend import fused, kernels, preferred, table
 from .once import once
@@ -61,6 +62,7 @@ class Trace(NamedTuple):
     # Of a bounded pass: what was not left out of each prompt, (H, tiles of queries, tiles of keys) bool; None: all.
     tiles: list[Tensor | None] | None = None
     unit: tuple[int, int] | None = None  # queries and keys of a tile
+    chunk: int | None = None  # tokens of a chunk, outside of which nothing is read
 
     def of(self, prompt: int, start: int, end: int) -> Trace:
         """That of one prompt of a batch, whose tokens are ``start`` ... ``end`` - 1 of as many queries as keys."""
@@ -73,7 +75,7 @@ class Trace(NamedTuple):
             tiles = tiles[:, :rows, :columns]
         reach = self.reach.of(slice(prompt, prompt + 1), slice(start, end))
         whole = (query, key, value, kept, *back, reach, self.rules)
-        return Trace(g, *whole, None if tiles is None else [tiles], self.unit)
+        return Trace(g, *whole, None if tiles is None else [tiles], self.unit, self.chunk)
 
 
 class _Back(NamedTuple):
@@ -94,6 +96,7 @@ def attention(
     scale: float | None = None,
     causal: bool = True,
     window: int | None = None,
+    chunk: int | None = None,
     bounds: Tensor | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
@@ -117,6 +120,8 @@ def attention(
         key, value: (B, H_kv, S, D), H a multiple of H_kv.
         scale: of the scores, D ** -0.5 by default.
         causal: query i reads no key after i. window: it reads no key before i - window + 1.
+        chunk: a query reads keys of its own chunk alone, which are of as many tokens, from the row's first on. With
+            ``traces``, a pass over chunks is exact whatever the tolerance.
         bounds: (B, 2) int64 for padded batches: the real tokens of row b are bounds[b, 0] ... bounds[b, 1] - 1; the
             others neither read nor are read, and their output is zero.
         softcap: scores become softcap * tanh(score / softcap); attnlrp passes it by the identity rule.
@@ -134,7 +139,8 @@ def attention(
         tolerance: above 0, the backward pass is bounded: of each prompt, it leaves out the tiles of queries and keys of
             least mass, as many as hold no more than this share of all mass (`ops.bounded` says what that is). Where
             that would cost more than it saves, nothing is left out. 0 is the exact pass.
-        dropped: every backward pass appends the share of the mass that was left out, (B,) float64 on the CPU.
+        dropped: every backward pass appends the share of the mass that was left out, (B,) float64 on the CPU; of
+            chunks the largest one's.
 
     Returns:
         (B, H, T, D) in the dtype of the three.
@@ -145,13 +151,14 @@ def attention(
     """
     reach = _read(query, key, value, scale, causal, window, bounds, softcap, sinks)
     reach = _choosing(reach, chosen if kept is None else kept.chosen, block, query, key)
+    chunk = _chunk(chunk, query, key, bounds)
     tolerance = bounded.read_tolerance(tolerance)
     if tolerance and impl == "vendor":
         raise ValueError("PyTorch's FlashAttention leaves nothing out: with a tolerance, use impl='auto'")
     if tolerance and traces is not None and bounds is not None:
         raise ValueError("traces of a bounded backward pass are of prompts without bounds: leave out bounds=")
     given = (query, key, value, sinks, bounds, reach, as_rules(rule))
-    return _Attention.apply(*given, _paths(*given, impl), kept, traces, tolerance, dropped)
+    return _Attention.apply(*given, _paths(*given, chunk, impl), kept, traces, tolerance, dropped, chunk)
 
 
 def attention_forward(
@@ -163,6 +170,7 @@ def attention_forward(
     scale: float | None = None,
     causal: bool = True,
     window: int | None = None,
+    chunk: int | None = None,
     bounds: Tensor | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
@@ -172,10 +180,10 @@ def attention_forward(
 ) -> Kept:
     """The forward pass of `attention` by itself, with the same arguments, not differentiable."""
     reach = _read(query, key, value, scale, causal, window, bounds, softcap, sinks)
-    reach = _choosing(reach, chosen, block, query, key)
+    reach, chunk = _choosing(reach, chosen, block, query, key), _chunk(chunk, query, key, bounds)
     given = (query, key, value, sinks, bounds, reach, as_rules(rule))
     with torch.no_grad():
-        kept = _forward(*given, _paths(*given, impl).forward)
+        kept = _forward(*given, _paths(*given, chunk, impl).forward, chunk)
     return kept if reach.chosen is None else kept._replace(chosen=reach.chosen.index)
 
 
@@ -187,10 +195,11 @@ class _Paths(NamedTuple):
     settled: bool  # whatever gradient comes
 
 
-def _paths(query, key, value, sinks, bounds, reach, rules, impl) -> _Paths:
+def _paths(query, key, value, sinks, bounds, reach, rules, chunk, impl) -> _Paths:
     by_tiles = reach.chosen is not None
     if by_tiles and impl in ("vendor", "triton"):
         raise ValueError(f"chosen keys are read in plain PyTorch, not by {impl!r}: use impl='auto'")
+    bounds = bounds if chunk is None else None  # chunks are cut out of their rows
     if by_tiles or (impl != "vendor" and not fused(query, impl, served=query.shape[-1] <= 256, also=("vendor",))):
         return _Paths("torch", "torch", True)
     if impl == "triton":
@@ -215,6 +224,16 @@ def _read(query, key, value, scale, causal, window, bounds, softcap, sinks) -> R
 def _choosing(reach: Reach, chosen, block: int, query: Tensor, key: Tensor) -> Reach:
     index = chosen() if callable(chosen) else chosen
     return reach if index is None else reach._replace(chosen=Chosen.read(index, block, query, key))
+
+
+def _chunk(chunk: int | None, query: Tensor, key: Tensor, bounds: Tensor | None) -> int | None:
+    """None where no row is longer than one."""
+    if chunk is None:
+        return None
+    if chunk < 1 or query.shape[2] != key.shape[2]:
+        counts = f"{query.shape[2]} queries and {key.shape[2]} keys"
+        raise ValueError(f"chunks are of at least 1 token, and of as many queries as keys, not {chunk} of {counts}")
+    return chunk if attention_chunks.longest(bounds, key.shape[2]) > chunk else None
 
 
 def _check(query, key, value, window, bounds, softcap, sinks):
@@ -243,11 +262,11 @@ def _check(query, key, value, window, bounds, softcap, sinks):
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, sinks, bounds, reach, rules, paths, kept, traces, tolerance, dropped):
+    def forward(ctx, query, key, value, sinks, bounds, reach, rules, paths, kept, traces, tolerance, dropped, chunk):
         if kept is None:
-            kept = _forward(query, key, value, sinks, bounds, reach, rules, paths.forward)
+            kept = _forward(query, key, value, sinks, bounds, reach, rules, paths.forward, chunk)
         ctx.reach, ctx.rules, ctx.paths = reach, rules, paths
-        ctx.traces, ctx.tolerance, ctx.dropped = traces, tolerance, dropped
+        ctx.traces, ctx.tolerance, ctx.dropped, ctx.chunk = traces, tolerance, dropped, chunk
         ctx.save_for_backward(query, key, value, kept.out, kept.lse, kept.size, bounds, sinks)
         return kept.out.view_as(kept.out)
 
@@ -258,17 +277,20 @@ class _Attention(torch.autograd.Function):
         path = ctx.paths.backward
         if path == "vendor" and (ctx.tolerance or not (ctx.paths.settled or attention_vendor.is_better(g))):
             path = "triton"
-        back = _BACKWARDS[path](g, *saved, bounds, sinks, ctx.reach, ctx.rules, ctx.tolerance)
+        back = _backward(path, g, saved, bounds, sinks, ctx)
         if ctx.dropped is not None:
             ctx.dropped.append(torch.tensor(back.dropped or [0.0] * len(g), dtype=torch.float64, device="cpu"))
         if ctx.traces is not None:
             query, key, value, *kept = [None if t is None else t.detach() for t in saved]
             trace = (g, query, key, value, Kept(*kept), *back.grads[1:], ctx.reach, ctx.rules, back.tiles, back.unit)
-            ctx.traces.append(Trace(*trace))
-        return *back.grads, *[None] * 9
+            ctx.traces.append(Trace(*trace, ctx.chunk))
+        return *back.grads, *[None] * 10
 
 
-def _forward(query, key, value, sinks, bounds, reach, rules, path) -> Kept:
+def _forward(query, key, value, sinks, bounds, reach, rules, path, chunk=None) -> Kept:
+    if chunk is not None:
+        each = partial(_forward, sinks=sinks, bounds=None, reach=reach, rules=rules, path=path)
+        return Kept(*attention_chunks.together(lambda _, *given: each(*given), (query, key, value), bounds, chunk))
     if path == "torch":
         return _torch_forward(query, key, value, sinks, bounds, reach, rules)
     if path == "vendor":
@@ -276,6 +298,22 @@ def _forward(query, key, value, sinks, bounds, reach, rules, path) -> Kept:
     given = {"sinks": sinks, "bounds": bounds, "absolute": rules.attention_gamma > 0}
     given |= reach.without_choice()
     return Kept(*kernels("attention").forward(query, key, value, **given, table=table(query)))
+
+
+def _backward(path, g, saved, bounds, sinks, ctx) -> _Back:
+    own, shared = _BACKWARDS[path], (sinks, ctx.reach, ctx.rules)
+    if ctx.chunk is None:
+        return own(g, *saved, bounds, *shared, ctx.tolerance)
+    most = torch.zeros(len(g), dtype=torch.float64)
+
+    def each(rows, *given):
+        back = own(*given, None, *shared, ctx.tolerance if ctx.traces is None else 0.0)
+        if back.dropped is not None:
+            most[rows] = most[rows].maximum(torch.tensor(back.dropped, dtype=torch.float64))
+        return back.grads
+
+    grads = attention_chunks.together(each, (g, *saved), bounds, ctx.chunk)
+    return _Back(tuple(grads), dropped=most.tolist())
 
 
 def _fused_backward(g, query, key, value, out, lse, size, bounds, sinks, reach, rules, tolerance) -> _Back:

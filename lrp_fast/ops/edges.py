@@ -20,9 +20,10 @@ from torch import Tensor
 
 from .attention import Trace, at_values
 from .attention_bounded import TILE, blocked, visits
+from .attention_chunks import chunks_of
 from .attention_tiled import capped, hide, reached, tiles
 from .backend import fused, kernels, table
-from .select import Selected, Tile, by_mass, by_row, listed
+from .select import Selected, Tile, by_mass, by_row, joined, listed
 
 # Edges that the kernels write at a time, 64 MiB of them; the same memory for all.
 _BUFFER = 1 << 24
@@ -63,15 +64,42 @@ def attention_edges(
     if (topk is None) == (mass is None):
         raise ValueError("give one of topk= and mass=")
     small = trace.query.shape[-1] * trace.query.element_size() <= 512
-    if trace.reach.chosen is None and fused(trace.query, impl, served=small):
-        given = _prepared(trace, key_part, value_part)
-        if topk is not None and topk <= kernels("edges").MOST:
-            return listed(*kernels("edges").strongest(given, rows, topk, table(trace.query)))
-        computed, room = partial(_fused_tiles, trace, given), 0
-    else:
-        tiles = bounded_tiles if trace.unit == (TILE, TILE) else edge_tiles
-        computed, room = partial(tiles, trace, key_part=key_part, value_part=value_part), HELD
+    by_kernels = trace.reach.chosen is None and fused(trace.query, impl, served=small)
+    if by_kernels and topk is not None and topk <= kernels("edges").MOST:
+        return joined([_strongest(*chunk, topk) for chunk in _chunks(trace, rows, key_part, value_part)])
+    computed, room = partial(attention_tiles, trace, key_part, value_part, by_kernels), 0 if by_kernels else HELD
     return by_row(computed(rows), topk) if mass is None else by_mass(computed, rows, mass, own, room, impl)
+
+
+def _chunks(
+    trace: Trace, rows: Tensor, key_part: Tensor | None, value_part: Tensor | None
+) -> Iterator[tuple[int, Tensor, Trace, Tensor | None, Tensor | None]]:
+    """Where each chunk begins, its queries counted from there, and what of the others is the chunk's; without chunks
+    the whole."""
+    if trace.chunk is None:
+        yield 0, rows, trace, key_part, value_part
+        return
+    for tokens, own in chunks_of(rows, trace.key.shape[2], trace.chunk):
+        parts = (None if part is None else part[:, :, tokens] for part in (key_part, value_part))
+        yield tokens.start, own, trace.of(0, tokens.start, tokens.stop)._replace(chunk=None), *parts
+
+
+def attention_tiles(
+    trace: Trace, key_part: Tensor | None, value_part: Tensor | None, by_kernels: bool, rows: Tensor
+) -> Iterator[Tile]:
+    for start, own, chunk, *parts in _chunks(trace, rows, key_part, value_part):
+        if by_kernels:
+            found = _fused_tiles(chunk, _prepared(chunk, *parts), own)
+        else:
+            found = (bounded_tiles if chunk.unit == (TILE, TILE) else edge_tiles)(chunk, own, *parts)
+        for position, keys, entries in found:
+            yield position + start, slice(keys.start + start, keys.stop + start), entries
+
+
+def _strongest(start: int, rows: Tensor, trace: Trace, key_part, value_part, topk: int) -> Selected:
+    given = _prepared(trace, key_part, value_part)
+    columns, weights, dropped = kernels("edges").strongest(given, rows, topk, table(trace.query))
+    return listed(columns + start, weights, dropped)
 
 
 def crossing(trace: Trace, key_part: Tensor | None = None, value_part: Tensor | None = None) -> Tensor:
@@ -95,7 +123,7 @@ def _prepared(trace: Trace, key_part: Tensor | None, value_part: Tensor | None):
         trace.query,
         trace.key,
         trace.value,
-        *trace.kept,
+        *trace.kept[:3],
         key_part=key_part,
         value_part=value_part,
         **trace.reach.without_choice(),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .attention import Trace
 from .attention_bounded import TILE
-from .edges import HELD, attention_edges, bounded_tiles, crossing, edge_tiles
+from .edges import HELD, attention_edges, attention_tiles, crossing
 from .once import once
 from .select import Selected, Tile, by_mass, by_row
 
@@ -144,8 +144,7 @@ def _crossing(trace: Trace | Mixed, parts: Parts) -> Tensor:
 def _computed(one: Mixing) -> Callable[[Tensor], Iterator[Tile]]:
     trace, parts = one
     if isinstance(trace, Trace):
-        tiles = bounded_tiles if trace.unit == (TILE, TILE) else edge_tiles
-        return partial(tiles, trace, key_part=parts[0], value_part=parts[1])
+        return partial(attention_tiles, trace, *parts, False)
     given, back = (tuple(None if t is None else t[0] for t in these) for these in (trace.given, trace.back))
     edges = trace.form(trace.g[0], given, back, tuple(None if t is None else t[:, 0] for t in parts))
     return lambda rows: [(rows, slice(0, int(rows[-1]) + 1), edges(rows))]

@@ -41,7 +41,7 @@ class Selected(NamedTuple):
 
 def by_row(tiles: Iterable[Tile], k: int) -> Selected:
     """The ``k`` entries of largest magnitude in each row; of equal ones those further to the left."""
-    return _joined([_strongest(keys, entries, k) for _, keys, entries in tiles])
+    return joined([_strongest(keys, entries, k) for _, keys, entries in tiles])
 
 
 def listed(columns: Tensor, weights: Tensor, dropped: Tensor) -> Selected:
@@ -79,14 +79,14 @@ def by_mass(
         found = []
         for position, keys, entries in tiles(rows):
             found.append(_chosen(keys, entries, (_sizes(position, keys, entries, own) > 0) & (entries != 0)))
-        return _joined(found)
+        return joined(found)
     stayed: list[Tile] = []
     masses = _masses(_holding(tiles(rows), stayed, room), own, impl)
     again = chain(stayed, tiles(rows[sum(len(position) for position, _, _ in stayed) :]))
     above = masses.flip(0).cumsum(0).flip(0)  # what a bin holds with all above it
     goal = share * above[0].item()
     if goal == 0:
-        return _joined([_chosen(keys, entries, entries.isnan()) for _, keys, entries in again])
+        return joined([_chosen(keys, entries, entries.isnan()) for _, keys, entries in again])
     last = int((above >= goal).nonzero()[-1])
     held = (above[last] - masses[last]).item()
 
@@ -102,7 +102,7 @@ def by_mass(
     reached = held + ordered.double().cumsum(0) >= goal
     # Where rounding leaves the sum short of the goal, the bin is needed whole.
     threshold = ordered[int(reached.int().argmax())] if reached.any() else ordered[-1]
-    selected = _joined(parts)
+    selected = joined(parts)
     return _without(selected, (size < threshold) | (selected.weights == 0))
 
 
@@ -189,7 +189,8 @@ def _collected(keys: slice, entries: Tensor, size: Tensor, mask: Tensor) -> tupl
     return Selected(mask.sum(-1).cpu(), columns.cpu(), weights.cpu(), dropped.cpu()), size.cpu()
 
 
-def _joined(parts: list[Selected]) -> Selected:
+def joined(parts: list[Selected]) -> Selected:
+    """The rows of one after those of another."""
     return Selected(*map(torch.cat, zip(*parts, strict=True)))
 
 

@@ -13,11 +13,19 @@ from .linear import epsilon_factor, quotient, same_sign, sign
 
 
 def visible(
-    batch: int, queries: int, keys: int, *, causal: bool = True, window: int | None = None, bounds: Tensor | None = None
+    batch: int,
+    queries: int,
+    keys: int,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    chunk: int | None = None,
+    bounds: Tensor | None = None,
 ) -> Tensor:
     """(B, 1, T, S) bool: which key each query may read.
 
-    ``window``: query i reads keys i - window + 1 ... i. ``bounds`` (B, 2): the real tokens of a row are
+    ``window``: query i reads keys i - window + 1 ... i. ``chunk``: it reads keys of its own chunk of as many tokens,
+    which begin with the row's first. ``bounds`` (B, 2): the real tokens of a row are
     bounds[b, 0] ... bounds[b, 1] - 1; a query outside reads nothing and its output is zero.
     """
     i = torch.arange(keys - queries, keys)[:, None]
@@ -27,8 +35,11 @@ def visible(
         mask &= j <= i
     if window is not None:
         mask &= j > i - window
+    if chunk is not None:
+        first = torch.zeros(batch, 1, 1, dtype=torch.int64) if bounds is None else bounds[:, 0, None, None]
+        mask = mask & ((j - first) // chunk == (i - first) // chunk)
     if bounds is None:
-        return mask.expand(batch, 1, queries, keys)
+        return mask.view(-1, 1, queries, keys).expand(batch, 1, queries, keys)
     real_i = (i >= bounds[:, 0, None, None]) & (i < bounds[:, 1, None, None])
     real_j = (j >= bounds[:, 0, None, None]) & (j < bounds[:, 1, None, None])
     return (mask & real_i & real_j)[:, None]

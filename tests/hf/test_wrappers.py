@@ -16,6 +16,8 @@ from lrp_fast.cli import main
 from lrp_fast.hf import coverage, give_language_model
 from lrp_fast.hf.families import at_rest, handled
 from lrp_fast.hf.wrappers import WRAPPERS
+from tests import decoders
+from tests.conftest import FAMILIES
 
 # family of the language model: what differs in it from `tiny`'s, as wrappers leave out what stands behind the head
 PLAIN = {
@@ -48,6 +50,7 @@ CASES = {
     "janus": (["llama"], {}),
     "kimi_k25": (["llama"], {}),
     "lighton_ocr": (["qwen3"], {}),
+    "llama4": (["llama4_text"], {"vision_config": VISION, "pad_token_id": 0}),
     "llava": (["llama", "phi3", "gpt_neox"], SIGLIP),
     "llava_next": (["mistral"], SIGLIP),
     "llava_next_video": (["llama"], SIGLIP),
@@ -91,8 +94,11 @@ def wrapped(tiny):
     def build(home, family, dtype=torch.float64, **settings):
         if class_of(home) is None:
             pytest.skip("this transformers does not have it")
+        if home == "llama4" and transformers.__version__ >= "5.24":
+            pytest.skip("it asks its language model for what that does not return")
         given = copy.deepcopy(CASES[home][1])
-        alone = tiny(family, dtype, **PLAIN.get(family, {}) | settings)
+        make = tiny if family in FAMILIES else decoders.build
+        alone = make(family, dtype, **PLAIN.get(family, {}) | settings)
         if home in ("aya_vision", "fast_vlm", "perception_lm", "llava", "gemma3"):
             given["vision_config"] = transformers.SiglipVisionConfig(**VISION)
             given["vision_config"].model_args = {"embed_dim": 16}  # as timm's have it

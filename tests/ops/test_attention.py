@@ -26,8 +26,8 @@ def run(query, key, value, g, scale=0.4, **flags):
     return out.detach(), torch.autograd.grad(out, leaves, g, allow_unused=True)
 
 
-def define(query, key, value, g, rules, *, scale=0.4, causal=True, window=None, bounds=None, softcap=None, sinks=None):
-    mask = reference.visible(len(query), query.shape[2], key.shape[2], causal=causal, window=window, bounds=bounds)
+def define(query, key, value, g, rules, *, scale=0.4, softcap=None, sinks=None, **reach):
+    mask = reference.visible(len(query), query.shape[2], key.shape[2], **reach)
     sinks = None if sinks is None else sinks.to(query.dtype)
     flags = {"scale": scale, "softcap": softcap, "sinks": sinks}
     out = reference.attention(query, key, value, mask, **flags)
@@ -60,6 +60,34 @@ def test_equals_the_definition_in_float64(rule, epsilon, gamma):
         assert gap(out, truth) <= 1e-10, flags
         for one, other in zip(grads, expected, strict=True):
             assert gap(one, other) <= 1e-10, flags
+
+
+@pytest.mark.parametrize("rule", ["attnlrp", "cp", "gradient"])
+@pytest.mark.parametrize("epsilon, gamma", [(0.0, 0.0), (0.01, 0.3)])
+@pytest.mark.parametrize("chunk", [1, 4, 5, 11, 12])
+def test_chunks_equal_the_definition_in_float64(rule, epsilon, gamma, chunk):
+    rules = Rules(rule, attention_epsilon=epsilon, attention_gamma=gamma)
+    sinks = torch.linspace(-1, 1, 4, dtype=torch.float64)
+    for flags in (
+        {}, {"window": 3}, {"causal": False}, {"softcap": 5.0, "sinks": sinks},
+        {"bounds": torch.tensor([[0, 8], [2, 11]])},
+    ):  # fmt: skip
+        tensors = make(11, 11, 4, 2, torch.float64)
+        out, grads = run(*tensors, rule=rules, chunk=chunk, **flags)
+        truth, expected = define(*tensors, rules, chunk=chunk, **flags)
+        assert gap(out, truth) <= 1e-10, flags
+        for one, other in zip(grads, expected, strict=True):
+            assert gap(one, other) <= 1e-10, flags
+
+
+def test_what_a_bounded_pass_over_chunks_leaves_out_is_within_the_tolerance():
+    query, key, value, g = make(700, 700, 2, 1, torch.float64)
+    g[:, :, 350:] *= 1e-6  # the chunks behind are no part of the others' choice
+    dropped = []
+    _, grads = run(query, key, value, g, chunk=350, tolerance=0.3, dropped=dropped)
+    _, exact = run(query, key, value, g, chunk=350)
+    assert len(dropped) == 1 and (dropped[0] > 0).all() and (dropped[0] <= 0.3).all()
+    assert max(gap(one, other) for one, other in zip(grads, exact, strict=True)) > 1e-6
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.4])
@@ -231,8 +259,9 @@ def test_a_sink_of_minus_infinity_is_none(rule, window):
 
 def test_a_batch_of_nothing_but_padding_gives_zeros():
     tensors = make(11, 11, 4, 2, torch.float32)
-    out, grads = run(*tensors, bounds=torch.zeros(2, 2, dtype=torch.long))
-    assert not out.any() and not any(t.any() for t in grads)
+    for chunk in (None, 4):
+        out, grads = run(*tensors, bounds=torch.zeros(2, 2, dtype=torch.long), chunk=chunk)
+        assert not out.any() and not any(t.any() for t in grads)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +271,8 @@ def test_a_batch_of_nothing_but_padding_gives_zeros():
         ({"key": torch.ones(2, 2, 11, 4)}, r"takes query \(B, H, T, D\)"),
         ({"query": torch.ones(2, 4, 12, 8)}, r"1 \.\.\. S queries over S keys"),
         ({"window": 0}, "window must be at least 1, not 0"),
+        ({"chunk": 0}, "chunks are of at least 1 token"),
+        ({"chunk": 4, "query": torch.ones(2, 4, 7, 8)}, "as many queries as keys, not 4 of 7 queries and 11 keys"),
         ({"softcap": 0.0}, "softcap must be positive, not 0.0"),
         ({"sinks": torch.ones(3)}, r"one number a head, \(4,\), not \(3,\)"),
         ({"bounds": torch.tensor([[0, 60], [0, 5]])}, "bounds must lie within the 11 tokens"),

@@ -86,6 +86,29 @@ def test_a_prompt_of_a_batch_has_the_edges_that_it_has_alone(rule):
             call()
 
 
+@pytest.mark.parametrize("rule", ["attnlrp", "cp"])
+@pytest.mark.parametrize("chunk", [1, 4, 11])
+def test_edges_within_chunks(rule, chunk):
+    """Those of the definition, and as they are chosen from the dense matrix."""
+    trace, (g, query, key, value) = trace_of(Rules(rule), chunk=chunk)
+    mask = reference.visible(1, 11, 11, chunk=chunk)
+    parts = {"key_part": key.flip(2), "value_part": value + 1}
+    truth = reference.attention_edges(g, query, key, value, mask, *parts.values(), scale=0.4, rule=rule)[0]
+    assert (ops.crossing(trace, **parts) - truth.sum(0)).abs().max() <= 1e-12 * truth.abs().max()
+    own = torch.linspace(-1, 1, 11, dtype=torch.float64)
+    for rows in (torch.arange(11), torch.tensor([0, 3, 4, 10])):
+        for choice in ({"topk": 11}, {"topk": 2}, {"mass": 1.0}, {"mass": 0.7, "own": own}):
+            found = ops.attention_edges(trace, rows, **parts, **choice)
+            if "topk" in choice:
+                expected = select.by_row([(rows, slice(0, 11), truth[rows])], choice["topk"])
+            else:
+                expected = select.by_mass(lambda of: [(of, slice(0, 11), truth[of].clone())], rows, choice["mass"],
+                                          choice.get("own"))  # fmt: skip
+            assert torch.equal(found.columns, expected.columns) and torch.equal(found.counts, expected.counts)
+            assert (found.weights - expected.weights).abs().max() <= 1e-12 * truth.abs().max()
+            assert (found.dropped - expected.dropped).abs().max() <= 1e-12 * truth.abs().max()
+
+
 def tiles_of(matrix, rows_each):
     """Causal tiles of some rows of a dense matrix, as `edge_tiles` yields them."""
 

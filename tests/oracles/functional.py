@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -210,7 +210,7 @@ def explained(
     model.config._attn_implementation = "eager"  # Falcon's class says that it cannot be told
     model.config._experts_implementation = "eager"
     model.requires_grad_(False)
-    mode, calls, outputs = Detached(rule), {}, {}
+    mode, calls, outputs, looked_up = Detached(rule), {}, {}, []
     pointwise = [module for module in model.modules() if rule != "gradient" and _is_pointwise(type(module))]
     for module in pointwise:
         module.forward = partial(mode.identity, module.forward)
@@ -223,9 +223,15 @@ def explained(
 
     handles = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in layers]
     handles += [layer.register_forward_hook(leave) for layer in layers]
-    embeddings = model.get_input_embeddings()
-    # A clone: CTRL scales it in place.
-    handles.append(embeddings.register_forward_hook(lambda *given: given[-1].requires_grad_().clone()))
+
+    def look_up(module, args, output):
+        if args and torch.equal(args[0], ids):
+            looked_up.append(output.requires_grad_().clone())  # CTRL scales it in place
+            return looked_up[-1]
+        return output
+
+    tables = {model.get_input_embeddings(), *(one for one in model.modules() if isinstance(one, nn.Embedding))}
+    handles += [table.register_forward_hook(look_up) for table in tables]
     with carried(model, mode), mode:
         logits = model(input_ids=ids, use_cache=False).logits[0, -1]
     for handle in handles:
@@ -233,9 +239,12 @@ def explained(
     value = logits[target] - logits[contrast]
     inputs = [_hidden(*calls[layer]) for layer in layers]
     nodes = [*inputs, outputs[layers[-1]]]
-    gs = torch.autograd.grad(value, nodes)
+    # Whatever else is looked up for a token, and does not go through its first node, is relevance of that node's too.
+    own = any(one is inputs[0] for one in looked_up)
+    others = [one for one in looked_up if own and one is not inputs[0]]
+    gs = torch.autograd.grad(value, [*nodes, *others], allow_unused=True)
     edges = []
-    for layer, h, g in zip(layers, inputs, gs[1:], strict=True):
+    for layer, h, g in zip(layers, inputs, gs[1 : len(nodes)], strict=True):
         leaf, (args, named) = h.detach().requires_grad_(), calls[layer]
         with carried(model, mode), mode:
             output = layer(leaf, *args[1:], **named) if args else layer(**named | {"hidden_states": leaf})
@@ -248,7 +257,9 @@ def explained(
         edges.append(torch.stack(rows))
     for module in pointwise:  # the first GPT's are all models'
         del module.forward
-    relevance = [(node * g).sum(-1)[0].detach() for node, g in zip(nodes, gs, strict=True)]
+    relevance = [(node * g).sum(-1)[0].detach() for node, g in zip([*nodes, *others], gs, strict=True)]
+    while len(relevance) > len(nodes):
+        relevance[0] += relevance.pop()
     return value.item(), torch.stack(relevance), edges
 
 
