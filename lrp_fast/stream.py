@@ -138,7 +138,7 @@ def propagate(
             dropped.append(layer.most_dropped(len(nodes), len(x)))
             if observe is not None:
                 with torch.no_grad():
-                    parts = contributions(layer.module, rules, x, layer.rest, layer.named)
+                    parts = contributions(layer.module, rules, x, layer.rest, layer.named, len(layer.traces))
                     for target in range(len(nodes)):
                         raised = layer.raised[target] if layer.raised else 1.0
                         mixings = [ops.Mixing(one.pop(0), of) for one, of in zip(layer.traces, parts, strict=True)]

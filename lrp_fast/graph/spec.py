@@ -72,12 +72,15 @@ def transition(spec: GraphSpec, passed, value: float) -> tuple[Edges, torch.Tens
 
     ``value`` is what was explained. A query that no relevance reached has no edges and is not listed.
     """
-    dtype = passed.relevance_in.dtype
-    own = passed.relevance_in - (ops.layer_crossing(passed.mixings) / passed.raised).to(dtype)
+    dtype, own = passed.relevance_in.dtype, passed.relevance_in
+    if passed.mixings:  # else every token goes on alone
+        own = own - (ops.layer_crossing(passed.mixings) / passed.raised).to(dtype)
     smallest = spec.node_threshold * (1.0 if spec.absolute else abs(value))
-    active = (passed.relevance_out.abs() >= smallest) & ops.reached_rows(passed.mixings)
-    if spec.layers is not None and passed.layer not in spec.layers:
+    active = passed.relevance_out.abs() >= smallest
+    if not passed.mixings or (spec.layers is not None and passed.layer not in spec.layers):
         active = torch.zeros_like(active)
+    else:
+        active &= ops.reached_rows(passed.mixings)
     rows = active.nonzero().flatten()
     if len(rows) == 0:
         none = torch.zeros(0, dtype=torch.int32)

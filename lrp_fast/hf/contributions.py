@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ def _why_none(layer: nn.Module, rules: Rules) -> str | None:
         return f"tokens meet in its {type(others[0]).__name__}, {known}"
     scans = [module for _, module, handler in held if handler in STATE_SPACES]
     attentions = [module for _, module, handler in held if handler in handlers.ATTENTIONS]
-    if len(scans) + len(attentions) != 1 and handler_of(layer) is not handlers.parallel_decoder_layer:
+    if len(scans) + len(attentions) > 1 and handler_of(layer) is not handlers.parallel_decoder_layer:
         return f"it holds {len(attentions)} attentions and {len(scans)} scans, {known}"
     faded = [module for module in scans if handler_of(module) is state_space]
     if faded and rules.name == "gradient":
@@ -61,10 +62,12 @@ def _why_none(layer: nn.Module, rules: Rules) -> str | None:
     return None
 
 
-def contributions(layer: nn.Module, rules: Rules, x: Tensor, rest: tuple, named: dict) -> list[ops.Parts]:
-    """For each attention and scan of a layer, in the order of their calls, what its input contributes to what is mixed:
-    (1, H_kv, N, D) to keys, as they reach the attention, and values; (lags, 1, N, ...) to what a scan is given, from so
-    many positions before.
+def contributions(
+    layer: nn.Module, rules: Rules, x: Tensor, rest: tuple, named: dict, calls: int
+) -> list[ops.Parts]:
+    """For each of the ``calls`` of attentions and scans in a layer, in their order, what its input contributes to what
+    is mixed: (1, H_kv, N, D) to keys, as they reach the attention, and values; (lags, 1, N, ...) to what a scan is
+    given, from so many positions before.
 
     That is the input (1, N, D) itself, sent through the linear map that the backward pass transposes: norms frozen, no
     bias, the stabilisers' factors in. A forward-mode derivative, for which a patched layer's own code is run up to its
@@ -72,6 +75,8 @@ def contributions(layer: nn.Module, rules: Rules, x: Tensor, rest: tuple, named:
     Behind a convolution that reads so many tokens, the derivative is taken once for each: of every such token's input.
     """
     held = handled(layer)
+    if calls == 0:
+        return []
     if is_homogeneous(held) and rules.treatment.frozen_norm and not (rules.epsilon or rules.gamma):
         return [(None, None)]
     scans = [module for _, module, handler in held if handler in STATE_SPACES]
@@ -82,6 +87,8 @@ def contributions(layer: nn.Module, rules: Rules, x: Tensor, rest: tuple, named:
         if not all(forward_ad.unpack_dual(one).primal.isfinite().all() for one in given):
             raise ValueError(f"{type(layer).__name__} mixes what it has mixed before, of which lrp_fast knows no edges")
         found.append((is_scan, tuple(forward_ad.unpack_dual(one).tangent for one in given)))
+        if len(found) == calls:
+            raise _Enough
 
     def attend(query, key, value, **given):
         keep(False, (key, value))
@@ -89,7 +96,7 @@ def contributions(layer: nn.Module, rules: Rules, x: Tensor, rest: tuple, named:
 
     def mix(run, form, *given):
         keep(True, given)
-        raise _Enough
+        raise _EnoughOfIt
 
     overlays = [(module, forward_name(module), _up_to_its_scan(module)) for module in scans]
     overlays += [(module, "lrp_fast_mix", mix) for module in scans]
@@ -110,19 +117,24 @@ def contributions(layer: nn.Module, rules: Rules, x: Tensor, rest: tuple, named:
         overlays.append((mlp, forward_name(mlp), (lambda x: (x, None)) if paired else _first))
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     places = torch.arange(x.shape[1], device=x.device) % reach
-    calls = []
+    runs = []
     with laid(overlays), torch.no_grad():
         for place in range(reach):
             with forward_ad.dual_level():
                 tokens = x if reach == 1 else x * (places == place).unsqueeze(-1)
-                layer(forward_ad.make_dual(x, tokens), *rest, **named)
-            calls.append(found[:])
+                with suppress(_Enough):
+                    layer(forward_ad.make_dual(x, tokens), *rest, **named)
+            runs.append(found[:])
             found.clear()
-    return [_by_lags(*one) for one in zip(*calls, strict=True)]
+    return [_by_lags(*one) for one in zip(*runs, strict=True)]
 
 
 class _Enough(Exception):
-    """What a scan is given is known."""
+    """All is known that was to be found out."""
+
+
+class _EnoughOfIt(Exception):
+    """What one scan is given is known."""
 
 
 def _up_to_its_scan(module: nn.Module) -> Callable:
@@ -131,7 +143,7 @@ def _up_to_its_scan(module: nn.Module) -> Callable:
     def forward(hidden_states, *rest, **named):
         try:
             own(hidden_states, *rest, **named)
-        except _Enough:
+        except _EnoughOfIt:
             x = forward_ad.unpack_dual(hidden_states).primal
             return x.new_full((), torch.nan).expand(x.shape)  # nobody reads it
         raise RuntimeError(f"{type(module).__name__} has run without its scan")

@@ -46,11 +46,11 @@ def test_where_no_closed_form_is_known_a_graph_is_refused(model_type):
         attribute(decoders.build(model_type), IDS, 3, 5, rule="gradient", graph=ALL)
 
 
-@pytest.mark.parametrize("rule", ["attnlrp", "cp"])
-@pytest.mark.parametrize("model_type", ["bamba", "jamba", "falcon_h1", "qwen3_next", "lfm2", "diffllama"])
+@pytest.mark.parametrize(("model_type", "rule"), [("falcon_h1", "attnlrp"), ("qwen3_next", "attnlrp"), ("lfm2", "cp")])
 def test_edges_between_blocks_of_tokens(model_type, rule):
-    ids = torch.randint(3, 97, (1, 133), generator=torch.Generator().manual_seed(2))
-    model, plain = (decoders.build(model_type, max_position_embeddings=256) for _ in range(2))
+    ids = torch.randint(3, 97, (1, 70), generator=torch.Generator().manual_seed(2))
+    model, plain = (decoders.build(model_type) for _ in range(2))
+    check(plain)
     _, _, edges = explained(plain, decoder_layers(plain), ids, 3, 5, rule)
     graph = attribute(model, ids, 3, 5, rule=rule, graph=ALL).graph
     for layer, matrix in enumerate(edges):

@@ -225,7 +225,7 @@ def explained(
     handles += [layer.register_forward_hook(leave) for layer in layers]
 
     def look_up(module, args, output):
-        if args and torch.equal(args[0], ids):
+        if args and isinstance(args[0], Tensor) and torch.equal(args[0], ids):
             looked_up.append(output.requires_grad_().clone())  # CTRL scales it in place
             return looked_up[-1]
         return output
