@@ -37,6 +37,22 @@ LLAMA4 = {
     "head_dim": 16, "attention_chunk_size": 4, "no_rope_layers": [1, 0, 1], "moe_layers": [1, 2], "floor_scale": 3,
     "intermediate_size_mlp": 80, "num_local_experts": 4, "num_experts_per_tok": 2,
 }  # fmt: skip
+# Global heads of another width that turn a part of them, keys that are values, a cap.
+GEMMA4 = {
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"], "head_dim": 16, "global_head_dim": 24,
+    "num_global_key_value_heads": 1, "attention_k_eq_v": True, "final_logit_softcapping": 3.0,
+}  # fmt: skip
+# Experts beside the MLP, as in its largest models.
+GEMMA4_MIXED = GEMMA4 | {
+    "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 40,
+    "hidden_size_per_layer_input": 0,
+}  # fmt: skip
+# Side routes, as in its smallest.
+GEMMA4_SMALL = TEXT | GEMMA4 | {
+    "num_hidden_layers": 5, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 97,
+    "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "attention_k_eq_v": False,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+}  # fmt: skip
 PARTICULAR: dict[str, dict] = {
     **dict.fromkeys(("deepseek_v3", "deepseek_v2", "axk1", "glm4_moe_lite", "youtu", "minicpm3"), HEADS),
     **dict.fromkeys(
@@ -50,6 +66,8 @@ PARTICULAR: dict[str, dict] = {
     "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 8, "n_groups": 2},
     "gemma3": {"text_config": TEXT | {"head_dim": 16}, "vision_config": TEXT | {"image_size": 28, "patch_size": 14}},
     **dict.fromkeys(("llama4", "llama4_text"), LLAMA4),
+    "gemma4_text": GEMMA4_MIXED, "gemma4": {"text_config": GEMMA4_SMALL, "vision_config": TEXT},
+    "gemma4_unified_text": GEMMA4, "gemma4_unified": {"text_config": TEXT | GEMMA4},
     "roc_bert": DECODER | {"pronunciation_embed_dim": 8, "shape_embed_dim": 8, "pronunciation_vocab_size": 10,
                            "shape_vocab_size": 10, "concat_input": False, "enable_pronunciation": False,
                            "enable_shape": False},
@@ -77,10 +95,11 @@ IN_FLOAT32 = (
 # against definitions in test_layers.py.
 RULES = {"falcon": ["gradient"], "gpt_oss": ["gradient"]}
 RULES |= dict.fromkeys(["granite_swa", "granitemoe_swa"], ["cp", "gradient"])
-# A token meets others in more than one attention.
+# A token meets others in more than one attention, or keys of another layer.
 WITHOUT_GRAPH = (
-    "bamba", "diffllama", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "lfm2", "lfm2_moe", "lfm3", "mamba",
-    "mamba2", "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
+    "bamba", "diffllama", "falcon_h1", "falcon_mamba", "gemma4", "granitemoehybrid", "jamba", "lfm2", "lfm2_moe",
+    "lfm3", "mamba", "mamba2", "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text",
+    "qwen3_5_text", "qwen3_next",
 )  # fmt: skip
 # Language models with towers beside them: tests/hf/test_wrappers.py.
 WRAPPERS = ("got_ocr2", "moss_transcribe_diarize")
@@ -104,10 +123,6 @@ REFUSED = {
     "dots3_note": (_INDEXED, "Dots3NoteTextIndexer"),
     "dots3_note_text": (_INDEXED, "Dots3NoteTextIndexer"),
     "gemma3n_text": ("AltUp", "Gemma3n"),
-    "gemma4": ("per-layer embeddings", "given more than one tensor"),
-    "gemma4_text": ("per-layer embeddings", "given more than one tensor"),
-    "gemma4_unified": ("reads in both directions", "Gemma4Unified"),
-    "gemma4_unified_text": ("reads in both directions", "reads tokens in both directions"),
     "git": ("an image encoder of its own", "Conv2d"),
     "glm_moe_dsa": (_INDEXED, "GlmMoeDsa"),
     "hrm_text": ("recurrent stacks", "HrmTextModel"),
