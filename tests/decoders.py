@@ -38,6 +38,22 @@ LLAMA4 = {
     "head_dim": 16, "attention_chunk_size": 4, "no_rope_layers": [1, 0, 1], "moe_layers": [1, 2], "floor_scale": 3,
     "intermediate_size_mlp": 80, "num_local_experts": 4, "num_experts_per_tok": 2,
 }  # fmt: skip
+# Global heads of another width that turn a part of them, keys that are values, a cap.
+GEMMA4 = {
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"], "head_dim": 16, "global_head_dim": 24,
+    "num_global_key_value_heads": 1, "attention_k_eq_v": True, "final_logit_softcapping": 3.0,
+}  # fmt: skip
+# Experts beside the MLP, as in its largest models.
+GEMMA4_MIXED = GEMMA4 | {
+    "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 40,
+    "hidden_size_per_layer_input": 0,
+}  # fmt: skip
+# Side routes, as in its smallest.
+GEMMA4_SMALL = TEXT | GEMMA4 | {
+    "num_hidden_layers": 5, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 97,
+    "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "attention_k_eq_v": False,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+}  # fmt: skip
 PARTICULAR: dict[str, dict] = {
     **dict.fromkeys(("deepseek_v3", "deepseek_v2", "axk1", "glm4_moe_lite", "youtu", "minicpm3"), HEADS),
     **dict.fromkeys(
@@ -53,6 +69,8 @@ PARTICULAR: dict[str, dict] = {
     "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 8, "n_groups": 2},
     "gemma3": {"text_config": TEXT | {"head_dim": 16}, "vision_config": TEXT | {"image_size": 28, "patch_size": 14}},
     **dict.fromkeys(("llama4", "llama4_text"), LLAMA4),
+    "gemma4_text": GEMMA4_MIXED, "gemma4": {"text_config": GEMMA4_SMALL, "vision_config": TEXT},
+    "gemma4_unified_text": GEMMA4, "gemma4_unified": {"text_config": TEXT | GEMMA4},
     "roc_bert": DECODER | {"pronunciation_embed_dim": 8, "shape_embed_dim": 8, "pronunciation_vocab_size": 10,
                            "shape_vocab_size": 10, "concat_input": False, "enable_pronunciation": False,
                            "enable_shape": False},
@@ -100,7 +118,9 @@ IN_FLOAT32 = (
 # What their own code says of their softmax or experts is another product than the one of the rule, and detached it is
 # another rule: here by plain gradients, and by cp, where it has no such product.
 RULES = dict.fromkeys(["granite_swa", "granitemoe_swa"], ["cp", "gradient"])
-# Of their scans' edges no closed form is known under plain gradients.
+# Their layers read more than what the one below puts out: no graph. Of scans' edges no closed form is known under plain
+# gradients.
+WITHOUT_GRAPH = ("gemma4",)
 FADING = (
     "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "mamba", "mamba2", "nemotron_h",
 )  # fmt: skip
@@ -117,10 +137,6 @@ REFUSED = {
     "cpmant": ("a prompt of its own before the tokens", "CpmAntModel, which lets tokens meet, or changes their places"),
     "deepseek_v4": ("hyper-connections", "DeepseekV4"),
     "gemma3n_text": ("AltUp", "Gemma3n"),
-    "gemma4": ("per-layer embeddings", "given more than one tensor"),
-    "gemma4_text": ("per-layer embeddings", "given more than one tensor"),
-    "gemma4_unified": ("reads in both directions", "Gemma4Unified"),
-    "gemma4_unified_text": ("reads in both directions", "reads tokens in both directions"),
     "git": ("an image encoder of its own", "Conv2d"),
     "hrm_text": ("recurrent stacks", "HrmTextModel"),
     "hy_v4": ("hyper-connections", "HYV4"),

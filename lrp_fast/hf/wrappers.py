@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..rules import Rules
-from .handlers import Overlay
+from .handlers import Overlay, soft_capped
 from .overlay import forward_name, forward_of, laid
 
 # Their modules in transformers, and what their classes begin with. Each is held against its language model alone in
@@ -24,6 +26,8 @@ WRAPPERS = {
     "fast_vlm": "FastVlm",
     "fun_asr_nano": "FunAsrNano",
     "gemma3": "Gemma3",
+    "gemma4": "Gemma4",
+    "gemma4_unified": "Gemma4Unified",
     "glmasr": "GlmAsr",
     "got_ocr2": "GotOcr2",
     "granite_speech": "GraniteSpeech",
@@ -56,6 +60,11 @@ WRAPPERS = {
 }
 # How they call what text passes through. Whatever else they hold is at rest.
 _WAY = ("model", "language_model", "text_model", "lm_head")
+# What says which tokens are an image's, of those that read these in both directions.
+_TYPES = {"Gemma3ForConditionalGeneration": "token_type_ids"} | dict.fromkeys(
+    ("Gemma4ForConditionalGeneration", "Gemma4UnifiedForConditionalGeneration", "Gemma4Model", "Gemma4UnifiedModel"),
+    "mm_token_type_ids",
+)
 _HARMLESS = ("device", "dtype")  # what some ask of a part at rest
 
 
@@ -79,10 +88,13 @@ def wrapper(module: nn.Module, rules: Rules) -> Overlay:
     """As `leave`. The parts beside the language model are refused where anything is asked of them."""
     own = forward_of(module)
     told = {"logits_to_keep": None} if "logits_to_keep" in inspect.signature(own).parameters else {}
+    images = "use_bidirectional_attention" in _names(own)  # Gemma 4's makes a mask of them, where there are none too
 
     @functools.wraps(own)
     def forward(*args, logits_to_keep=None, **named):  # which some hand on, down to the attention
-        return own(*args, **named, **told)
+        _check_types(module, named)
+        with laid([_telling(module, use_bidirectional_attention=None)] if images else []):
+            return own(*args, **named, **told)
 
     return {"forward": forward, **_at_rest(module)}
 
@@ -91,29 +103,51 @@ def headed_wrapper(module: nn.Module, rules: Rules) -> Overlay:
     """As `wrapper`, of the one that returns logits.
 
     Some know no ``logits_to_keep``, or hand it on to their language model's attention: here the head sees to it, and
-    the wrapper does not hear of it.
+    the wrapper does not hear of it. Nor does it of a cap on its logits, as in `capped_language_model`.
     """
-    own, name = forward_of(module), type(module).__name__
-    typed = name == "Gemma3ForConditionalGeneration"
+    own = forward_of(module)
+    caps = "final_logit_softcapping" in _names(own)  # Gemma 4's does as its language model; others leave the cap out
+    cap = module.config.get_text_config().final_logit_softcapping if caps else None
 
     @functools.wraps(own)
     def forward(*args, logits_to_keep=0, **named):
-        types = named.pop("token_type_ids", None) if typed else None
-        if types is not None and types.any():  # images
-            raise ValueError(
-                f"token_type_ids mark tokens that {name} reads in both directions, which lrp_fast has no rule for: "
-                "leave them out to have all tokens read causally"
-            )
+        _check_types(module, named)
         head = module.get_output_embeddings()
         whole = forward_of(head)
 
         def headed(x):
-            return whole(_kept(x, logits_to_keep))
+            logits = whole(_kept(x, logits_to_keep))
+            return logits if cap is None else soft_capped(logits, cap, rules)
 
-        with laid([(head, forward_name(head), headed)]):
+        uncapped = [_telling(module, final_logit_softcapping=None)] if caps else []
+        with laid([(head, forward_name(head), headed), *uncapped]):
             return own(*args, **named)
 
     return {"forward": forward, **_at_rest(module)}
+
+
+def _check_types(module: nn.Module, named: dict) -> None:
+    """Take from the arguments what marks images, and refuse any."""
+    typed, name = _TYPES.get(type(module).__name__), type(module).__name__
+    types = named.pop(typed, None)
+    if types is not None and types.any():
+        raise ValueError(
+            f"{typed} mark tokens that {name} reads in both directions, which lrp_fast has no rule for: leave them out "
+            "to have all tokens read causally"
+        )
+
+
+def _names(forward: Callable) -> tuple[str, ...]:
+    return inspect.unwrap(forward).__code__.co_names
+
+
+def _telling(module: nn.Module, **text) -> tuple[nn.Module, str, object]:
+    """Its config, for itself alone, with something else in what that says of text."""
+    config = copy.copy(module.config)
+    config.text_config = copy.copy(config.text_config)
+    for name, value in text.items():
+        setattr(config.text_config, name, value)
+    return module, "config", config
 
 
 HANDLERS = (wrapper, headed_wrapper)

@@ -24,10 +24,12 @@ PLAIN = {
     "cohere": {"logit_scale": 1.0},
     "granite": {"logits_scaling": 1.0},
     "gemma3": {"final_logit_softcapping": None},
+    "gemma4_text": {"enable_moe_block": False},  # the default takes no float64
 }
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION = SMALL | {"image_size": 28, "patch_size": 14}
 SIGLIP = {"vision_config": {"model_type": "siglip_vision_model"} | VISION}
+IMAGES_OF_GEMMA4 = {"image_token_id": 94, "video_token_id": 95, "audio_token_id": 96}  # not in `ids`
 
 # wrapper: (families of language models to try with it, what else its config needs to be small, or to be at all)
 CASES = {
@@ -40,6 +42,8 @@ CASES = {
     "fast_vlm": (["qwen2"], SIGLIP),
     "fun_asr_nano": (["qwen3"], {"adaptor_config": SMALL | {"hidden_size": 64}}),
     "gemma3": (["gemma3"], SIGLIP),
+    "gemma4": (["gemma4_text"], IMAGES_OF_GEMMA4 | {"vision_config": VISION}),
+    "gemma4_unified": (["gemma4_unified_text"], IMAGES_OF_GEMMA4),
     "glmasr": (["llama"], {}),
     "got_ocr2": (["qwen2"], {}),
     "granite_speech": (["granite"], {}),
