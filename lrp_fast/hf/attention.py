@@ -15,7 +15,7 @@ from .. import ops
 from ..rules import Rules
 from .owner import is_ours
 
-NAME, PADDING = "lrp_fast", "lrp_fast_padding"
+NAME, PADDING, OF_TEXT = "lrp_fast", "lrp_fast_padding", "lrp_fast_of_text"
 EVERY = "every key"  # in the place of indices of keys: all are chosen
 NO_MATRICES = "output_attentions=True asks for N x N matrices that lrp_fast never forms: drop it"
 
@@ -48,6 +48,7 @@ def register_attention() -> None:
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, mask_bounds)
     AttentionMaskInterface.register(PADDING, padding_mask)
+    AttentionMaskInterface.register(OF_TEXT, text_bounds)
 
 
 def attention_forward(
@@ -186,6 +187,13 @@ def mask_bounds(
     if chunk is not None:
         return torch.cat([bounds, torch.full_like(bounds[:, :1], chunk)], 1)
     return None if (bounds == bounds.new_tensor([0, kwargs["kv_length"]])).all() else bounds
+
+
+def text_bounds(
+    batch_size: int, attention_mask: Tensor | None = None, allow_is_causal_skip: bool = False, **kwargs
+) -> Tensor | None:
+    """As `mask_bounds`, for a model that reads images in both directions, and text alone causally."""
+    return mask_bounds(batch_size, attention_mask, **kwargs)
 
 
 def padding_mask(

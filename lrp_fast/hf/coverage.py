@@ -166,7 +166,9 @@ def _words() -> Iterator[tuple]:
     yield state_space.short_convolution, ("gates and what they gate half each (cp: what they gate)", "PyTorch")
     for handler in (handlers.leave, handlers.dropout, *wrappers.HANDLERS):
         yield handler, ("left as it is: sums, constants, parts with rules of their own", "")
-    for handler in (handlers.masking_model, handlers.padding_model, sides.sharing_model):
+    for handler in (
+        handlers.masking_model, handlers.padding_model, handlers.captioning_model, sides.sharing_model,
+    ):  # fmt: skip
         yield handler, ("left as it is: parts with rules of their own", "")
     for handler in LAYERS:
         yield handler, ("residual sum: plain; what it puts out are nodes", "")

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from .. import ops
 from ..ops.activation import ratio as ratio_of
 from ..rules import Rules
-from .attention import NO_MATRICES, PADDING, mask_bounds
+from .attention import NO_MATRICES, OF_TEXT, PADDING, mask_bounds
 from .dynamic_mask import dynamic_mask_attention
 from .functions import by_rule
 from .hooks import check_unhooked
@@ -57,18 +57,40 @@ def masking_model(module: nn.Module, rules: Rules) -> Overlay:
 def padding_model(module: nn.Module, rules: Rules) -> Overlay:
     """MPT's, which casts the mask that transformers makes to bool, and so wants one: `attention.padding_mask`. It asks
     its attentions for their weights without telling them."""
+
+    def refuse(named):
+        if named.get("output_attentions") or module.config.output_attentions:
+            raise ValueError(NO_MATRICES)
+
+    return {"forward": _masked_by(PADDING, module, refuse)}
+
+
+def captioning_model(module: nn.Module, rules: Rules) -> Overlay:
+    """GIT's, in whose mask images are blocks: `attention.text_bounds`. Its image encoder does not run."""
+
+    def refuse(named):
+        if named.get("position_ids") is not None:
+            raise ValueError(
+                f"{type(module).__name__} is given position_ids, of which lrp_fast cannot see whether they are those "
+                "of one text: leave them out"
+            )
+
+    return {"forward": _masked_by(OF_TEXT, module, refuse)}
+
+
+def _masked_by(name: str, module: nn.Module, refuse: Callable[[Overlay], None]) -> Callable:
+    """The model's own forward pass, with another of our masks than all others get."""
     own = forward_of(module)
 
     @functools.wraps(own)
     def forward(*args, **named):
-        if named.get("output_attentions") or module.config.output_attentions:
-            raise ValueError(NO_MATRICES)
+        refuse(named)
         config = copy.deepcopy(module.config)
-        config._attn_implementation = PADDING
+        config._attn_implementation = name
         with laid([(module, "config", config)]):
             return own(*args, **named)
 
-    return {"forward": forward}
+    return forward
 
 
 def part(module: nn.Module, rules: Rules) -> Overlay:

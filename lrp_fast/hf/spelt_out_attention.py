@@ -82,14 +82,14 @@ def mpt_attention(module: nn.Module, rules: Rules) -> dict:
 
 def projected_attention(module: nn.Module, rules: Rules) -> dict:
     """With a projection for each of queries, keys and values: BART's kin's, with one behind it (XGLM, MVP, TrOCR), and
-    BERT's, without (Megatron-BERT, RemBERT, and RoFormer, which rotates queries and keys, and values if it is told)."""
+    BERT's, without (Megatron-BERT, RemBERT, GIT, and RoFormer, which rotates queries and keys, and values if told)."""
     if hasattr(module, "q_proj"):
         maps, last, features = (module.q_proj, module.k_proj, module.v_proj), module.out_proj, module.head_dim
     else:
         maps, last, features = (module.query, module.key, module.value), None, module.attention_head_size
 
     def forward(
-        hidden_states, past_key_values=None, attention_mask=None, sinusoidal_pos=None, cache=None, **named
+        hidden_states, attention_mask=None, past_key_values=None, sinusoidal_pos=None, cache=None, **named
     ):
         query, key, value = (_heads(one(hidden_states), features) for one in maps)
         if sinusoidal_pos is not None:

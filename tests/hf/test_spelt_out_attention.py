@@ -22,7 +22,8 @@ FALCONS = {
 }
 ROUNDED = ("bloom", "mpt")  # their own softmax is of float32, where the least float64 is minus infinity
 FAMILIES = [
-    "bloom", "ctrl", "falcon", "megatron-bert", "mpt", "mvp", "openai-gpt", "rembert", "roformer", "trocr", "xglm",
+    "bloom", "ctrl", "falcon", "git", "megatron-bert", "mpt", "mvp", "openai-gpt", "rembert", "roformer", "trocr",
+    "xglm",
 ]  # fmt: skip
 
 
@@ -174,6 +175,19 @@ def test_matrices_of_attention_weights_are_refused(family):
     model = built(family)
     with patched(model), pytest.raises(ValueError, match="asks for N x N matrices"):
         model(IDS, output_attentions=True)
+
+
+@pytest.mark.parametrize(
+    ("named", "why"),
+    [
+        ({"pixel_values": torch.zeros(1, 3, 28, 28)}, "GitVisionModel does not run where a prompt of text is read"),
+        ({"position_ids": torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 5, 6, 7]])}, "GitModel is given position_ids"),
+    ],
+)
+def test_git_reads_text_alone(named, why):
+    model = built("git")
+    with patched(model), pytest.raises(ValueError, match=why):
+        model(IDS[:1], **named)
 
 
 @pytest.mark.parametrize("family", ["mpt", "openai-gpt", "xglm"])
