@@ -31,6 +31,7 @@ TEXT = {
     "intermediate_size": 96, "sliding_window": 7,
 }  # fmt: skip
 HEADS = {"num_key_value_heads": 4}
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1}
 DECODER = {"is_decoder": True, "hidden_act": "gelu"}
 # Chunks within the prompt, a layer without rotations, dense and mixed layers.
 LLAMA4 = {
@@ -76,6 +77,10 @@ PARTICULAR: dict[str, dict] = {
         {"head_dim": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
          "linear_value_head_dim": 12, "layer_types": ["linear_attention", "full_attention", "linear_attention"]},
     ),
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention", "linear_attention"],
+                    "num_key_value_heads": 4, "linear_head_dim": 12, "linear_num_heads": 4, **EXPERTS},
+    "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention", "linear_attention"],
+                       "num_key_value_heads": 4, "head_dim": 12, **EXPERTS},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
     "lfm3": {"layer_types": ["conv", "full_attention", "conv"]},
@@ -97,9 +102,9 @@ RULES = {"falcon": ["gradient"], "gpt_oss": ["gradient"]}
 RULES |= dict.fromkeys(["granite_swa", "granitemoe_swa"], ["cp", "gradient"])
 # A token meets others in more than one attention, or keys of another layer.
 WITHOUT_GRAPH = (
-    "bamba", "diffllama", "falcon_h1", "falcon_mamba", "gemma4", "granitemoehybrid", "jamba", "lfm2", "lfm2_moe",
-    "lfm3", "mamba", "mamba2", "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text",
-    "qwen3_5_text", "qwen3_next",
+    "bailing_hybrid", "bamba", "diffllama", "falcon_h1", "falcon_mamba", "gemma4", "granitemoehybrid", "jamba",
+    "kimi_linear", "lfm2", "lfm2_moe", "lfm3", "mamba", "mamba2", "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_moe",
+    "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
 )  # fmt: skip
 # Language models with towers beside them: tests/hf/test_wrappers.py.
 WRAPPERS = ("got_ocr2", "moss_transcribe_diarize")
@@ -109,7 +114,6 @@ _BESIDE = "its layers hand on more than the hidden states"
 # Why not, as the README says it, and what the refusal says.
 REFUSED = {
     "axk2": ("its norms have gates", "AXK2"),
-    "bailing_hybrid": ("Kimi's delta rule", "DeltaAttention, which computes silu"),
     "beam": ("its cap on logits is in float32", "BeamForCausalLM, which computes tanh"),
     "big_bird": ("its attention draws blocks at random", "BigBird"),
     "bigbird_pegasus": ("its attention is for encoders", "reads tokens in both directions"),
@@ -130,7 +134,6 @@ REFUSED = {
     "inkling2_text": (_BESIDE, "reads more than what its last decoder layer puts out"),
     "inkling_text": ("relative positions, short convolutions", "Inkling"),
     "jetmoe": ("mixtures of attentions", "JetMoe"),
-    "kimi_linear": ("Kimi's delta rule", "KimiLinearDeltaAttention, which computes silu"),
     "longcat_flash": ("two attentions a layer, experts that do nothing", "LongcatFlash"),
     "megatron-bert": (_PRODUCTS, "MegatronBertSelfAttention, which multiplies"),
     "minimax": ("lightning attention", "MiniMaxLightningAttention, which multiplies"),

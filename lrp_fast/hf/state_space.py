@@ -34,9 +34,12 @@ def state_space(module: nn.Module, rules: Rules) -> Overlay:
 
 
 def gated_delta_net(module: nn.Module, rules: Rules) -> Overlay:
-    """Qwen3-Next's and its kin's: `ops.gated_delta_rule`, between convolutions and a gated norm."""
+    """Qwen3-Next's and its kin's, and Kimi's, whose decay is one for each channel of the keys: `ops.gated_delta_rule`,
+    between convolutions and a gated norm."""
 
-    def delta(query, key, value, *, g, beta, use_qk_l2norm_in_kernel=False, **_):
+    def delta(query, key, value, *, g, beta, use_qk_l2norm_in_kernel=False, output_final_state=False, **_):
+        if output_final_state:
+            raise ValueError(f"{type(module).__name__} is to keep its state in a cache: call with use_cache=False")
         dtype = query.dtype
         query, key = (_unit(one, rules) if use_qk_l2norm_in_kernel else one for one in (query, key))
         repeated = value.shape[2] // key.shape[2]
@@ -45,7 +48,8 @@ def gated_delta_net(module: nn.Module, rules: Rules) -> Overlay:
         with torch._C.DisableTorchFunction():  # its products have shares of their own
             return ops.gated_delta_rule(query, key, value, g, beta, rule=rules).to(dtype), None
 
-    return _calling(module, rules, torch_chunk_gated_delta_rule=delta)
+    scans = ("torch_chunk_gated_delta_rule", "chunk_kimi_delta_attention")
+    return _calling(module, rules, **{name: delta for name in scans if name in _globals(module)})
 
 
 def short_convolution(module: nn.Module, rules: Rules) -> Overlay:
@@ -85,9 +89,13 @@ def _calling(module: nn.Module, rules: Rules, gates: dict | None = None, **names
 def _convolution(rules: Rules) -> Callable:
     def convolve(x, weight, bias=None, activation=None, **_):
         """(B, C, T), each channel by itself, no token reading a later one."""
-        weight, bias = (None if one is None else one.detach().to(x.dtype) for one in (weight, bias))
+        dtype, wide = x.dtype, torch.promote_types(x.dtype, weight.dtype)
+        x, weight, bias = (None if one is None else one.to(wide) for one in (x, weight, bias))
+        weight, bias = (None if one is None else one.detach() for one in (weight, bias))
         y = F.conv1d(F.pad(x, (weight.shape[-1] - 1, 0)), weight.unsqueeze(1), bias, groups=len(weight))
-        return y if activation is None else ops.activation(y, {"swish": "silu"}.get(activation, activation), rule=rules)
+        if activation is not None:
+            y = ops.activation(y, {"swish": "silu"}.get(activation, activation), rule=rules)
+        return y.to(dtype)
 
     return convolve
 

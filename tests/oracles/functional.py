@@ -167,7 +167,8 @@ def carried(model, mode: Detached):
         given += [_part(value, of_value), _part(g, part), _part(beta, part)]
         return plainly(reference.gated_delta_rule, *given), None
 
-    scans = {"mamba_selective_scan": selective, "mamba2_chunk_scan": chunked, "torch_chunk_gated_delta_rule": delta}
+    scans = {"mamba_selective_scan": selective, "mamba2_chunk_scan": chunked}
+    scans |= dict.fromkeys(("torch_chunk_gated_delta_rule", "chunk_kimi_delta_attention"), delta)
     homes = {sys.modules[type(module).__module__] for module in model.modules()}
     found = [(home, name) for home in homes for name in scans if hasattr(home, name)]
     try:
