@@ -81,6 +81,9 @@ PARTICULAR: dict[str, dict] = {
                     "num_key_value_heads": 4, "linear_head_dim": 12, "linear_num_heads": 4, **EXPERTS},
     "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention", "linear_attention"],
                        "num_key_value_heads": 4, "head_dim": 12, **EXPERTS},
+    "minimax": {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "head_dim": 12,
+                "linear_attn_alpha_factor": 1.2, "linear_attn_beta_factor": 0.7, "mlp_alpha_factor": 1.3,
+                "mlp_beta_factor": 0.8, "full_attn_alpha_factor": 1.1, "full_attn_beta_factor": 0.9},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
     "lfm3": {"layer_types": ["conv", "full_attention", "conv"]},
@@ -103,7 +106,8 @@ RULES |= dict.fromkeys(["granite_swa", "granitemoe_swa"], ["cp", "gradient"])
 # A token meets others in more than one attention, or keys of another layer.
 WITHOUT_GRAPH = (
     "bailing_hybrid", "bamba", "diffllama", "falcon_h1", "falcon_mamba", "gemma4", "granitemoehybrid", "jamba",
-    "kimi_linear", "lfm2", "lfm2_moe", "lfm3", "mamba", "mamba2", "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_moe",
+    "kimi_linear", "lfm2", "lfm2_moe", "lfm3", "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5",
+    "qwen3_5_moe",
     "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
 )  # fmt: skip
 # Language models with towers beside them: tests/hf/test_wrappers.py.
@@ -136,7 +140,6 @@ REFUSED = {
     "jetmoe": ("mixtures of attentions", "JetMoe"),
     "longcat_flash": ("two attentions a layer, experts that do nothing", "LongcatFlash"),
     "megatron-bert": (_PRODUCTS, "MegatronBertSelfAttention, which multiplies"),
-    "minimax": ("lightning attention", "MiniMaxLightningAttention, which multiplies"),
     "minimax_m3_vl_text": (_INDEXED, "MiniMaxM3VL"),
     "mpt": ("ALiBi", "MptAttention, which multiplies"),
     "musicgen": ("several codebooks", "Musicgen"),

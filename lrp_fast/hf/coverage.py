@@ -159,6 +159,7 @@ def _words() -> Iterator[tuple]:
     yield state_space.state_space, ("time step, B, C are constants; gate and output half each (cp: output)", "PyTorch")
     yield state_space.gated_delta_net, ("values half, queries and keys' side a quarter each (cp: values)", "PyTorch")
     yield state_space.short_convolution, ("gates and what they gate half each (cp: what they gate)", "PyTorch")
+    yield state_space.lightning_attention, ("values half, queries and keys a quarter each (cp: values)", "PyTorch")
     for handler in (handlers.leave, handlers.masking_model, handlers.dropout, *wrappers.HANDLERS):
         yield handler, ("left as it is: sums, constants, parts with rules of their own", "")
     yield sides.sharing_model, ("left as it is: sums, constants, parts with rules of their own", "")

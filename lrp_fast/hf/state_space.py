@@ -57,7 +57,28 @@ def short_convolution(module: nn.Module, rules: Rules) -> Overlay:
     return _calling(module, rules, gates={torch.Tensor.chunk: (0, 1)})
 
 
-STATE_SPACES = (state_space, gated_delta_net, short_convolution)
+def lightning_attention(module: nn.Module, rules: Rules) -> Overlay:
+    """MiniMax's: `ops.lightning_attention` between an activation and a norm, with a gate at its output."""
+    _check(module, rules, "is linear attention")
+
+    def forward(hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, **named):
+        if past_key_values is not None or named.get("cache") is not None:
+            raise ValueError(f"{type(module).__name__} is to keep its state in a cache: call with use_cache=False")
+        mixed = module.act_fn(module.qkv_proj(hidden_states))
+        if attention_mask is not None:
+            mixed = mixed * attention_mask.to(mixed.dtype).unsqueeze(-1)
+        mixed = mixed.unflatten(-1, (module.num_attention_heads, -1)).transpose(1, 2)
+        query, key, value = mixed.split(module.head_dim, -1)
+        tables = module.slope_rate, module.query_decay, module.key_decay, module.diagonal_decay[0]
+        out = ops.lightning_attention(query, key, value, ops.Fading(*tables), rule=rules)
+        out = module.norm(out.transpose(1, 2).flatten(2))
+        gate = torch.sigmoid(module.output_gate(hidden_states))
+        return module.out_proj(ops.product(gate, out, rule=rules)), None
+
+    return {"forward": forward}
+
+
+STATE_SPACES = (state_space, gated_delta_net, short_convolution, lightning_attention)
 
 
 def _globals(module: nn.Module) -> dict:
@@ -65,10 +86,7 @@ def _globals(module: nn.Module) -> dict:
 
 
 def _calling(module: nn.Module, rules: Rules, gates: dict | None = None, **names: Callable) -> Overlay:
-    if rules.epsilon or rules.gamma:
-        raise ValueError(
-            f"{type(module).__name__} convolves, for which lrp_fast has no epsilon and gamma rule: leave both 0"
-        )
+    _check(module, rules, "convolves")
     if any(map(is_offloaded, module.modules())):
         raise ValueError(f"{type(module).__name__} is offloaded, which its rule cannot follow: load it whole")
     own = inspect.unwrap(type(module).forward)
@@ -84,6 +102,13 @@ def _calling(module: nn.Module, rules: Rules, gates: dict | None = None, **names
             return forward(*given, **named)
 
     return {"forward": ruled}
+
+
+def _check(module: nn.Module, rules: Rules, does: str) -> None:
+    if rules.epsilon or rules.gamma:
+        raise ValueError(
+            f"{type(module).__name__} {does}, for which lrp_fast has no epsilon and gamma rule: leave both 0"
+        )
 
 
 def _convolution(rules: Rules) -> Callable:

@@ -12,12 +12,14 @@ from .delta import gated_delta_rule
 from .edges import attention_edges, crossing
 from .gated_mlp import gated_mlp
 from .identity import identity, product
+from .lightning import Fading, lightning_attention
 from .linear import linear, linear_jvp, linear_unread
 from .linear_by_rows import Rows, linear_by_rows, linear_by_rows_jvp
 from .norm import layer_norm, layer_norm_jvp, rms_norm, rms_norm_jvp
 from .relevance import node_relevance
 
 __all__ = [
+    "Fading",
     "Kept",
     "Rows",
     "Trace",
@@ -31,6 +33,7 @@ __all__ = [
     "identity",
     "layer_norm",
     "layer_norm_jvp",
+    "lightning_attention",
     "linear",
     "linear_by_rows",
     "linear_by_rows_jvp",

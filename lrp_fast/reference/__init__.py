@@ -9,6 +9,7 @@ from .attention import attention, attention_backward, attention_mass, visible
 from .delta import gated_delta_rule, gated_delta_rule_backward
 from .edges import attention_edges
 from .gated_mlp import gated_mlp, gated_mlp_backward, product_backward
+from .lightning import lightning_attention, lightning_attention_backward
 from .linear import epsilon_factor, linear, linear_backward
 from .norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 
@@ -26,6 +27,8 @@ __all__ = [
     "gated_mlp_backward",
     "layer_norm",
     "layer_norm_backward",
+    "lightning_attention",
+    "lightning_attention_backward",
     "linear",
     "linear_backward",
     "product_backward",
