@@ -84,6 +84,8 @@ PARTICULAR: dict[str, dict] = {
     "minimax": {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "head_dim": 12,
                 "linear_attn_alpha_factor": 1.2, "linear_attn_beta_factor": 0.7, "mlp_alpha_factor": 1.3,
                 "mlp_beta_factor": 0.8, "full_attn_alpha_factor": 1.1, "full_attn_beta_factor": 0.9},
+    "recurrent_gemma": {"attention_window_size": 7, "lru_width": 48, "logits_soft_cap": 3.0,
+                        "block_types": ["recurrent", "attention"]},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
     "lfm3": {"layer_types": ["conv", "full_attention", "conv"]},
@@ -107,8 +109,7 @@ RULES |= dict.fromkeys(["granite_swa", "granitemoe_swa"], ["cp", "gradient"])
 WITHOUT_GRAPH = (
     "bailing_hybrid", "bamba", "diffllama", "falcon_h1", "falcon_mamba", "gemma4", "granitemoehybrid", "jamba",
     "kimi_linear", "lfm2", "lfm2_moe", "lfm3", "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5",
-    "qwen3_5_moe",
-    "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
+    "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "recurrent_gemma",
 )  # fmt: skip
 # Language models with towers beside them: tests/hf/test_wrappers.py.
 WRAPPERS = ("got_ocr2", "moss_transcribe_diarize")
@@ -148,7 +149,6 @@ REFUSED = {
     "openai-gpt": (_PRODUCTS, "Attention, which multiplies"),
     "phimoe": ("its router", "PhimoeTopKRouter, which computes"),
     "prophetnet": ("several tokens predicted at once", "ProphetNetDecoder, which lets tokens meet"),
-    "recurrent_gemma": ("RG-LRU", "RecurrentGemma"),
     "rembert": (_PRODUCTS, "RemBertSelfAttention, which multiplies"),
     "roformer": (_PRODUCTS, "RoFormerSelfAttention, which multiplies"),
     "rwkv": ("RWKV's recurrence", "Rwkv"),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import experts, handlers, sides, state_space, weights, wrappers
+from . import caps, experts, handlers, sides, state_space, weights, wrappers
 from .attention import both_ways
 from .audit import NOT_AUDITED
 from .families import at_rest, handled, handler_of, vouch
@@ -160,6 +160,8 @@ def _words() -> Iterator[tuple]:
     yield state_space.gated_delta_net, ("values half, queries and keys' side a quarter each (cp: values)", "PyTorch")
     yield state_space.short_convolution, ("gates and what they gate half each (cp: what they gate)", "PyTorch")
     yield state_space.lightning_attention, ("values half, queries and keys a quarter each (cp: values)", "PyTorch")
+    yield state_space.recurrent_block, ("gate and what was carried half each (cp: what was carried)", "PyTorch")
+    yield state_space.rg_lru, ("what it keeps is a constant; input gate and input half each (cp: input)", "PyTorch")
     for handler in (handlers.leave, handlers.masking_model, handlers.dropout, *wrappers.HANDLERS):
         yield handler, ("left as it is: sums, constants, parts with rules of their own", "")
     yield sides.sharing_model, ("left as it is: sums, constants, parts with rules of their own", "")
@@ -179,7 +181,8 @@ def _words() -> Iterator[tuple]:
         yield handler, ("act(gate) and up half each (cp: up)", "Triton")
     for handler in (handlers.mlp, handlers.falcon_mlp, handlers.gpt2_mlp):
         yield handler, ("left as it is: parts with rules of their own", "")
-    yield handlers.capped_language_model, ("a cap on its logits: identity", "PyTorch")
+    for handler in (handlers.capped_language_model, caps.language_model_with_cap):
+        yield handler, ("a cap on its logits: identity", "PyTorch")
     yield experts.router, ("plain softmax, sigmoid and transpose; the choice passes nothing", "PyTorch")
     yield experts.gated_experts, ("act(gate) and up half each (cp: up); routing weight and output half each", "Triton")
     yield experts.plain_experts, ("as an MLP; routing weight and output half each", "Triton")

@@ -37,8 +37,8 @@ def known() -> dict[str, str]:
 
 
 def handler_name(cls: type[nn.Module]) -> str | None:
-    """The name of the handler of a class's form, in `handlers`, `experts` or `state_space`; None for a form that is not
-    known, for one that calls a function whose form is not, and for code that transformers does not ship."""
+    """The name of the handler of a class's form; None for a form that is not known, for one that calls a function whose
+    form is not, and for code that transformers does not ship."""
     return _handler_name(cls, cls.forward)
 
 

@@ -112,6 +112,8 @@ def _carried(module: nn.Module, handler: handlers.Handler) -> int:
             features = module.num_v_heads * (3 * 64 + 8 * (module.head_k_dim + module.head_v_dim))
     elif handler is state_space.lightning_attention:
         features = module.num_attention_heads * (2 * module.block_size + 8 * module.head_dim)
+    elif handler is state_space.recurrent_block:
+        features = 20 * module.lru_width
     elif handler is state_space.short_convolution:
         features = 4 * shape(module.in_proj)[0]
     elif hasattr(module, "num_heads"):  # Mamba 2, in chunks

@@ -78,7 +78,43 @@ def lightning_attention(module: nn.Module, rules: Rules) -> Overlay:
     return {"forward": forward}
 
 
-STATE_SPACES = (state_space, gated_delta_net, short_convolution, lightning_attention)
+def recurrent_block(module: nn.Module, rules: Rules) -> Overlay:
+    """RecurrentGemma's (Griffin, arXiv 2402.19427): convolution and recurrence, with a gate at their output, and half
+    each at that product (cp: what was carried)."""
+    _check(module, rules, "convolves")
+    convolve = _convolution(rules)
+
+    def forward(input_states, position_ids, attention_mask=None, use_cache=True, **_):
+        if use_cache:
+            raise ValueError(f"{type(module).__name__} is to keep its state in a cache: call with use_cache=False")
+        gate = module.act_fn(module.linear_y(input_states))
+        carried = module.linear_x(input_states).transpose(1, 2)
+        carried = convolve(carried, module.conv_1d.weight.squeeze(1), module.conv_1d.bias)
+        carried = module.rg_lru(carried.transpose(1, 2), position_ids)
+        return module.linear_out(ops.product(gate, carried, rule=rules)), None
+
+    return {"forward": forward}
+
+
+def rg_lru(module: nn.Module, rules: Rules) -> Overlay:
+    """RecurrentGemma's recurrence: `ops.recurrence`. What it keeps of the past, and so how much it takes in, is a
+    constant; the input gate and what it gates get half each (cp: what it gates). No paper has the gate's share."""
+
+    def scan(hidden_states, recurrent_gate, reset, **_):
+        with torch._C.DisableTorchFunction():
+            states = ops.recurrence(hidden_states, recurrent_gate * ~reset, rule=rules)
+        return states.to(hidden_states.dtype), None
+
+    class Root:
+        @staticmethod
+        def apply(x):
+            return torch.sqrt(x.detach())
+
+    names = {} if rules.name == "gradient" else {"SqrtBoundDerivative": Root}
+    return {**_calling(module, rules, **names), "_rnn_scan": scan}
+
+
+STATE_SPACES = (state_space, gated_delta_net, short_convolution, lightning_attention, recurrent_block)
 
 
 def _globals(module: nn.Module) -> dict:

@@ -16,6 +16,7 @@ from .lightning import Fading, lightning_attention
 from .linear import linear, linear_jvp, linear_unread
 from .linear_by_rows import Rows, linear_by_rows, linear_by_rows_jvp
 from .norm import layer_norm, layer_norm_jvp, rms_norm, rms_norm_jvp
+from .recurrence import recurrence
 from .relevance import node_relevance
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "node_relevance",
     "product",
     "read_tolerance",
+    "recurrence",
     "rms_norm",
     "rms_norm_jvp",
 ]

@@ -12,6 +12,7 @@ from .gated_mlp import gated_mlp, gated_mlp_backward, product_backward
 from .lightning import lightning_attention, lightning_attention_backward
 from .linear import epsilon_factor, linear, linear_backward
 from .norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
+from .recurrence import recurrence, recurrence_backward
 
 __all__ = [
     "activation",
@@ -32,6 +33,8 @@ __all__ = [
     "linear",
     "linear_backward",
     "product_backward",
+    "recurrence",
+    "recurrence_backward",
     "rms_norm",
     "rms_norm_backward",
     "visible",

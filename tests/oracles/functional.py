@@ -167,7 +167,19 @@ def carried(model, mode: Detached):
         given += [_part(value, of_value), _part(g, part), _part(beta, part)]
         return plainly(reference.gated_delta_rule, *given), None
 
-    scans = {"mamba_selective_scan": selective, "mamba2_chunk_scan": chunked}
+    class Root:  # of what a recurrence keeps
+        @staticmethod
+        def apply(x):
+            return own["SqrtBoundDerivative"].apply(x) if rule == "gradient" else torch.sqrt(x.detach())
+
+    def recurrent(module, hidden_states, recurrent_gate, **named):
+        return plainly(type(module)._rnn_scan, module, hidden_states, constant(recurrent_gate), **named)
+
+    for module in model.modules():
+        if hasattr(module, "_rnn_scan"):
+            module._rnn_scan = partial(recurrent, module)
+
+    scans = {"SqrtBoundDerivative": Root, "mamba_selective_scan": selective, "mamba2_chunk_scan": chunked}
     scans |= dict.fromkeys(("torch_chunk_gated_delta_rule", "chunk_kimi_delta_attention"), delta)
     homes = {sys.modules[type(module).__module__] for module in model.modules()}
     found = [(home, name) for home in homes for name in scans if hasattr(home, name)]
