@@ -86,6 +86,13 @@ PARTICULAR: dict[str, dict] = {
                 "mlp_beta_factor": 0.8, "full_attn_alpha_factor": 1.1, "full_attn_beta_factor": 0.9},
     "recurrent_gemma": {"attention_window_size": 7, "lru_width": 48, "logits_soft_cap": 3.0,
                         "block_types": ["recurrent", "attention"]},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+              "num_hidden_layers": 4, "num_key_value_heads": 4, "n_mamba_heads": 2, "mamba_d_state": 8,
+              "mamba_dt_rank": 6},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid", "hybrid", "linear_attention", "hybrid"],
+               "num_hidden_layers": 5, "num_key_value_heads": 4, "n_mamba_heads": 8, "mamba_d_state": 8,
+               "mamba_ngroups": 2, "num_mem_blocks": 2, "use_shared_attention_adapter": True, "adapter_rank": 8,
+               "use_mem_rope": True},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
     "lfm3": {"layer_types": ["conv", "full_attention", "conv"]},
@@ -109,7 +116,7 @@ RULES |= dict.fromkeys(["granite_swa", "granitemoe_swa"], ["cp", "gradient"])
 WITHOUT_GRAPH = (
     "bailing_hybrid", "bamba", "diffllama", "falcon_h1", "falcon_mamba", "gemma4", "granitemoehybrid", "jamba",
     "kimi_linear", "lfm2", "lfm2_moe", "lfm3", "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5",
-    "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "recurrent_gemma",
+    "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "recurrent_gemma", "zamba", "zamba2",
 )  # fmt: skip
 # Language models with towers beside them: tests/hf/test_wrappers.py.
 WRAPPERS = ("got_ocr2", "moss_transcribe_diarize")
@@ -125,7 +132,6 @@ REFUSED = {
     "bloom": ("ALiBi", "BloomAttention, which multiplies"),
     "blt": ("byte patches", "Blt"),
     "cpmant": ("a prompt of its own before the tokens", "CpmAntModel, which lets tokens meet, or changes their places"),
-    "ctrl": (_PRODUCTS, "Sequential"),
     "deepseek_v32": (_INDEXED, "DeepseekV32"),
     "deepseek_v4": ("hyper-connections", "DeepseekV4"),
     "doge": ("its attention's mask depends on the values", "DogeAttention, which computes softplus"),
@@ -158,8 +164,6 @@ REFUSED = {
     "xlnet": ("relative positions", "XLNetModel, which cuts"),
     "xlstm": ("xLSTM", "xLSTM"),
     "xmod": ("adapters chosen by language", "Xmod"),
-    "zamba": (_BESIDE, "given more than one tensor"),
-    "zamba2": (_BESIDE, "given more than one tensor"),
     "zaya": (_BESIDE, "ZayaDecoderLayer, which is a decoder layer that hands on"),
 }
 # Of these no small model has been built.

@@ -32,6 +32,7 @@ _LAST = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "Wo", "o
 _TABLE: dict[str, Handler] = {
     "torch.nn.modules.container.ModuleList": handlers.leave,
     "torch.nn.modules.container.ModuleDict": handlers.leave,
+    "torch.nn.modules.container.Sequential": handlers.leave,
     "torch.nn.modules.sparse.Embedding": handlers.leave,
     "torch.nn.modules.linear.Identity": handlers.leave,
     "torch._dynamo.eval_frame.OptimizedModule": handlers.leave,  # what it was given runs

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from . import experts, handlers, state_space
+from . import experts, handlers, sides, state_space
 from .contributions import is_homogeneous
 from .families import MIXTURES, branch_dtype, handled, handler_of, last_linear, mlps_among, splits
 from .layers import decoder_layers
@@ -32,13 +32,18 @@ class LayerSize(NamedTuple):
     window: int | None  # keys that a query reads; None for all
     loaded: int  # bytes of weights that come to the device only while the layer runs
     unpacked: int  # bytes to make the largest matrix that is not kept in floats: its module does for each product
+    embeddings: int  # features of these, where some layer is given them besides; or 0
     plain: bool  # whether its keys and values are a linear map of its input, but for norms (see `contributions`)
 
 
 def layer_sizes(model: nn.Module) -> list[LayerSize]:
     """One entry a decoder layer, first to last. The model may be on the "meta" device."""
     config = model.config.get_text_config() if hasattr(model, "config") else None
-    return [_layer_size(layer, config) for layer in decoder_layers(model)]
+    layers = decoder_layers(model)
+    sizes = [_layer_size(layer, config) for layer in layers]
+    if any(map(sides.has_side_routes, layers)):
+        sizes = [size._replace(embeddings=size.hidden) for size in sizes]
+    return sizes
 
 
 def head_dims(model: nn.Module) -> tuple[int, ...]:
@@ -90,6 +95,7 @@ def _layer_size(layer: nn.Module, config) -> LayerSize:
         window=_window(attention) if attention else 1,
         loaded=sum(_loaded_bytes(module) for module in modules_of(layer)),
         unpacked=max((_unpacked_bytes(linear, layer) for linear in linears if not is_plain(linear)), default=0),
+        embeddings=0,
         plain=is_homogeneous(held),
     )
 

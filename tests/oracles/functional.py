@@ -217,7 +217,9 @@ def explained(
 
     def look_up(module, args, output):
         if args and torch.equal(args[0], ids):
-            looked_up.append(output.requires_grad_())
+            looked_up.append(output.requires_grad_().clone())  # which some write into
+            return looked_up[-1]
+        return None
 
     tables = {model.get_input_embeddings(), *(one for one in model.modules() if isinstance(one, nn.Embedding))}
     handles += [table.register_forward_hook(look_up) for table in tables]
