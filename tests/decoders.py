@@ -93,6 +93,7 @@ PARTICULAR: dict[str, dict] = {
                "num_hidden_layers": 5, "num_key_value_heads": 4, "n_mamba_heads": 8, "mamba_d_state": 8,
                "mamba_ngroups": 2, "num_mem_blocks": 2, "use_shared_attention_adapter": True, "adapter_rank": 8,
                "use_mem_rope": True},
+    "rwkv": {"rescale_every": 2, "attention_hidden_size": 48},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
     "lfm3": {"layer_types": ["conv", "full_attention", "conv"]},
@@ -116,7 +117,7 @@ RULES |= dict.fromkeys(["granite_swa", "granitemoe_swa"], ["cp", "gradient"])
 WITHOUT_GRAPH = (
     "bailing_hybrid", "bamba", "diffllama", "falcon_h1", "falcon_mamba", "gemma4", "granitemoehybrid", "jamba",
     "kimi_linear", "lfm2", "lfm2_moe", "lfm3", "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5",
-    "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "recurrent_gemma", "zamba", "zamba2",
+    "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "recurrent_gemma", "rwkv", "zamba", "zamba2",
 )  # fmt: skip
 # Language models with towers beside them: tests/hf/test_wrappers.py.
 WRAPPERS = ("got_ocr2", "moss_transcribe_diarize")
@@ -157,7 +158,6 @@ REFUSED = {
     "prophetnet": ("several tokens predicted at once", "ProphetNetDecoder, which lets tokens meet"),
     "rembert": (_PRODUCTS, "RemBertSelfAttention, which multiplies"),
     "roformer": (_PRODUCTS, "RoFormerSelfAttention, which multiplies"),
-    "rwkv": ("RWKV's recurrence", "Rwkv"),
     "trocr": (_PRODUCTS, "TrOCRAttention, which multiplies"),
     "xglm": (_PRODUCTS, "XGLMAttention, which multiplies"),
     "xlm": (_PRODUCTS, "XLM"),

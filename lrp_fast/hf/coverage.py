@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import caps, experts, handlers, sides, state_space, weights, wrappers
+from . import caps, experts, handlers, rescaled, sides, state_space, weights, wrappers
 from .attention import both_ways
 from .audit import NOT_AUDITED
 from .families import at_rest, handled, handler_of, vouch
@@ -162,10 +162,16 @@ def _words() -> Iterator[tuple]:
     yield state_space.lightning_attention, ("values half, queries and keys a quarter each (cp: values)", "PyTorch")
     yield state_space.recurrent_block, ("gate and what was carried half each (cp: what was carried)", "PyTorch")
     yield state_space.rg_lru, ("what it keeps is a constant; input gate and input half each (cp: input)", "PyTorch")
+    yield state_space.time_mixing, ("values and weights half each, gate and mean too (cp: values, mean)", "PyTorch")
+    yield state_space.channel_mixing, ("gate and MLP half each (cp: MLP); relu^2: identity", "PyTorch")
+    yield rescaled.rescaled_model, ("left as it is, but that its layers halve their hidden states", "")
     for handler in (handlers.leave, handlers.masking_model, handlers.dropout, *wrappers.HANDLERS):
         yield handler, ("left as it is: sums, constants, parts with rules of their own", "")
     yield sides.sharing_model, ("left as it is: sums, constants, parts with rules of their own", "")
-    for handler in (handlers.decoder_layer, handlers.pre_norm_decoder_layer, sides.sided_decoder_layer):
+    for handler in (
+        handlers.decoder_layer, handlers.pre_norm_decoder_layer, sides.sided_decoder_layer,
+        rescaled.rescaled_decoder_layer,
+    ):  # fmt: skip
         yield handler, ("residual sum: plain; what it puts out are nodes", "")
     for handler in handlers.ATTENTIONS:
         yield handler, ("values and weights half each, of these queries and keys half each (cp: values)", "Triton")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import caps, experts, forms, handlers, sides, state_space, wrappers
+from . import caps, experts, forms, handlers, rescaled, sides, state_space, wrappers
 from .audit import audit
 from .handlers import Handler
 from .walk import modules_of, named_modules_of, own_weights, without_adapters
@@ -62,6 +62,7 @@ _TABLE: dict[str, Handler] = {
     "transformers.activations.NewGELUActivation": handlers.spelt_out_activation("gelu_tanh"),
     "transformers.activations.ReLUSquaredActivation": handlers.activation("relu2"),
     "torch.nn.modules.conv.Conv1d": handlers.part,
+    "torch.nn.modules.padding.ZeroPad2d": handlers.part,
     "torch.nn.modules.activation.Tanh": handlers.pointwise(1.0),
     "transformers.activations.QuickGELUActivation": handlers.pointwise(0.5),
     "transformers.activations.FastGELUActivation": handlers.pointwise(0.5),
@@ -82,7 +83,7 @@ _KINDS = {
     "glue": handlers.leave, "attention": handlers.attention, "decoder layer": handlers.decoder_layer,
     "holder": handlers.holder,
 }  # fmt: skip
-_ROOMS = (handlers, experts, state_space, sides, caps)
+_ROOMS = (handlers, experts, state_space, sides, caps, rescaled)
 _MODELS = ("transformers.models.", "transformers_modules.")  # shipped, and brought by a checkpoint
 
 

@@ -13,10 +13,13 @@ from .families import handler_of
 from .overlay import laid, replaced, uncompiled
 from .owner import is_ours, owned
 from .positions import keeping_rotations
+from .rescaled import rescaled_decoder_layer
 from .walk import modules_of, named_modules_of
 from .weights import device_of
 
-_MARKS = (handlers.decoder_layer, handlers.pre_norm_decoder_layer, sides.sided_decoder_layer)
+_MARKS = (
+    handlers.decoder_layer, handlers.pre_norm_decoder_layer, sides.sided_decoder_layer, rescaled_decoder_layer,
+)  # fmt: skip
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

@@ -120,6 +120,10 @@ def _carried(module: nn.Module, handler: handlers.Handler) -> int:
         features = module.num_attention_heads * (2 * module.block_size + 8 * module.head_dim)
     elif handler is state_space.recurrent_block:
         features = 20 * module.lru_width
+    elif handler is state_space.time_mixing:
+        features = 32 * module.attention_hidden_size
+    elif handler is state_space.channel_mixing:
+        features = 4 * (shape(module.key)[0] + shape(module.key)[1])
     elif handler is state_space.short_convolution:
         features = 4 * shape(module.in_proj)[0]
     elif hasattr(module, "num_heads"):  # Mamba 2, in chunks

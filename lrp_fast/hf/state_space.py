@@ -114,7 +114,45 @@ def rg_lru(module: nn.Module, rules: Rules) -> Overlay:
     return {**_calling(module, rules, **names), "_rnn_scan": scan}
 
 
-STATE_SPACES = (state_space, gated_delta_net, short_convolution, lightning_attention, recurrent_block)
+def time_mixing(module: nn.Module, rules: Rules) -> Overlay:
+    """RWKV's: `ops.wkv` of keys and values that mix each token with the one before, with a gate at its output, and half
+    each at that product (cp: the mean)."""
+    _check(module, rules, "is a mean with weights of its own")
+
+    def forward(hidden, state=None, use_cache=False):
+        if state is not None or use_cache:
+            raise ValueError(f"{type(module).__name__} is to keep its state in a cache: call with use_cache=False")
+        key = module.key(_with_token_before(hidden, module.time_mix_key))
+        value = module.value(_with_token_before(hidden, module.time_mix_value))
+        gate = torch.sigmoid(module.receptance(_with_token_before(hidden, module.time_mix_receptance)))
+        mean = ops.wkv(key, value, module.time_decay.detach().exp(), module.time_first, rule=rules)
+        return module.output(ops.product(gate, mean.to(value.dtype), rule=rules)), None
+
+    return {"forward": forward}
+
+
+def channel_mixing(module: nn.Module, rules: Rules) -> Overlay:
+    """RWKV's MLP of tokens that are mixed with the one before: value(relu(key(x))^2), with a gate at its output, and
+    half each at that product (cp: the MLP)."""
+
+    def forward(hidden, state=None):
+        if state is not None:
+            raise ValueError(f"{type(module).__name__} is to keep its state in a cache: call with use_cache=False")
+        key = module.key(_with_token_before(hidden, module.time_mix_key))
+        gate = torch.sigmoid(module.receptance(_with_token_before(hidden, module.time_mix_receptance)))
+        return ops.product(gate, module.value(ops.activation(key, "relu2", rule=rules)), rule=rules), None
+
+    return {"forward": forward}
+
+
+def _with_token_before(hidden: Tensor, share: Tensor) -> Tensor:
+    share = share.detach()
+    return hidden * share + F.pad(hidden[:, :-1], (0, 0, 1, 0)) * (1 - share)
+
+
+STATE_SPACES = (
+    state_space, gated_delta_net, short_convolution, lightning_attention, recurrent_block, time_mixing, channel_mixing,
+)  # fmt: skip
 
 
 def _globals(module: nn.Module) -> dict:

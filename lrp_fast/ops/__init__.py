@@ -18,6 +18,7 @@ from .linear_by_rows import Rows, linear_by_rows, linear_by_rows_jvp
 from .norm import layer_norm, layer_norm_jvp, rms_norm, rms_norm_jvp
 from .recurrence import recurrence
 from .relevance import node_relevance
+from .wkv import wkv
 
 __all__ = [
     "Fading",
@@ -46,4 +47,5 @@ __all__ = [
     "recurrence",
     "rms_norm",
     "rms_norm_jvp",
+    "wkv",
 ]

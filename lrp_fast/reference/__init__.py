@@ -13,6 +13,7 @@ from .lightning import lightning_attention, lightning_attention_backward
 from .linear import epsilon_factor, linear, linear_backward
 from .norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from .recurrence import recurrence, recurrence_backward
+from .wkv import wkv, wkv_backward
 
 __all__ = [
     "activation",
@@ -38,4 +39,6 @@ __all__ = [
     "rms_norm",
     "rms_norm_backward",
     "visible",
+    "wkv",
+    "wkv_backward",
 ]

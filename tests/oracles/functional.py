@@ -172,6 +172,11 @@ def carried(model, mode: Detached):
         def apply(x):
             return own["SqrtBoundDerivative"].apply(x) if rule == "gradient" else torch.sqrt(x.detach())
 
+    def mean(time_decay, time_first, key, value, **named):
+        part, of_value = {"attnlrp": (0.5, 0.5), "cp": (0, 1), "gradient": (1, 1)}[rule]
+        given = _part(key, part), _part(value, of_value)
+        return plainly(own["rwkv_linear_attention"], time_decay, time_first, *given, **named)
+
     def recurrent(module, hidden_states, recurrent_gate, **named):
         return plainly(type(module)._rnn_scan, module, hidden_states, constant(recurrent_gate), **named)
 
@@ -179,7 +184,8 @@ def carried(model, mode: Detached):
         if hasattr(module, "_rnn_scan"):
             module._rnn_scan = partial(recurrent, module)
 
-    scans = {"SqrtBoundDerivative": Root, "mamba_selective_scan": selective, "mamba2_chunk_scan": chunked}
+    scans = {"mamba_selective_scan": selective, "mamba2_chunk_scan": chunked}
+    scans |= {"SqrtBoundDerivative": Root, "rwkv_linear_attention": mean}
     scans |= dict.fromkeys(("torch_chunk_gated_delta_rule", "chunk_kimi_delta_attention"), delta)
     homes = {sys.modules[type(module).__module__] for module in model.modules()}
     found = [(home, name) for home in homes for name in scans if hasattr(home, name)]
