@@ -94,6 +94,7 @@ PARTICULAR: dict[str, dict] = {
                "mamba_ngroups": 2, "num_mem_blocks": 2, "use_shared_attention_adapter": True, "adapter_rank": 8,
                "use_mem_rope": True},
     "rwkv": {"rescale_every": 2, "attention_hidden_size": 48},
+    "xlstm": {"gate_soft_cap": 2.0, "output_logit_soft_cap": 3.0},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
     "lfm3": {"layer_types": ["conv", "full_attention", "conv"]},
@@ -117,7 +118,8 @@ RULES |= dict.fromkeys(["granite_swa", "granitemoe_swa"], ["cp", "gradient"])
 WITHOUT_GRAPH = (
     "bailing_hybrid", "bamba", "diffllama", "falcon_h1", "falcon_mamba", "gemma4", "granitemoehybrid", "jamba",
     "kimi_linear", "lfm2", "lfm2_moe", "lfm3", "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5",
-    "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "recurrent_gemma", "rwkv", "zamba", "zamba2",
+    "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "recurrent_gemma", "rwkv", "xlstm", "zamba",
+    "zamba2",
 )  # fmt: skip
 # Language models with towers beside them: tests/hf/test_wrappers.py.
 WRAPPERS = ("got_ocr2", "moss_transcribe_diarize")
@@ -162,7 +164,6 @@ REFUSED = {
     "xglm": (_PRODUCTS, "XGLMAttention, which multiplies"),
     "xlm": (_PRODUCTS, "XLM"),
     "xlnet": ("relative positions", "XLNetModel, which cuts"),
-    "xlstm": ("xLSTM", "xLSTM"),
     "xmod": ("adapters chosen by language", "Xmod"),
     "zaya": (_BESIDE, "ZayaDecoderLayer, which is a decoder layer that hands on"),
 }

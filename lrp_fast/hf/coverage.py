@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import caps, experts, handlers, rescaled, sides, state_space, weights, wrappers
+from . import caps, experts, handlers, rescaled, sides, state_space, weights, wrappers, xlstm
 from .attention import both_ways
 from .audit import NOT_AUDITED
 from .families import at_rest, handled, handler_of, vouch
@@ -187,7 +187,9 @@ def _words() -> Iterator[tuple]:
         yield handler, ("act(gate) and up half each (cp: up)", "Triton")
     for handler in (handlers.mlp, handlers.falcon_mlp, handlers.gpt2_mlp):
         yield handler, ("left as it is: parts with rules of their own", "")
-    for handler in (handlers.capped_language_model, caps.language_model_with_cap):
+    yield xlstm.matrix_memory, ("values half, queries and keys' side a quarter each (cp: values)", "PyTorch")
+    yield xlstm.whole_model, ("left as it is, all tokens at once", "")
+    for handler in (handlers.capped_language_model, caps.language_model_with_cap, xlstm.whole_language_model):
         yield handler, ("a cap on its logits: identity", "PyTorch")
     yield experts.router, ("plain softmax, sigmoid and transpose; the choice passes nothing", "PyTorch")
     yield experts.gated_experts, ("act(gate) and up half each (cp: up); routing weight and output half each", "Triton")

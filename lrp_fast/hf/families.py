@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import caps, experts, forms, handlers, rescaled, sides, state_space, wrappers
+from . import caps, experts, forms, handlers, rescaled, sides, state_space, wrappers, xlstm
 from .audit import audit
 from .handlers import Handler
 from .walk import modules_of, named_modules_of, own_weights, without_adapters
@@ -26,7 +26,7 @@ MLPS = (
     handlers.gpt2_mlp, *MIXTURES,
 )  # fmt: skip
 # What an MLP calls the linear map that makes what it puts out.
-_LAST = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "Wo", "output_linear")
+_LAST = ("down_proj", "proj_down", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "Wo", "output_linear")
 
 
 _TABLE: dict[str, Handler] = {
@@ -55,6 +55,7 @@ _TABLE: dict[str, Handler] = {
     "torch.nn.modules.normalization.LayerNorm": handlers.layer_norm,
     "torch.nn.modules.normalization.RMSNorm": handlers.spelt_out_norm,
     "torch.nn.modules.activation.SiLU": handlers.activation("silu"),
+    "torch.nn.modules.activation.Sigmoid": handlers.leave,  # a gate's: plain gradients, as in `functions`
     "torch.nn.modules.activation.ReLU": handlers.activation("relu"),
     "transformers.activations.SiLUActivation": handlers.activation("silu"),
     "transformers.activations.GELUActivation": handlers.activation("gelu"),
@@ -83,7 +84,7 @@ _KINDS = {
     "glue": handlers.leave, "attention": handlers.attention, "decoder layer": handlers.decoder_layer,
     "holder": handlers.holder,
 }  # fmt: skip
-_ROOMS = (handlers, experts, state_space, sides, caps, rescaled)
+_ROOMS = (handlers, experts, state_space, sides, caps, rescaled, xlstm)
 _MODELS = ("transformers.models.", "transformers_modules.")  # shipped, and brought by a checkpoint
 
 

@@ -124,6 +124,8 @@ def _carried(module: nn.Module, handler: handlers.Handler) -> int:
         features = 32 * module.attention_hidden_size
     elif handler is state_space.channel_mixing:
         features = 4 * (shape(module.key)[0] + shape(module.key)[1])
+    elif handler is state_space.matrix_memory:
+        features = 3 * 64 * module.config.num_heads + 8 * (module.config.qk_dim + module.config.v_dim)
     elif handler is state_space.short_convolution:
         features = 4 * shape(module.in_proj)[0]
     elif hasattr(module, "num_heads"):  # Mamba 2, in chunks

@@ -19,6 +19,7 @@ from ..rules import Rules
 from .functions import by_rule
 from .handlers import Overlay
 from .weights import is_offloaded
+from .xlstm import matrix_memory
 
 
 def state_space(module: nn.Module, rules: Rules) -> Overlay:
@@ -152,6 +153,7 @@ def _with_token_before(hidden: Tensor, share: Tensor) -> Tensor:
 
 STATE_SPACES = (
     state_space, gated_delta_net, short_convolution, lightning_attention, recurrent_block, time_mixing, channel_mixing,
+    matrix_memory,
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from .identity import identity, product
 from .lightning import Fading, lightning_attention
 from .linear import linear, linear_jvp, linear_unread
 from .linear_by_rows import Rows, linear_by_rows, linear_by_rows_jvp
+from .mlstm import mlstm
 from .norm import layer_norm, layer_norm_jvp, rms_norm, rms_norm_jvp
 from .recurrence import recurrence
 from .relevance import node_relevance
@@ -41,6 +42,7 @@ __all__ = [
     "linear_by_rows_jvp",
     "linear_jvp",
     "linear_unread",
+    "mlstm",
     "node_relevance",
     "product",
     "read_tolerance",

@@ -11,6 +11,7 @@ from .edges import attention_edges
 from .gated_mlp import gated_mlp, gated_mlp_backward, product_backward
 from .lightning import lightning_attention, lightning_attention_backward
 from .linear import epsilon_factor, linear, linear_backward
+from .mlstm import mlstm, mlstm_backward
 from .norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from .recurrence import recurrence, recurrence_backward
 from .wkv import wkv, wkv_backward
@@ -33,6 +34,8 @@ __all__ = [
     "lightning_attention_backward",
     "linear",
     "linear_backward",
+    "mlstm",
+    "mlstm_backward",
     "product_backward",
     "recurrence",
     "recurrence_backward",

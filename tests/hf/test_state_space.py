@@ -17,11 +17,30 @@ def test_blocks_of_lightning_attention_change_nothing(rule):
     assert (whole.layers - parts.layers).abs().max() <= 1e-5 * whole.layers.abs().max()
 
 
-@pytest.mark.parametrize("model_type", ["kimi_linear", "minimax", "qwen3_next", "recurrent_gemma", "rwkv"])
+@pytest.mark.parametrize("model_type", ["kimi_linear", "minimax", "qwen3_next", "recurrent_gemma", "rwkv", "xlstm"])
 def test_a_cache_that_a_state_is_to_be_kept_in_is_refused(model_type):
     model = decoders.build(model_type, torch.float32)
     with patched(model), pytest.raises(ValueError, match="to keep its state in a cache: call with use_cache=False"):
         model(IDS, use_cache=True)
+
+
+def test_a_model_that_runs_long_prompts_in_parts_runs_them_whole():
+    whole, parts = (decoders.build("xlstm", max_inference_chunksize=size) for size in (100, 5))
+    assert torch.equal(attribute(whole, IDS, 3, 5).layers, attribute(parts, IDS, 3, 5).layers)
+    assert parts.config.max_inference_chunksize == 5
+
+
+@pytest.mark.parametrize("model_type", ["kimi_linear", "minimax", "recurrent_gemma", "rwkv", "xlstm", "zamba2"])
+def test_logits_are_the_models_own_and_it_is_left_as_it_was(model_type):
+    """Bits may differ: sums are made in other chunks."""
+    model = decoders.build(model_type, torch.float32)
+    long = torch.randint(3, 97, (1, 100), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        own = model(long, use_cache=False).logits
+        with patched(model):
+            found = model(long, use_cache=False).logits
+        assert torch.equal(model(long, use_cache=False).logits, own)
+    assert (found - own).abs().max() <= 1e-4 * own.abs().max()
 
 
 def test_no_epsilon_rule_for_linear_attention():

@@ -3,8 +3,8 @@
 Every function of PyTorch that the model's own code calls is replaced, under the rule, by one of the same value whose
 plain gradient is the rule's: for a product of two explained tensors each factor is a half of itself and a half of its
 value; what divides by a root mean square is its value; a function of one number is z times the value of f(z)/z. It
-knows no class and no handler, and of the package the definition of the delta rule alone. Attention has to be eager, for
-its products to be seen.
+knows no class and no handler, and of the package the definitions of what carries a matrix alone. Attention has to be
+eager, for its products to be seen.
 """
 
 from __future__ import annotations
@@ -180,9 +180,19 @@ def carried(model, mode: Detached):
     def recurrent(module, hidden_states, recurrent_gate, **named):
         return plainly(type(module)._rnn_scan, module, hidden_states, constant(recurrent_gate), **named)
 
+    def memory(module, query, key, value, igate, fgate, **named):
+        if rule == "gradient":
+            return type(module).forward(module, query, key, value, igate, fgate, **named)
+        part, of_value = {"attnlrp": (0.25, 0.5), "cp": (0, 1)}[rule]
+        query, key, igate, fgate = (_part(one, part) for one in (query, key, igate, fgate))
+        given = query, key, _part(value, of_value), igate, fgate
+        return plainly(reference.mlstm, *given, eps=module.config.eps, frozen=True), None
+
     for module in model.modules():
         if hasattr(module, "_rnn_scan"):
             module._rnn_scan = partial(recurrent, module)
+        if hasattr(module, "_inference_fn"):
+            module.forward = partial(memory, module)
 
     scans = {"mamba_selective_scan": selective, "mamba2_chunk_scan": chunked}
     scans |= {"SqrtBoundDerivative": Root, "rwkv_linear_attention": mean}
@@ -209,7 +219,8 @@ def explained(
     model.requires_grad_(False)
     mode, calls, outputs, looked_up = Detached(rule), {}, {}, []
     for module in model.modules():
-        if rule != "gradient" and type(module).__module__.endswith((".activations", ".activation")):
+        pointwise = type(module).__module__.endswith((".activations", ".activation"))
+        if rule != "gradient" and pointwise and not isinstance(module, torch.nn.Sigmoid):  # which has no f(z)/z at 0
             module.forward = partial(mode.identity, module.forward)
 
     def enter(module, args, named):
