@@ -63,7 +63,10 @@ def examine(config) -> tuple[list[Coverage], list[Check]]:
         return found, []
     try:
         small = _small(config)
-    except (AttributeError, AssertionError, KeyError, TypeError, ValueError) as error:  # of a config that knows better
+        with torch.no_grad():
+            small(torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
+    except (AttributeError, AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        # Of a config that knows better, or derives sizes from others.
         why = " ".join(str(error).split())
         return found, [Check(f"not checked, as no small copy can be made: {why[:200]}", float("nan"), 0.0)]
     return found, _identities(small)

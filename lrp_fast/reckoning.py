@@ -94,7 +94,8 @@ def work_replayed(size: LayerSize, context: Context, rows: int) -> int:
     mlp += (context.tokens if size.whole else min(rows, context.tokens)) * b * inside * size.mlp
     attention += _choosing(size, context)
     traces, selecting = _work_on_edges(size, context)
-    return int(_heap_loss(size, context) * max(attention + traces, mlp, selecting)) + size.loaded + size.unpacked
+    needed = max(attention + traces, mlp, selecting) + _beside(size, context)
+    return int(_heap_loss(size, context) * needed) + size.loaded + size.unpacked
 
 
 def work_with_graph(size: LayerSize, context: Context) -> int:
@@ -105,7 +106,13 @@ def work_with_graph(size: LayerSize, context: Context) -> int:
     selecting -= 2 * graph(size, context)  # gone by then: the last layer has few edges to choose from
     work = context.tokens * context.dtype.itemsize
     attention = work * attention + context.tokens * _flash_attention(size, context) + _choosing(size, context)
-    return int(_heap_loss(size, context) * max(attention + traces, work * mlp, selecting)) + size.unpacked
+    needed = max(attention + traces, work * mlp, selecting) + _beside(size, context)
+    return int(_heap_loss(size, context) * needed) + size.unpacked
+
+
+def _beside(size: LayerSize, context: Context) -> int:
+    """The embeddings, as a layer is given them and wide, and what has arrived at them, as it is added to."""
+    return context.tokens * size.embeddings * (context.dtype.itemsize + (1 + 2 * context.targets) * context.wide)
 
 
 def _choosing(size: LayerSize, context: Context) -> int:

@@ -31,6 +31,7 @@ TEXT = {
     "intermediate_size": 96, "sliding_window": 7,
 }  # fmt: skip
 HEADS = {"num_key_value_heads": 4}
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1}
 INDEXER = {"index_topk": 5, "index_head_dim": 12, "index_n_heads": 3, "mlp_layer_types": ["dense", "sparse", "sparse"]}
 DECODER = {"is_decoder": True, "hidden_act": "gelu"}
 # Chunks within the prompt, a layer without rotations, dense and mixed layers.
@@ -81,6 +82,24 @@ PARTICULAR: dict[str, dict] = {
         {"head_dim": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
          "linear_value_head_dim": 12, "layer_types": ["linear_attention", "full_attention", "linear_attention"]},
     ),
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention", "linear_attention"],
+                    "num_key_value_heads": 4, "linear_head_dim": 12, "linear_num_heads": 4, **EXPERTS},
+    "bailing_hybrid": {"layer_types": ["linear_attention", "full_attention", "linear_attention"],
+                       "num_key_value_heads": 4, "head_dim": 12, **EXPERTS},
+    "minimax": {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "head_dim": 12,
+                "linear_attn_alpha_factor": 1.2, "linear_attn_beta_factor": 0.7, "mlp_alpha_factor": 1.3,
+                "mlp_beta_factor": 0.8, "full_attn_alpha_factor": 1.1, "full_attn_beta_factor": 0.9},
+    "recurrent_gemma": {"attention_window_size": 7, "lru_width": 48, "logits_soft_cap": 3.0,
+                        "block_types": ["recurrent", "attention"]},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+              "num_hidden_layers": 4, "num_key_value_heads": 4, "n_mamba_heads": 2, "mamba_d_state": 8,
+              "mamba_dt_rank": 6},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid", "hybrid", "linear_attention", "hybrid"],
+               "num_hidden_layers": 5, "num_key_value_heads": 4, "n_mamba_heads": 8, "mamba_d_state": 8,
+               "mamba_ngroups": 2, "num_mem_blocks": 2, "use_shared_attention_adapter": True, "adapter_rank": 8,
+               "use_mem_rope": True},
+    "rwkv": {"rescale_every": 2, "attention_hidden_size": 48},
+    "xlstm": {"gate_soft_cap": 2.0, "output_logit_soft_cap": 3.0},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1},
     "lfm3": {"layer_types": ["conv", "full_attention", "conv"]},
@@ -120,9 +139,11 @@ IN_FLOAT32 = (
 # What their own code says of their softmax or experts is another product than the one of the rule, and detached it is
 # another rule: here by plain gradients, and by cp, where it has no such product.
 RULES = dict.fromkeys(["granite_swa", "granitemoe_swa"], ["cp", "gradient"])
-# Their layers read more than what the one below puts out: no graph. Of scans' edges no closed form is known under plain
-# gradients.
-WITHOUT_GRAPH = ("gemma4",)
+# No graph: their layers read more than what the one below puts out, or no closed form is known of their edges; or
+# none under plain gradients.
+WITHOUT_GRAPH = (
+    "bailing_hybrid", "gemma4", "kimi_linear", "minimax", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2",
+)  # fmt: skip
 FADING = (
     "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "mamba", "mamba2", "nemotron_h",
 )  # fmt: skip
@@ -132,7 +153,6 @@ _INDEXED = "its attention reads chosen keys alone"
 _BESIDE = "its layers hand on more than the hidden states"
 # Why not, as the README says it, and what the refusal says.
 REFUSED = {
-    "bailing_hybrid": ("Kimi's delta rule", "DeltaAttention, which computes silu"),
     "big_bird": ("its attention draws blocks at random", "BigBird"),
     "bigbird_pegasus": ("its attention is for encoders", "reads tokens in both directions"),
     "blt": ("byte patches", "Blt"),
@@ -143,19 +163,12 @@ REFUSED = {
     "hy_v4": ("hyper-connections", "HYV4"),
     "inkling2_text": (_BESIDE, "reads more than what its last decoder layer puts out"),
     "inkling_text": ("relative positions, short convolutions", "Inkling"),
-    "kimi_linear": ("Kimi's delta rule", "KimiLinearDeltaAttention, which computes silu"),
     "longcat_flash": ("two attentions a layer, experts that do nothing", "LongcatFlash"),
-    "minimax": ("lightning attention", "MiniMaxLightningAttention, which multiplies"),
     "musicgen": ("several codebooks", "Musicgen"),
     "musicgen_melody": ("several codebooks", "Musicgen"),
     "prophetnet": ("several tokens predicted at once", "ProphetNetDecoder, which lets tokens meet"),
-    "recurrent_gemma": ("RG-LRU", "RecurrentGemma"),
-    "rwkv": ("RWKV's recurrence", "Rwkv"),
     "xlm": ("it holds no layers, but lists of their parts", "XLM"),
     "xlnet": ("relative positions", "XLNetModel, which cuts"),
-    "xlstm": ("xLSTM", "xLSTM"),
-    "zamba": (_BESIDE, "given more than one tensor"),
-    "zamba2": (_BESIDE, "given more than one tensor"),
     "zaya": (_BESIDE, "ZayaDecoderLayer, which is a decoder layer that hands on"),
 }
 # Of these no small model has been built.

@@ -333,10 +333,10 @@ def test_models_that_cannot_be_explained(tiny, ids):
         attribute("gpt2", ids)
     with pytest.raises(ValueError, match=r"is in training mode: call model.eval\(\) first"):
         attribute(tiny("llama").train(), ids)
-    rwkv = transformers.RwkvConfig(hidden_size=16, attention_hidden_size=16, num_hidden_layers=2, vocab_size=99)
-    message = "no propagation rule covers module 'rwkv', a RwkvModel, which"
+    xlnet = transformers.XLNetConfig(d_model=16, n_layer=2, n_head=2, d_inner=16, vocab_size=99)
+    message = "no propagation rule covers module 'transformer', a XLNetModel, which"
     with pytest.raises(lrp_fast.UnsupportedModuleError, match=message):
-        attribute(transformers.RwkvForCausalLM(rwkv).eval(), ids)
+        attribute(transformers.XLNetLMHeadModel(xlnet).eval(), ids)
 
 
 def test_runner_up_and_best_tokens(tiny, ids):

@@ -9,6 +9,7 @@ import transformers
 import lrp_fast
 from lrp_fast import doctor
 from lrp_fast.cli import main
+from tests import decoders
 
 
 def test_every_family_is_healthy(family, tiny):
@@ -31,17 +32,24 @@ def test_a_config_without_a_causal_language_model_is_refused():
         doctor.examine(transformers.T5Config())
 
 
-RWKV = transformers.RwkvConfig(hidden_size=32, attention_hidden_size=32, num_hidden_layers=2, vocab_size=50)
+XLNET = transformers.XLNetConfig(d_model=32, n_layer=2, n_head=2, d_inner=32, vocab_size=50)
 
 
 def test_what_no_rule_covers_is_named_and_nothing_is_checked():
-    found, checks = doctor.examine(RWKV)
-    (block,) = [one for one in found if one.name == "RwkvSelfAttention"]
-    assert block.rule is None and block.count == 2 and block.path == "rwkv.blocks.0.attention" and checks == []
+    found, checks = doctor.examine(XLNET)
+    (part,) = [one for one in found if one.name == "XLNetRelativeAttention"]
+    assert part.rule is None and part.count == 2 and part.path == "transformer.layer.0.rel_attn" and checks == []
 
 
 def test_a_config_that_no_small_copy_can_be_made_of():
     found, checks = doctor.examine(transformers.MambaConfig(num_hidden_layers=2, hidden_size=32, vocab_size=50))
+    assert all(one.rule is not None for one in found)
+    assert len(checks) == 1 and not checks[0].passed and "no small copy can be made" in checks[0].what
+
+
+def test_a_config_whose_small_copy_does_not_run():
+    """What it derives from other settings is no longer so where these are small."""
+    found, checks = doctor.examine(decoders.build("zamba2").config)
     assert all(one.rule is not None for one in found)
     assert len(checks) == 1 and not checks[0].passed and "no small copy can be made" in checks[0].what
 
@@ -168,11 +176,11 @@ def test_the_command_line(tiny, tmp_path, capsys):
     assert told["healthy"] and {"name", "count", "path", "rule", "kernel", "mend"} == set(told["modules"][0])
     assert not any(one["mend"] for one in told["modules"])
 
-    RWKV.save_pretrained(tmp_path / "bad")
+    XLNET.save_pretrained(tmp_path / "bad")
     assert main(["doctor", str(tmp_path / "bad")]) == 1
     out = capsys.readouterr().out
-    assert "NOT COVERED: rwkv.blocks.0.attention" in out
-    assert "  RwkvModel: " in out and " of what depends on the hidden states, at modeling_rwkv.py:" in out
+    assert "NOT COVERED: transformer.layer.0.rel_attn" in out
+    assert "  XLNetModel: cuts what depends on the hidden states off" in out and ", at modeling_xlnet.py:" in out
     assert main(["doctor", str(tmp_path / "nothing")]) == 2
     assert torch.get_default_dtype() == torch.float32
 

@@ -15,7 +15,7 @@ from . import experts, handlers, sides, weights
 from .families import Part, branch_dtype, handled, handler_of, mlps, mlps_among, moves_tokens, was_audited
 from .overlay import forward_name, forward_of, laid
 from .spelt_out_attention import biases_scores
-from .state_space import STATE_SPACES, state_space
+from .state_space import STATE_SPACES, without_edges
 from .walk import modules_of
 
 _HOMOGENEOUS = (
@@ -56,9 +56,9 @@ def _why_none(layer: nn.Module, rules: Rules) -> str | None:
     attentions = [module for _, module, handler in held if handler in handlers.ATTENTIONS]
     if len(scans) + len(attentions) > 1 and handler_of(layer) is not handlers.parallel_decoder_layer:
         return f"it holds {len(attentions)} attentions and {len(scans)} scans, {known}"
-    faded = [module for module in scans if handler_of(module) is state_space]
-    if faded and rules.name == "gradient":
-        return f"no closed form is known of the edges of its {type(faded[0]).__name__} under plain gradients"
+    for module in scans:
+        if (when := without_edges(module, handler_of(module), rules)) is not None:
+            return f"no closed form is known of the edges of its {type(module).__name__}{when}"
     return None
 
 

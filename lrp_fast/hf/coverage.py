@@ -8,7 +8,19 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import experts, handlers, indexed, sides, spelt_out_attention, state_space, weights, wrappers
+from . import (
+    caps,
+    experts,
+    handlers,
+    indexed,
+    rescaled,
+    sides,
+    spelt_out_attention,
+    state_space,
+    weights,
+    wrappers,
+    xlstm,
+)
 from .attention import both_ways
 from .audit import NOT_AUDITED
 from .families import LAYERS, MIXTURES, at_rest, handled, handler_of, vouch
@@ -164,6 +176,12 @@ def _words() -> Iterator[tuple]:
     yield state_space.state_space, ("time step, B, C are constants; gate and output half each (cp: output)", "PyTorch")
     yield state_space.gated_delta_net, ("values half, queries and keys' side a quarter each (cp: values)", "PyTorch")
     yield state_space.short_convolution, ("gates and what they gate half each (cp: what they gate)", "PyTorch")
+    yield state_space.lightning_attention, ("values half, queries and keys a quarter each (cp: values)", "PyTorch")
+    yield state_space.recurrent_block, ("gate and what was carried half each (cp: what was carried)", "PyTorch")
+    yield state_space.rg_lru, ("what it keeps is a constant; input gate and input half each (cp: input)", "PyTorch")
+    yield state_space.time_mixing, ("values and weights half each, gate and mean too (cp: values, mean)", "PyTorch")
+    yield state_space.channel_mixing, ("gate and MLP half each (cp: MLP); relu^2: identity", "PyTorch")
+    yield rescaled.rescaled_model, ("left as it is, but that its layers halve their hidden states", "")
     for handler in (handlers.leave, handlers.dropout, *wrappers.HANDLERS):
         yield handler, ("left as it is: sums, constants, parts with rules of their own", "")
     for handler in (
@@ -189,7 +207,12 @@ def _words() -> Iterator[tuple]:
         yield handler, ("act(gate) and up half each (cp: up)", "Triton")
     for handler in (handlers.mlp, handlers.falcon_mlp, handlers.gpt2_mlp):
         yield handler, ("left as it is: parts with rules of their own", "")
-    for handler in (handlers.capped_language_model, handlers.wide_capped_language_model):
+    yield xlstm.matrix_memory, ("values half, queries and keys' side a quarter each (cp: values)", "PyTorch")
+    yield xlstm.whole_model, ("left as it is, all tokens at once", "")
+    for handler in (
+        handlers.capped_language_model, handlers.wide_capped_language_model, caps.language_model_with_cap,
+        xlstm.whole_language_model,
+    ):  # fmt: skip
         yield handler, ("a cap on its logits: identity", "PyTorch")
     for handler in experts.ROUTERS:
         yield handler, ("plain softmax, sigmoid and transpose; the choice passes nothing", "PyTorch")

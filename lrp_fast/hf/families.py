@@ -13,7 +13,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import experts, forms, handlers, indexed, sides, spelt_out_attention, state_space, wrappers
+from . import (
+    caps,
+    experts,
+    forms,
+    handlers,
+    indexed,
+    rescaled,
+    sides,
+    spelt_out_attention,
+    state_space,
+    wrappers,
+    xlstm,
+)
 from .audit import audit
 from .handlers import Handler
 from .walk import modules_of, named_modules_of, own_weights, without_adapters
@@ -28,9 +40,10 @@ MLPS = (
 # What they put out are nodes.
 LAYERS = (
     handlers.decoder_layer, handlers.pre_norm_decoder_layer, handlers.parallel_decoder_layer, sides.sided_decoder_layer,
+    rescaled.rescaled_decoder_layer,
 )  # fmt: skip
 # What an MLP calls the linear map that makes what it puts out.
-_LAST = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "Wo", "output_linear")
+_LAST = ("down_proj", "proj_down", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "Wo", "output_linear")
 
 
 _TABLE: dict[str, Handler] = {
@@ -60,6 +73,7 @@ _TABLE: dict[str, Handler] = {
     "torch.nn.modules.normalization.RMSNorm": handlers.spelt_out_norm,
     "torch.nn.modules.activation.GELU": handlers.gelu,
     "torch.nn.modules.activation.SiLU": handlers.activation("silu"),
+    "torch.nn.modules.activation.Sigmoid": handlers.leave,  # a gate's: plain gradients, as in `functions`
     "torch.nn.modules.activation.ReLU": handlers.activation("relu"),
     "transformers.activations.SiLUActivation": handlers.activation("silu"),
     "transformers.activations.GELUActivation": handlers.activation("gelu"),
@@ -67,6 +81,7 @@ _TABLE: dict[str, Handler] = {
     "transformers.activations.NewGELUActivation": handlers.spelt_out_activation("gelu_tanh"),
     "transformers.activations.ReLUSquaredActivation": handlers.activation("relu2"),
     "torch.nn.modules.conv.Conv1d": handlers.part,
+    "torch.nn.modules.padding.ZeroPad2d": handlers.part,
     "torch.nn.modules.activation.Tanh": handlers.pointwise(1.0),
     "transformers.activations.QuickGELUActivation": handlers.pointwise(0.5),
     "transformers.activations.FastGELUActivation": handlers.pointwise(0.5),
@@ -87,7 +102,7 @@ _KINDS = {
     "glue": handlers.leave, "attention": handlers.attention, "decoder layer": handlers.decoder_layer,
     "holder": handlers.holder,
 }  # fmt: skip
-_ROOMS = (handlers, experts, indexed, sides, spelt_out_attention, state_space)
+_ROOMS = (handlers, experts, indexed, sides, spelt_out_attention, state_space, caps, rescaled, xlstm)
 _MODELS = ("transformers.models.", "transformers_modules.")  # shipped, and brought by a checkpoint
 
 

@@ -54,9 +54,12 @@ def check_places(model: nn.Module) -> None:
 
 
 def _held(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module], list]:
-    """The layers as the model holds them, what lies above them, and its configs."""
+    """The layers as the model holds them, none within another, what lies above them, and its configs."""
     held = named_modules_of(model, once=False)
-    found = [(path, one) for path, one in held if handler_of(one) in LAYERS]
+    found: list[tuple[str, nn.Module]] = []
+    for path, one in held:  # what holds another comes before it
+        if handler_of(one) in LAYERS and not (found and path.startswith(f"{found[-1][0]}.")):
+            found.append((path, one))
     paths = {path[:end] for path, _ in found for end in range(len(path)) if end == 0 or path[end] == "."}
     above = list(dict.fromkeys(module for path, module in held if path in paths))
     configs = [module.config.get_text_config() for module in above if hasattr(module, "config")]

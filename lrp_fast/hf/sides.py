@@ -2,7 +2,8 @@
 
 Gemma 4's smaller models have two kinds. Every layer is given some features that are made of the input embeddings before
 the first layer, and of a table of their own (per-layer embeddings); and the last layers read keys and values that an
-earlier layer made of its input, and have none of their own. `lrp_fast.sides` says what becomes of relevance there.
+earlier layer made of its input, and have none of their own. Some of Zamba's layers (arXiv 2405.16712) are given the
+input embeddings themselves. `lrp_fast.sides` says what becomes of relevance there.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def sharing_model(module: nn.Module, rules: Rules) -> Overlay:
 
 
 def has_side_routes(layer: nn.Module) -> bool:
-    """Whether a decoder layer is given a per-layer embedding, or the keys and values of another layer."""
+    """Whether a decoder layer is given embeddings, or the keys and values of another layer."""
     shares = getattr(getattr(layer, "self_attn", None), "is_kv_shared_layer", False)
-    return bool(shares or getattr(layer, "hidden_size_per_layer_input", 0))
+    reads_them_whole = hasattr(layer, "shared_transf") or hasattr(layer, "shared_transformer")  # Zamba's and Zamba 2's
+    return bool(shares or getattr(layer, "hidden_size_per_layer_input", 0)) or reads_them_whole

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from . import experts, handlers, state_space
+from . import experts, handlers, sides, state_space
 from .contributions import is_homogeneous
 from .families import MIXTURES, branch_dtype, handled, handler_of, last_linear, mlps_among, splits
 from .layers import decoder_layers
@@ -34,13 +34,18 @@ class LayerSize(NamedTuple):
     loaded: int  # bytes of weights that come to the device only while the layer runs
     unpacked: int  # bytes to make the largest matrix that is not kept in floats: its module does for each product
     scanned: int  # of what the edges of its scans are made of
+    embeddings: int  # features of these, where some layer is given them besides; or 0
     plain: bool  # whether its keys and values are a linear map of its input, but for norms (see `contributions`)
 
 
 def layer_sizes(model: nn.Module) -> list[LayerSize]:
     """One entry a decoder layer, first to last. The model may be on the "meta" device."""
     config = model.config.get_text_config() if hasattr(model, "config") else None
-    return [_layer_size(layer, config) for layer in decoder_layers(model)]
+    layers = decoder_layers(model)
+    sizes = [_layer_size(layer, config) for layer in layers]
+    if any(map(sides.has_side_routes, layers)):
+        sizes = [size._replace(embeddings=size.hidden) for size in sizes]
+    return sizes
 
 
 def head_dims(model: nn.Module) -> tuple[int, ...]:
@@ -93,6 +98,7 @@ def _layer_size(layer: nn.Module, config) -> LayerSize:
         loaded=sum(_loaded_bytes(module) for module in modules_of(layer)),
         unpacked=max((_unpacked_bytes(linear, layer) for linear in linears if not is_plain(linear)), default=0),
         scanned=sum(_scanned(module, handler_of(module)) for module in carrying),
+        embeddings=0,
         plain=is_homogeneous(held),
     )
 
@@ -109,7 +115,20 @@ def _inner(mlp: nn.Module) -> int:
 def _carried(module: nn.Module, handler: handlers.Handler) -> int:
     """Of a layer that carries a state, features a token of what autograd keeps of it, as a fourth of an MLP's five."""
     if handler is state_space.gated_delta_net:
-        features = module.num_v_heads * (3 * 64 + 8 * (module.head_k_dim + module.head_v_dim))
+        if hasattr(module, "forget_gate"):  # Kimi's: a decay for each channel
+            features = module.num_heads * (3 * 64 + 36 * module.head_dim)
+        else:
+            features = module.num_v_heads * (3 * 64 + 8 * (module.head_k_dim + module.head_v_dim))
+    elif handler is state_space.lightning_attention:
+        features = module.num_attention_heads * (2 * module.block_size + 8 * module.head_dim)
+    elif handler is state_space.recurrent_block:
+        features = 20 * module.lru_width
+    elif handler is state_space.time_mixing:
+        features = 32 * module.attention_hidden_size
+    elif handler is state_space.channel_mixing:
+        features = 4 * (shape(module.key)[0] + shape(module.key)[1])
+    elif handler is state_space.matrix_memory:
+        features = 3 * 64 * module.config.num_heads + 8 * (module.config.qk_dim + module.config.v_dim)
     elif handler is state_space.short_convolution:
         features = 4 * shape(module.in_proj)[0]
     elif hasattr(module, "num_heads"):  # Mamba 2, in chunks

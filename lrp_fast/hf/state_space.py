@@ -21,6 +21,10 @@ from .functions import activated, by_rule
 from .handlers import Overlay
 from .walk import modules_of
 from .weights import is_offloaded
+from .xlstm import matrix_memory
+
+
+_KIMI = "chunk_kimi_delta_attention"
 
 
 def state_space(module: nn.Module, rules: Rules) -> Overlay:
@@ -36,14 +40,17 @@ def state_space(module: nn.Module, rules: Rules) -> Overlay:
 
 
 def gated_delta_net(module: nn.Module, rules: Rules) -> Overlay:
-    """Qwen3-Next's and its kin's: `ops.gated_delta_rule`, between convolutions and a gated norm."""
+    """Qwen3-Next's and its kin's, and Kimi's, whose decay is one for each channel of the keys: `ops.gated_delta_rule`,
+    between convolutions and a gated norm."""
     shares = {"value_share": rules.treatment.value, "score_share": rules.treatment.score}
 
     def run(value, query, key, g, beta):
         with torch._C.DisableTorchFunction():  # its products have shares of their own
             return ops.gated_delta_rule(query, key, value, g, beta, rule=rules)
 
-    def delta(query, key, value, *, g, beta, use_qk_l2norm_in_kernel=False, **_):
+    def delta(query, key, value, *, g, beta, use_qk_l2norm_in_kernel=False, output_final_state=False, **_):
+        if output_final_state:
+            raise ValueError(f"{type(module).__name__} is to keep its state in a cache: call with use_cache=False")
         dtype = query.dtype
         query, key = (_unit(one, rules) if use_qk_l2norm_in_kernel else one for one in (query, key))
         repeated = value.shape[2] // key.shape[2]
@@ -51,7 +58,8 @@ def gated_delta_net(module: nn.Module, rules: Rules) -> Overlay:
         query = query * query.shape[-1] ** -0.5
         return _mix(module)(run, partial(ops.delta_edges, **shares), value, query, key, g, beta).to(dtype), None
 
-    return _calling(module, rules, torch_chunk_gated_delta_rule=delta)
+    scans = ("torch_chunk_gated_delta_rule", _KIMI)
+    return _calling(module, rules, **{name: delta for name in scans if name in _globals(module)})
 
 
 def short_convolution(module: nn.Module, rules: Rules) -> Overlay:
@@ -72,7 +80,113 @@ def short_convolution(module: nn.Module, rules: Rules) -> Overlay:
     return _calling(module, rules, gates, causal_conv1d_fn=convolve) | {"lrp_fast_reach": 1}
 
 
-STATE_SPACES = (state_space, gated_delta_net, short_convolution)
+def lightning_attention(module: nn.Module, rules: Rules) -> Overlay:
+    """MiniMax's: `ops.lightning_attention` between an activation and a norm, with a gate at its output."""
+    _check(module, rules, "is linear attention")
+
+    def forward(hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, **named):
+        if past_key_values is not None or named.get("cache") is not None:
+            raise ValueError(f"{type(module).__name__} is to keep its state in a cache: call with use_cache=False")
+        mixed = module.act_fn(module.qkv_proj(hidden_states))
+        if attention_mask is not None:
+            mixed = mixed * attention_mask.to(mixed.dtype).unsqueeze(-1)
+        mixed = mixed.unflatten(-1, (module.num_attention_heads, -1)).transpose(1, 2)
+        query, key, value = mixed.split(module.head_dim, -1)
+        tables = module.slope_rate, module.query_decay, module.key_decay, module.diagonal_decay[0]
+        out = ops.lightning_attention(query, key, value, ops.Fading(*tables), rule=rules)
+        out = module.norm(out.transpose(1, 2).flatten(2))
+        gate = torch.sigmoid(module.output_gate(hidden_states))
+        return module.out_proj(ops.product(gate, out, rule=rules)), None
+
+    return {"forward": forward}
+
+
+def recurrent_block(module: nn.Module, rules: Rules) -> Overlay:
+    """RecurrentGemma's (Griffin, arXiv 2402.19427): convolution and recurrence, with a gate at their output, and half
+    each at that product (cp: what was carried)."""
+    _check(module, rules, "convolves")
+    convolve = _convolution(rules)
+
+    def forward(input_states, position_ids, attention_mask=None, use_cache=True, **_):
+        if use_cache:
+            raise ValueError(f"{type(module).__name__} is to keep its state in a cache: call with use_cache=False")
+        gate = module.act_fn(module.linear_y(input_states))
+        carried = module.linear_x(input_states).transpose(1, 2)
+        carried = convolve(carried, module.conv_1d.weight.squeeze(1), module.conv_1d.bias)
+        carried = module.rg_lru(carried.transpose(1, 2), position_ids)
+        return module.linear_out(ops.product(gate, carried, rule=rules)), None
+
+    return {"forward": forward}
+
+
+def rg_lru(module: nn.Module, rules: Rules) -> Overlay:
+    """RecurrentGemma's recurrence: `ops.recurrence`. What it keeps of the past, and so how much it takes in, is a
+    constant; the input gate and what it gates get half each (cp: what it gates). No paper has the gate's share."""
+
+    def scan(hidden_states, recurrent_gate, reset, **_):
+        with torch._C.DisableTorchFunction():
+            states = ops.recurrence(hidden_states, recurrent_gate * ~reset, rule=rules)
+        return states.to(hidden_states.dtype), None
+
+    class Root:
+        @staticmethod
+        def apply(x):
+            return torch.sqrt(x.detach())
+
+    names = {} if rules.name == "gradient" else {"SqrtBoundDerivative": Root}
+    return {**_calling(module, rules, **names), "_rnn_scan": scan}
+
+
+def time_mixing(module: nn.Module, rules: Rules) -> Overlay:
+    """RWKV's: `ops.wkv` of keys and values that mix each token with the one before, with a gate at its output, and half
+    each at that product (cp: the mean)."""
+    _check(module, rules, "is a mean with weights of its own")
+
+    def forward(hidden, state=None, use_cache=False):
+        if state is not None or use_cache:
+            raise ValueError(f"{type(module).__name__} is to keep its state in a cache: call with use_cache=False")
+        key = module.key(_with_token_before(hidden, module.time_mix_key))
+        value = module.value(_with_token_before(hidden, module.time_mix_value))
+        gate = torch.sigmoid(module.receptance(_with_token_before(hidden, module.time_mix_receptance)))
+        mean = ops.wkv(key, value, module.time_decay.detach().exp(), module.time_first, rule=rules)
+        return module.output(ops.product(gate, mean.to(value.dtype), rule=rules)), None
+
+    return {"forward": forward}
+
+
+def channel_mixing(module: nn.Module, rules: Rules) -> Overlay:
+    """RWKV's MLP of tokens that are mixed with the one before: value(relu(key(x))^2), with a gate at its output, and
+    half each at that product (cp: the MLP)."""
+
+    def forward(hidden, state=None):
+        if state is not None:
+            raise ValueError(f"{type(module).__name__} is to keep its state in a cache: call with use_cache=False")
+        key = module.key(_with_token_before(hidden, module.time_mix_key))
+        gate = torch.sigmoid(module.receptance(_with_token_before(hidden, module.time_mix_receptance)))
+        return ops.product(gate, module.value(ops.activation(key, "relu2", rule=rules)), rule=rules), None
+
+    return {"forward": forward}
+
+
+def _with_token_before(hidden: Tensor, share: Tensor) -> Tensor:
+    share = share.detach()
+    return hidden * share + F.pad(hidden[:, :-1], (0, 0, 1, 0)) * (1 - share)
+
+
+STATE_SPACES = (
+    state_space, gated_delta_net, short_convolution, lightning_attention, recurrent_block, time_mixing, channel_mixing,
+    matrix_memory,
+)  # fmt: skip
+
+
+def without_edges(module: nn.Module, handler: Callable, rules: Rules) -> str | None:
+    """None where the edges of what a scan mixes have a closed form here; else when they have none, to end a sentence.
+    """
+    if handler is state_space:
+        return " under plain gradients" if rules.name == "gradient" else None
+    if handler is gated_delta_net:  # of one decay a head
+        return "" if _KIMI in _globals(module) else None
+    return None if handler is short_convolution else ""
 
 
 def _globals(module: nn.Module) -> dict:
@@ -80,10 +194,7 @@ def _globals(module: nn.Module) -> dict:
 
 
 def _calling(module: nn.Module, rules: Rules, gates: dict | None = None, **names: Callable) -> Overlay:
-    if rules.epsilon or rules.gamma:
-        raise ValueError(
-            f"{type(module).__name__} convolves, for which lrp_fast has no epsilon and gamma rule: leave both 0"
-        )
+    _check(module, rules, "convolves")
     if any(map(is_offloaded, modules_of(module))):
         raise ValueError(f"{type(module).__name__} is offloaded, which its rule cannot follow: load it whole")
     own = inspect.unwrap(type(module).forward)
@@ -108,10 +219,21 @@ def _mix(module: nn.Module) -> Callable:
     return getattr(module, "lrp_fast_mix", ops.mixed)
 
 
+def _check(module: nn.Module, rules: Rules, does: str) -> None:
+    if rules.epsilon or rules.gamma:
+        raise ValueError(
+            f"{type(module).__name__} {does}, for which lrp_fast has no epsilon and gamma rule: leave both 0"
+        )
+
+
 def _convolution(rules: Rules) -> Callable:
     def convolve(x, weight, bias=None, activation=None, **_):
+        dtype, wide = x.dtype, torch.promote_types(x.dtype, weight.dtype)
+        x = x.to(wide)
         y = _convolved(x, *_constants(x, weight, bias))
-        return y if activation is None else activated(y, {"swish": "silu"}.get(activation, activation), rules)
+        if activation is not None:
+            y = activated(y, {"swish": "silu"}.get(activation, activation), rules)
+        return y.to(dtype)
 
     return convolve
 

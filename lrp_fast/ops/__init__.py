@@ -14,13 +14,18 @@ from .delta_edges import delta_edges
 from .edges import attention_edges, crossing
 from .gated_mlp import gated_mlp
 from .identity import identity, product
+from .lightning import Fading, lightning_attention
 from .linear import linear, linear_jvp, linear_unread
 from .linear_by_rows import Rows, linear_by_rows, linear_by_rows_jvp
 from .mixing import Mixed, Mixing, Parts, layer_crossing, layer_edges, mixed, reached_rows
+from .mlstm import mlstm
 from .norm import layer_norm, layer_norm_jvp, rms_norm, rms_norm_jvp
+from .recurrence import recurrence
 from .relevance import node_relevance
+from .wkv import wkv
 
 __all__ = [
+    "Fading",
     "Kept",
     "Mixed",
     "Mixing",
@@ -43,16 +48,20 @@ __all__ = [
     "layer_edges",
     "layer_norm",
     "layer_norm_jvp",
+    "lightning_attention",
     "linear",
     "linear_by_rows",
     "linear_by_rows_jvp",
     "linear_jvp",
     "linear_unread",
     "mixed",
+    "mlstm",
     "node_relevance",
     "product",
     "reached_rows",
     "read_tolerance",
+    "recurrence",
     "rms_norm",
     "rms_norm_jvp",
+    "wkv",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,9 @@ def gated_delta_rule(
 
     Args:
         query, key: (B, T, H, K), of unit length and scaled as the model has them.
-        value: (B, T, H, V). decay: (B, T, H), the logarithm of what the state keeps, at most 0. beta: (B, T, H).
+        value: (B, T, H, V). beta: (B, T, H).
+        decay: (B, T, H), the logarithm of what the state keeps, at most 0; or (B, T, H, K), of each of its rows, as
+            Kimi's delta attention has it (arXiv 2510.26692).
 
     Returns:
         (B, T, H, V) in float32 or wider.
@@ -34,18 +38,41 @@ def gated_delta_rule(
     others = (share(one, shares.score) for one in (query, key, decay, beta))
     q, k, g, b = (split(one.to(wide)) for one in others)
     v = split(share(value, shares.value).to(wide))
-    g = g.squeeze(-1).cumsum(-1)  # (B, H, chunks, C)
-    within = (g.unsqueeze(-1) - g.unsqueeze(-2)).tril().exp().tril()  # what is left at i of what came at j
-    unlearnt = torch.eye(CHUNK, dtype=wide, device=q.device) + (b * k @ k.mT * within).tril(-1)
-    learnt = torch.linalg.solve_triangular(unlearnt, torch.cat([b * v, b * k * g.exp().unsqueeze(-1)], -1), upper=False)
+    g = g.cumsum(-2)  # (B, H, chunks, C, 1 or K)
+    at_keys, weights = _within((b * k, q), k, g)
+    unlearnt = torch.eye(CHUNK, dtype=wide, device=q.device) + at_keys.tril(-1)
+    learnt = torch.linalg.solve_triangular(unlearnt, torch.cat([b * v, b * k * g.exp()], -1), upper=False)
     new, of_state = learnt.split([v.shape[-1], k.shape[-1]], -1)
-    weights = (q @ k.mT * within).tril()
-    left = g[..., -1:]
+    left = g[..., -1:, :]
     state, out = torch.zeros_like(k[:, :, 0].mT @ v[:, :, 0]), []
     for i in range(q.shape[2]):
         fresh = new[:, :, i] - of_state[:, :, i] @ state
-        out.append(q[:, :, i] * g[:, :, i].exp().unsqueeze(-1) @ state + weights[:, :, i] @ fresh)
-        kept = (left[:, :, i] - g[:, :, i]).exp().unsqueeze(-1)
-        state = state * left[:, :, i].exp().unsqueeze(-1) + (k[:, :, i] * kept).mT @ fresh
+        out.append(q[:, :, i] * g[:, :, i].exp() @ state + weights[:, :, i] @ fresh)
+        kept = (left[:, :, i] - g[:, :, i]).exp()
+        state = state * left[:, :, i].exp().mT + (k[:, :, i] * kept).mT @ fresh
     return torch.cat(out, 2)[:, :, :length].transpose(1, 2)
 
+
+
+def _within(lates: tuple[Tensor, ...], early: Tensor, g: Tensor) -> Iterable[Tensor]:
+    """For each of ``lates`` (..., C, C): what is left at i of what came at j, sum_k late_ik early_jk exp(g_ik - g_jk),
+    0 for j > i.
+
+    Of a decay of its own for each k, exp(g_i) and exp(-g_j) apart would overflow. Each pair meets in the middle m of
+    the smallest of the chunk's halves, quarters ... that holds both, by exp(g_i - g_m) and exp(g_m - g_j), at most 1.
+    """
+    if g.shape[-1] == 1:
+        left = (g - g.mT).tril().exp().tril()
+        return [late @ early.mT * left for late in lates]
+    late = torch.stack(lates)
+    found = (late * early).sum(-1)[..., None, None]  # (..., C / s, s, s)
+    while (s := found.shape[-1]) < CHUNK:
+        (_, late_s), (early_s, _), (before, behind) = (
+            one.unflatten(-2, (-1, 2, s)).unbind(-3) for one in (late, early, g)
+        )
+        middle = before[..., -1:, :]
+        met = late_s * (behind - middle).exp() @ (early_s * (middle - before).exp()).mT
+        first, second = found.unflatten(-3, (-1, 2)).unbind(-3)
+        upper, lower = torch.cat([first, torch.zeros_like(first)], -1), torch.cat([met, second], -1)
+        found = torch.cat([upper, lower], -2)
+    return found.squeeze(-3)

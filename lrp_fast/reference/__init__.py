@@ -9,8 +9,12 @@ from .attention import among, attention, attention_backward, attention_mass, vis
 from .delta import gated_delta_rule, gated_delta_rule_backward
 from .edges import attention_edges, scan_edges
 from .gated_mlp import gated_mlp, gated_mlp_backward, product_backward
+from .lightning import lightning_attention, lightning_attention_backward
 from .linear import epsilon_factor, linear, linear_backward
+from .mlstm import mlstm, mlstm_backward
 from .norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
+from .recurrence import recurrence, recurrence_backward
+from .wkv import wkv, wkv_backward
 
 __all__ = [
     "activation",
@@ -27,11 +31,19 @@ __all__ = [
     "gated_mlp_backward",
     "layer_norm",
     "layer_norm_backward",
+    "lightning_attention",
+    "lightning_attention_backward",
     "linear",
     "linear_backward",
+    "mlstm",
+    "mlstm_backward",
     "product_backward",
+    "recurrence",
+    "recurrence_backward",
     "rms_norm",
     "rms_norm_backward",
     "scan_edges",
     "visible",
+    "wkv",
+    "wkv_backward",
 ]

@@ -9,12 +9,15 @@ from torch import Tensor
 def gated_delta_rule(query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor) -> Tensor:
     """(B, T, H, V) from query and key (B, T, H, K), value (B, T, H, V), decay, a logarithm, and beta (B, T, H).
 
+    The decay may be one for each row of the state, (B, T, H, K): Kimi's delta attention (arXiv 2510.26692).
+
     The state S (K, V) forgets, unlearns what it holds under the key, learns the value, and is read by the query:
-    S <- exp(decay) S; S <- S + beta k (v - S^T k)^T; o = S^T q (Yang et al. 2024, arXiv 2412.06464).
+    S <- diag(exp(decay)) S; S <- S + beta k (v - S^T k)^T; o = S^T q (Yang et al. 2024, arXiv 2412.06464).
     """
+    decay = decay if decay.ndim == 4 else decay.unsqueeze(-1)
     state, out = torch.zeros_like(key[:, 0].unsqueeze(-1) * value[:, 0].unsqueeze(-2)), []
     for q, k, v, g, b in zip(*(one.unbind(1) for one in (query, key, value, decay, beta)), strict=True):
-        state = state * g.exp()[..., None, None]
+        state = state * g.exp().unsqueeze(-1)
         new = v - (state * k.unsqueeze(-1)).sum(-2)
         state = state + (b.unsqueeze(-1) * k).unsqueeze(-1) * new.unsqueeze(-2)
         out.append((state * q.unsqueeze(-1)).sum(-2))

@@ -255,18 +255,7 @@ NO_LOGITS = r"{0} has no next-token logits to explain: lrp_fast explains decoder
 @pytest.mark.parametrize(
     ("name", "config", "message", "culprit"),
     [
-        (
-            "RwkvForCausalLM",
-            {"num_hidden_layers": 2, "hidden_size": 16, "attention_hidden_size": 16},
-            NO_RULE,
-            "RwkvModel",
-        ),
-        (
-            "RecurrentGemmaForCausalLM",
-            SMALL | {"num_key_value_heads": 1, "lru_width": 16, "attention_window_size": 8, "head_dim": 8},
-            NO_RULE,
-            "RecurrentGemmaForCausalLM",
-        ),
+        ("XLNetLMHeadModel", {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 16}, NO_RULE, "XLNetModel"),
         ("XLMWithLMHeadModel", {"emb_dim": 16, "n_layers": 1, "n_heads": 2}, NO_RULE, "XLMModel"),
         ("BertForMaskedLM", SMALL, NO_LOGITS, "BertSelfAttention"),
         ("BertModel", SMALL, NO_LOGITS, "BertSelfAttention"),

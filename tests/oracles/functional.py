@@ -3,8 +3,8 @@
 Every function of PyTorch that the model's own code calls is replaced, under the rule, by one of the same value whose
 plain gradient is the rule's: for a product of two explained tensors each factor is a half of itself and a half of its
 value; what divides by a root mean square is its value; a function of one number is z times the value of f(z)/z. It
-knows no class and no handler, and of the package the definition of the delta rule alone. Attention has to be eager, for
-its products to be seen.
+knows no class and no handler, and of the package the definitions of what carries a matrix alone. Attention has to be
+eager, for its products to be seen.
 """
 
 from __future__ import annotations
@@ -188,7 +188,36 @@ def carried(model, mode: Detached):
         given += [_part(value, of_value), _part(g, part), _part(beta, part)]
         return plainly(reference.gated_delta_rule, *given), None
 
-    scans = {"mamba_selective_scan": selective, "mamba2_chunk_scan": chunked, "torch_chunk_gated_delta_rule": delta}
+    class Root:  # of what a recurrence keeps
+        @staticmethod
+        def apply(x):
+            return own["SqrtBoundDerivative"].apply(x) if rule == "gradient" else torch.sqrt(x.detach())
+
+    def mean(time_decay, time_first, key, value, **named):
+        part, of_value = {"attnlrp": (0.5, 0.5), "cp": (0, 1), "gradient": (1, 1)}[rule]
+        given = _part(key, part), _part(value, of_value)
+        return plainly(own["rwkv_linear_attention"], time_decay, time_first, *given, **named)
+
+    def recurrent(module, hidden_states, recurrent_gate, **named):
+        return plainly(type(module)._rnn_scan, module, hidden_states, constant(recurrent_gate), **named)
+
+    def memory(module, query, key, value, igate, fgate, **named):
+        if rule == "gradient":
+            return type(module).forward(module, query, key, value, igate, fgate, **named)
+        part, of_value = {"attnlrp": (0.25, 0.5), "cp": (0, 1)}[rule]
+        query, key, igate, fgate = (_part(one, part) for one in (query, key, igate, fgate))
+        given = query, key, _part(value, of_value), igate, fgate
+        return plainly(reference.mlstm, *given, eps=module.config.eps, frozen=True), None
+
+    for module in model.modules():
+        if hasattr(module, "_rnn_scan"):
+            module._rnn_scan = partial(recurrent, module)
+        if hasattr(module, "_inference_fn"):
+            module.forward = partial(memory, module)
+
+    scans = {"mamba_selective_scan": selective, "mamba2_chunk_scan": chunked}
+    scans |= {"SqrtBoundDerivative": Root, "rwkv_linear_attention": mean}
+    scans |= dict.fromkeys(("torch_chunk_gated_delta_rule", "chunk_kimi_delta_attention"), delta)
     homes = {sys.modules[type(module).__module__] for module in model.modules()}
     found = [(home, name) for home in homes for name in scans if hasattr(home, name)]
     try:
@@ -267,7 +296,8 @@ def _is_pointwise(cls: type) -> bool:
     """Whether it is an activation of transformers' or PyTorch's, or one with a backward pass of its own (Bloom's)."""
     called = [cls.forward.__globals__.get(name) for name in cls.forward.__code__.co_names]
     own = any(isinstance(one, type) and issubclass(one, torch.autograd.Function) for one in called)
-    return own or cls.__module__.endswith((".activations", ".activation"))
+    known = cls.__module__.endswith((".activations", ".activation")) and cls is not nn.Sigmoid  # without f(z)/z at 0
+    return own or known
 
 
 def _hidden(args: tuple, named: dict) -> Tensor:
