@@ -23,7 +23,6 @@ from .walk import modules_of
 from .weights import is_offloaded
 from .xlstm import matrix_memory
 
-
 _KIMI = "chunk_kimi_delta_attention"
 
 
