@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..rules import Rules
 from . import experts, handlers, sides, state_space
 from .contributions import is_homogeneous
 from .families import MIXTURES, branch_dtype, handled, handler_of, last_linear, mlps_among, splits
@@ -140,7 +141,10 @@ def _carried(module: nn.Module, handler: handlers.Handler) -> int:
 
 def _scanned(module: nn.Module, handler: handlers.Handler) -> int:
     """Of a layer that carries a state, features a token of its trace and of what its input contributes, from as many
-    positions as its convolution reads; of a delta rule, of what follows both through its chunks besides."""
+    positions as its convolution reads; of a delta rule, of what follows both through its chunks besides. 0 where no
+    closed form of its edges is known."""
+    if state_space.without_edges(module, handler, Rules("attnlrp")) is not None:
+        return 0
     lags = max((part.kernel_size[0] for part in modules_of(module) if isinstance(part, nn.Conv1d)), default=1)
     if handler is state_space.gated_delta_net:
         key, value = module.head_k_dim, module.head_v_dim
