@@ -34,6 +34,10 @@ COLUMNS = {
     "adapters": "adapters", "gpu": "on a GPU",
 }  # fmt: skip
 MARKS = ("<!-- families: made by benchmarks/families.py -->\n\n", "\n\n<!-- end of families -->")
+# What tests/hf/test_decoders.py shows of each causal language model of transformers, by its model type behind DECODER.
+DECODER = "decoder "
+OF_DECODERS = ("decoder", "edges", "waiting", "refused", "no edges")
+DECODER_MARKS = ("<!-- decoders: made by benchmarks/families.py -->\n\n", "\n\n<!-- end of decoders -->")
 
 
 def measure() -> dict:
@@ -63,13 +67,34 @@ def table(results: dict) -> str:
     Raises:
         ValueError: for a family or a column that the table does not have.
     """
-    shown = results["shown"]
+    shown = {name: columns for name, columns in results["shown"].items() if not name.startswith(DECODER)}
     for name in {*shown} - {*FAMILIES} | {column for columns in shown.values() for column in columns} - {*COLUMNS}:
         raise ValueError(f"a test shows {name!r}, which is no family of lrp_fast, and not one of {', '.join(COLUMNS)}")
     lines = [f"| family | {' | '.join(COLUMNS.values())} |", "|---" * (1 + len(COLUMNS)) + "|"]
     for family in FAMILIES:
         cells = (verdict(shown.get(family, {}).get(column, {})) for column in COLUMNS)
         lines.append(f"| {family} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def decoders_table(results: dict, told) -> str:
+    """A row for each causal language model of transformers; ``told`` is tests/decoders.py."""
+    lines = ["| model type | attribution | graph | streaming |", "|---|---|---|---|"]
+    for name in told.ALL:
+        shown = {column: verdict(found) for column, found in results["shown"].get(f"{DECODER}{name}", {}).items()}
+        if name in told.REFUSED:
+            cells = [f"refused: {told.REFUSED[name][0]}" if shown.get("refused") == "yes" else "not yet", "", ""]
+        elif name in told.NOT_TRIED:
+            cells = ["not tried", "", ""]
+        elif name in told.WRAPPERS:
+            cells = ["on text alone", "", ""]
+        else:
+            cells = [shown.get(column, "not yet") for column in ("decoder", "edges", "waiting")]
+            if name in told.WITHOUT_GRAPH and shown.get("no edges") == "yes":
+                cells[1] = "refused"
+            elif name in told.FADING and cells[1] == "yes":
+                cells[1] = "yes, not of plain gradients"
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -104,6 +129,13 @@ def between_marks(readme: str, marks: tuple[str, str] = MARKS) -> tuple[str, str
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    before, _, after = between_marks(readme.read_text("utf-8"))
-    write_atomically(readme, f"{before}{section(committed())}{after}".encode())
+    sys.path.insert(0, str(ROOT))
+    from tests import decoders
+
+    readme, reports = ROOT / "README.md", committed()
+    rows = decoders_table({"shown": added_up(report["results"]["shown"] for report in reports)}, decoders)
+    text = readme.read_text("utf-8")
+    for marks, made in ((MARKS, section(reports)), (DECODER_MARKS, rows)):
+        before, _, after = between_marks(text, marks)
+        text = f"{before}{made}{after}"
+    write_atomically(readme, text.encode())

@@ -117,7 +117,7 @@ def pytest_runtest_makereport(item):
     report = yield
     for mark in item.iter_markers("shows"):
         (column,) = mark.args
-        family = mark.kwargs.get("family") or item.callspec.params["family"]
+        family = mark.kwargs.get("family") or item.callspec.params.get("family") or item.callspec.params["model_type"]
         if (report.when == "call" or not report.passed) and (column != "gpu" or "gpu" in item.keywords):
             shown[family, column][report.outcome] += 1
     return report
@@ -130,8 +130,10 @@ def pytest_sessionfinish(session, exitstatus):
         spec.loader.exec_module(table)
         names, found = {home: name for name, home in table.FAMILIES.items()}, {}
         for (family, column), outcomes in shown.items():
-            home = getattr(transformers, FAMILIES[family][0]).__module__.split(".")[-2]
-            found.setdefault(names[home], {}).setdefault(column, Counter()).update(outcomes)
+            name = f"{table.DECODER}{family}"
+            if column not in table.OF_DECODERS:
+                name = names[getattr(transformers, FAMILIES[family][0]).__module__.split(".")[-2]]
+            found.setdefault(name, {}).setdefault(column, Counter()).update(outcomes)
         Path(session.config.option.families).write_text(json.dumps(found, indent=1))
 
 

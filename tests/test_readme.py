@@ -7,6 +7,7 @@ import re
 import pytest
 
 import lrp_fast
+from tests import decoders
 
 
 @pytest.fixture
@@ -32,6 +33,18 @@ def test_the_table_of_families_is_that_of_the_results(readme, root, monkeypatch)
     assert inside == families.section(families.committed())
     rows = re.findall(r"^\| (.+?) \|", inside, re.MULTILINE)
     assert rows == ["family", *families.FAMILIES]
+
+
+def test_the_table_of_decoders_is_that_of_the_results(readme, root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    import families
+
+    _, inside, _ = families.between_marks(readme, families.DECODER_MARKS)
+    shown = families.added_up(report["results"]["shown"] for report in families.committed())
+    assert inside == families.decoders_table({"shown": shown}, decoders)
+    explained = re.findall(r"^\| `.+` \| yes \| (yes|refused)", inside, re.MULTILINE)
+    graphs = explained.count("yes")
+    assert f"of transformers 5.23, {len(explained)} are explained so, {graphs} of them with graphs" in readme
 
 
 def test_every_name_of_ours_in_the_readme_exists(readme):

@@ -15,7 +15,7 @@ from . import experts, handlers, sides, weights
 from .families import Part, branch_dtype, handled, handler_of, mlps, mlps_among, moves_tokens, was_audited
 from .overlay import forward_name, forward_of, laid
 from .spelt_out_attention import biases_scores
-from .state_space import STATE_SPACES, without_edges
+from .state_space import SCANS, STATE_SPACES, without_edges
 from .walk import modules_of
 
 _HOMOGENEOUS = (
@@ -79,8 +79,8 @@ def contributions(
         return []
     if is_homogeneous(held) and rules.treatment.frozen_norm and not (rules.epsilon or rules.gamma):
         return [(None, None)]
-    scans = [module for _, module, handler in held if handler in STATE_SPACES]
-    reach = max((module.lrp_fast_reach for module in scans), default=1)
+    scans = [module for _, module, handler in held if handler in SCANS]
+    reach = max((getattr(module, "lrp_fast_reach", 1) for _, module, _ in held), default=1)
     found: list[tuple[bool, ops.Parts]] = []
 
     def keep(is_scan: bool, given: tuple[Tensor, ...]) -> None:

@@ -22,7 +22,7 @@ from .families import branch_dtype, handled, handler_of, last_linear, mlps, spli
 from .functions import Choices
 from .hooks import is_watched
 from .overlay import forward_name, forward_of, laid
-from .state_space import STATE_SPACES
+from .state_space import SCANS
 from .threads import acting_for, here
 
 
@@ -89,7 +89,7 @@ def _mix(part: nn.Module, traces: list[list] | None) -> list[tuple[nn.Module, st
     def mix(*given):
         return ops.mixed(*given, traces=_one_more(traces))
 
-    return [(module, "lrp_fast_mix", mix) for module in _handled(part, *STATE_SPACES)]
+    return [(module, "lrp_fast_mix", mix) for module in _handled(part, *SCANS)]
 
 
 @contextmanager

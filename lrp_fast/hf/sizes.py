@@ -152,6 +152,10 @@ def _scanned(module: nn.Module, handler: handlers.Handler) -> int:
         return module.num_v_heads * ((3 + 2 * lags) * (2 * key + value) + chunks)
     if handler is state_space.short_convolution:
         return 5 * shape(module.in_proj)[0] // 3
+    if handler is state_space.lightning_attention:
+        return 11 * module.num_attention_heads * module.head_dim
+    if handler is state_space.recurrent_block:
+        return (5 + 2 * lags) * module.lru_width
     return (4 + 2 * lags) * module.intermediate_size + 4 * module.ssm_state_size
 
 

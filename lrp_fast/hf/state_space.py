@@ -82,6 +82,7 @@ def short_convolution(module: nn.Module, rules: Rules) -> Overlay:
 def lightning_attention(module: nn.Module, rules: Rules) -> Overlay:
     """MiniMax's: `ops.lightning_attention` between an activation and a norm, with a gate at its output."""
     _check(module, rules, "is linear attention")
+    shares = {"value_share": rules.treatment.value, "score_share": rules.treatment.score}
 
     def forward(hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, **named):
         if past_key_values is not None or named.get("cache") is not None:
@@ -91,9 +92,15 @@ def lightning_attention(module: nn.Module, rules: Rules) -> Overlay:
             mixed = mixed * attention_mask.to(mixed.dtype).unsqueeze(-1)
         mixed = mixed.unflatten(-1, (module.num_attention_heads, -1)).transpose(1, 2)
         query, key, value = mixed.split(module.head_dim, -1)
-        tables = module.slope_rate, module.query_decay, module.key_decay, module.diagonal_decay[0]
-        out = ops.lightning_attention(query, key, value, ops.Fading(*tables), rule=rules)
-        out = module.norm(out.transpose(1, 2).flatten(2))
+        fading = ops.Fading(module.slope_rate, module.query_decay, module.key_decay, module.diagonal_decay[0])
+
+        def run(value, query, key):
+            query, key, value = (one.transpose(1, 2) for one in (query, key, value))
+            return ops.lightning_attention(query, key, value, fading, rule=rules).transpose(1, 2)
+
+        form = partial(ops.fading_attention_edges, fading=fading, **shares)
+        out = _mix(module)(run, form, *(one.transpose(1, 2) for one in (value, query, key)))
+        out = module.norm(out.flatten(2))
         gate = torch.sigmoid(module.output_gate(hidden_states))
         return module.out_proj(ops.product(gate, out, rule=rules)), None
 
@@ -115,16 +122,27 @@ def recurrent_block(module: nn.Module, rules: Rules) -> Overlay:
         carried = module.rg_lru(carried.transpose(1, 2), position_ids)
         return module.linear_out(ops.product(gate, carried, rule=rules)), None
 
-    return {"forward": forward}
+    return {"forward": forward, "lrp_fast_reach": module.conv_1d.kernel_size[0]}
 
 
 def rg_lru(module: nn.Module, rules: Rules) -> Overlay:
     """RecurrentGemma's recurrence: `ops.recurrence`. What it keeps of the past, and so how much it takes in, is a
     constant; the input gate and what it gates get half each (cp: what it gates). No paper has the gate's share."""
 
-    def scan(hidden_states, recurrent_gate, reset, **_):
+    def run(value, kept):
         with torch._C.DisableTorchFunction():
-            states = ops.recurrence(hidden_states, recurrent_gate * ~reset, rule=rules)
+            return ops.recurrence(value.squeeze(-1), kept, rule=rules).unsqueeze(-1)
+
+    def form(g, given, back, parts):
+        _, kept = given
+        decay = kept.clamp(min=torch.finfo(kept.dtype).tiny).log()
+        decay[0] = 0  # a prompt's first token has nothing to keep
+        ones = kept.new_ones(len(kept), 1, 1)
+        return ops.decayed_edges(g, parts[0], ones, ones, decay.unsqueeze(-1), torch.ones_like(kept))
+
+    def scan(hidden_states, recurrent_gate, reset, **_):
+        kept = _constant(recurrent_gate, rules) * ~reset
+        states = _mix(module)(run, form, hidden_states.unsqueeze(-1), kept).squeeze(-1)
         return states.to(hidden_states.dtype), None
 
     class Root:
@@ -177,15 +195,18 @@ STATE_SPACES = (
     matrix_memory,
 )  # fmt: skip
 
+# Of these, those that call `_mix`, and what does within one.
+SCANS = (state_space, gated_delta_net, short_convolution, lightning_attention, rg_lru)
+
 
 def without_edges(module: nn.Module, handler: Callable, rules: Rules) -> str | None:
     """None where the edges of what a scan mixes have a closed form here; else when they have none, to end a sentence.
     """
-    if handler is state_space:
+    if handler in (state_space, recurrent_block):
         return " under plain gradients" if rules.name == "gradient" else None
     if handler is gated_delta_net:  # of one decay a head
         return "" if _KIMI in _globals(module) else None
-    return None if handler is short_convolution else ""
+    return None if handler in SCANS else ""
 
 
 def _globals(module: nn.Module) -> dict:

@@ -8,7 +8,7 @@ gradients go back once, one at a time: ``create_graph=True`` and ``is_grads_batc
 from .activation import activation, activation_jvp
 from .attention import Kept, Trace, attention, attention_forward
 from .bounded import read_tolerance
-from .decayed import convolved_edges, decayed_edges
+from .decayed import convolved_edges, decayed_edges, fading_attention_edges
 from .delta import gated_delta_rule
 from .delta_edges import delta_edges
 from .edges import attention_edges, crossing
@@ -41,6 +41,7 @@ __all__ = [
     "crossing",
     "decayed_edges",
     "delta_edges",
+    "fading_attention_edges",
     "gated_delta_rule",
     "gated_mlp",
     "identity",

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .lightning import Fading
 from .mixing import on_diagonal, shifted
 
 # Numbers of one kind at work, 64 MiB of them in float32.
@@ -44,6 +45,58 @@ def decayed_edges(
         return out
 
     return edges
+
+
+def fading_attention_edges(
+    g: Tensor,
+    given: tuple[Tensor, ...],
+    back: tuple,
+    parts: tuple,
+    *,
+    fading: Fading,
+    value_share: float,
+    score_share: float,
+) -> Callable[[Tensor], Tensor]:
+    """Of `lightning_attention`: what row j passes to values and keys at t, times what is left at j of what came at t,
+
+        <q_j, k_t> <u_j, v~_t>   and   <q_j, k~_t> <u_j, v_t>,
+
+    and to its own query <g_q,j, q~_j>, each times its share.
+
+    Args:
+        given: value (T, H, V), query and key (T, H, K). back, parts: as in `mixed`, of one lag.
+        fading: the model's tables.
+    """
+    wide = torch.promote_types(g.dtype, torch.float32)
+    u, (value, query, key) = g.to(wide), (one.to(wide) for one in given)
+    of_value, of_query, of_key = (one[0].to(wide) for one in parts)
+    g_query = back[1].to(wide)
+
+    def edges(rows: Tensor) -> Tensor:
+        end = int(rows[-1]) + 1
+        out = u.new_zeros(len(rows), end)
+        columns = torch.arange(end, device=rows.device)
+        for head in range(u.shape[1]):
+            q, v = query[rows, head], u[rows, head]
+            part = (q @ key[:end, head].mT) * (v @ of_value[:end, head].mT) * value_share
+            if score_share:
+                part += (q @ of_key[:end, head].mT) * (v @ value[:end, head].mT) * score_share
+            out += part * _left(fading, head, rows, columns).to(wide)
+        if score_share:
+            on_diagonal((g_query[rows] * of_query[rows]).flatten(1).sum(-1), rows, 0, out)
+        return out
+
+    return edges
+
+
+def _left(fading: Fading, head: int, rows: Tensor, columns: Tensor) -> Tensor:
+    """(R, S): what is left at rows of what came at columns, as `lightning_attention` has it of a model's tables."""
+    within, size = fading.within[head], fading.within.shape[-1]
+    behind = rows.unsqueeze(-1) // size - columns // size  # blocks
+    before = fading.to_queries[head][rows % size] * fading.of_keys[head][columns % size].mT
+    before = before * (-fading.slope[head] * size * (behind - 1).clamp(min=0)).exp()
+    inside = within[rows % size][:, columns % size]
+    return torch.where(behind > 0, before, torch.where(behind < 0, 0, inside))
 
 
 def convolved_edges(u: Tensor, part: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
