@@ -5,6 +5,8 @@ Nodes and edges of the families are in test_decoders.py.
 
 import pytest
 import torch
+from torch import nn
+from transformers import activations
 
 import lrp_fast
 from lrp_fast import GraphSpec, UnsupportedModuleError, attribute, patched
@@ -129,6 +131,16 @@ def test_what_an_alibi_adds_to_keys_is_no_contribution():
         x, rest = seen["args"][0], seen["args"][1:]
         keys, values = contributions(layer, lrp_fast.Rules(), x, rest, seen["named"])
     assert keys.shape[-1] > 16 and keys[..., :16].any() and not (keys[..., 16:].any() or values[..., 16:].any())
+
+
+def test_pytorchs_own_gelu_is_either():
+    found = []
+    for act in (nn.GELU(approximate="tanh"), activations.GELUTanh()):
+        model = decoders.build("mpt")
+        for block in model.transformer.blocks:
+            block.ffn.act = act
+        found.append(attribute(model, IDS[:1], 3, 5).layers)
+    close(*found)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
