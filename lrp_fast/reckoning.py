@@ -43,6 +43,11 @@ def stored(size: LayerSize, context: Context) -> int:
     return context.tokens * (context.dtype.itemsize * (size.hidden + outputs * size.query) + context.wide * size.heads)
 
 
+def beside(size: LayerSize, context: Context) -> int:
+    """What side routes hold, which waits nowhere else: the features, what they were made of, and gradients of each."""
+    return context.tokens * size.beside * (4 * context.dtype.itemsize + context.targets * context.wide)
+
+
 def fetched(size: LayerSize, context: Context) -> int:
     """A layer that is brought back to its CUDA device while the one above is at work."""
     return 0 if size.device == HOST else stored(size, context)

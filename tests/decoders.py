@@ -190,6 +190,7 @@ def build(model_type: str, dtype=torch.float64, seed: int = 0, **more):
             spread = {1: 0.5, 2: 1.5 * parameter[0].numel() ** -0.5}.get(parameter.ndim, 0.3)
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread + ("norm" in name))
         for name, buffer in model.named_buffers():
-            if ("bias" in name or "layer_scalar" in name) and buffer.is_floating_point():  # the first of a router's choice
+            # Of a router's choice; of what a layer puts out.
+            if ("bias" in name or "layer_scalar" in name) and buffer.is_floating_point():
                 buffer.add_(torch.randn(buffer.shape, generator=generator) * 0.1)
     return model.to(dtype).eval()

@@ -12,6 +12,7 @@ from . import experts, handlers, state_space
 from .contributions import is_homogeneous
 from .families import MIXTURES, branch_dtype, handled, handler_of, last_linear, mlps_among, splits
 from .layers import decoder_layers
+from .sides import side_features
 from .walk import modules_of, own_weights
 from .weights import copies, device_of, is_offloaded, is_plain, nbytes, own_dtype, shape
 
@@ -32,6 +33,7 @@ class LayerSize(NamedTuple):
     window: int | None  # keys that a query reads; None for all
     loaded: int  # bytes of weights that come to the device only while the layer runs
     unpacked: int  # bytes to make the largest matrix that is not kept in floats: its module does for each product
+    beside: int  # of what side routes bring it, or it sends along them: there all the time, with the gradients
     plain: bool  # whether its keys and values are a linear map of its input, but for norms (see `contributions`)
 
 
@@ -90,6 +92,7 @@ def _layer_size(layer: nn.Module, config) -> LayerSize:
         window=_window(attention) if attention else 1,
         loaded=sum(_loaded_bytes(module) for module in modules_of(layer)),
         unpacked=max((_unpacked_bytes(linear, layer) for linear in linears if not is_plain(linear)), default=0),
+        beside=side_features(layer, sum(keys * features for _, keys, features in heads)),
         plain=is_homogeneous(held),
     )
 
@@ -117,7 +120,8 @@ def _carried(module: nn.Module, handler: handlers.Handler) -> int:
 
 
 def _mixture(held: list) -> tuple[int, int]:
-    """Of a mixture of experts, by what `handled` finds in it, the inner features of a token, over all of its experts, and the weights that they take.
+    """Of a mixture of experts, by what `handled` finds in it, the inner features of a token, over all of its experts,
+    and the weights that they take.
 
     What an expert reads and puts out exists once for each token that it serves too, and counts as an inner feature.
     """
