@@ -214,6 +214,10 @@ def planned(
             "layers"
         )
     budgets[HOST] -= edges
+    beside = Counter()
+    for size in sizes:
+        beside[size.device] += reckoning.beside(size, context)
+        budgets[size.device] -= reckoning.beside(size, context)
     tiers, rows = _place(sizes, context, budgets)
 
     stored, working, least, peak = Counter(), {}, {}, Counter()
@@ -233,6 +237,10 @@ def planned(
         if tier != "file":
             peak[str(HOST if tier == "host" else size.device)] += taken
     peak.update(working)
+    for device, taken in beside.items():
+        if taken:
+            peak[str(device)] += taken
+            least[str(device)] += taken
     if edges:
         peak[str(HOST)] += edges
         least[str(HOST)] = least.get(str(HOST), 0) + edges

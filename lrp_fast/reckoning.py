@@ -44,6 +44,11 @@ def stored(size: LayerSize, context: Context) -> int:
     return context.tokens * (context.dtype.itemsize * (size.hidden + outputs * size.query) + context.wide * size.heads)
 
 
+def beside(size: LayerSize, context: Context) -> int:
+    """What side routes hold, which waits nowhere else: the features, what they were made of, and gradients of each."""
+    return context.tokens * size.beside * (4 * context.dtype.itemsize + context.targets * context.wide)
+
+
 def fetched(size: LayerSize, context: Context) -> int:
     """A layer that is brought back to its CUDA device while the one above is at work."""
     return 0 if size.device == HOST else stored(size, context)
@@ -94,7 +99,7 @@ def work_replayed(size: LayerSize, context: Context, rows: int) -> int:
     mlp += (context.tokens if size.whole else min(rows, context.tokens)) * b * inside * size.mlp
     attention += _choosing(size, context)
     traces, selecting = _work_on_edges(size, context)
-    needed = max(attention + traces, mlp, selecting) + _beside(size, context)
+    needed = max(attention + traces, mlp, selecting) + _embeddings(size, context)
     return int(_heap_loss(size, context) * needed) + size.loaded + size.unpacked
 
 
@@ -106,11 +111,11 @@ def work_with_graph(size: LayerSize, context: Context) -> int:
     selecting -= 2 * graph(size, context)  # gone by then: the last layer has few edges to choose from
     work = context.tokens * context.dtype.itemsize
     attention = work * attention + context.tokens * _flash_attention(size, context) + _choosing(size, context)
-    needed = max(attention + traces, work * mlp, selecting) + _beside(size, context)
+    needed = max(attention + traces, work * mlp, selecting) + _embeddings(size, context)
     return int(_heap_loss(size, context) * needed) + size.unpacked
 
 
-def _beside(size: LayerSize, context: Context) -> int:
+def _embeddings(size: LayerSize, context: Context) -> int:
     """The embeddings, as a layer is given them and wide, and what has arrived at them, as it is added to."""
     return context.tokens * size.embeddings * (context.dtype.itemsize + (1 + 2 * context.targets) * context.wide)
 

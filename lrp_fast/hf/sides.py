@@ -43,3 +43,9 @@ def has_side_routes(layer: nn.Module) -> bool:
     shares = getattr(getattr(layer, "self_attn", None), "is_kv_shared_layer", False)
     reads_them_whole = hasattr(layer, "shared_transf") or hasattr(layer, "shared_transformer")  # Zamba's and Zamba 2's
     return bool(shares or getattr(layer, "hidden_size_per_layer_input", 0)) or reads_them_whole
+
+
+def side_features(layer: nn.Module, key: int) -> int:
+    """Features a token of what a decoder layer is given, or makes for others; its keys have ``key``."""
+    made = getattr(getattr(layer, "self_attn", None), "store_full_length_kv", False)
+    return (getattr(layer, "hidden_size_per_layer_input", 0) or 0) + (2 * key if made else 0)

@@ -13,6 +13,7 @@ from . import experts, handlers, sides, state_space
 from .contributions import is_homogeneous
 from .families import MIXTURES, branch_dtype, handled, handler_of, last_linear, mlps_among, splits
 from .layers import decoder_layers
+from .sides import side_features
 from .spelt_out_attention import biases_scores, heads_with_biases
 from .walk import modules_of, own_weights
 from .weights import copies, device_of, is_offloaded, is_plain, nbytes, own_dtype, shape
@@ -36,6 +37,7 @@ class LayerSize(NamedTuple):
     unpacked: int  # bytes to make the largest matrix that is not kept in floats: its module does for each product
     scanned: int  # of what the edges of its scans are made of
     embeddings: int  # features of these, where some layer is given them besides; or 0
+    beside: int  # of what side routes bring it, or it sends along them: there all the time, with the gradients
     plain: bool  # whether its keys and values are a linear map of its input, but for norms (see `contributions`)
 
 
@@ -100,6 +102,7 @@ def _layer_size(layer: nn.Module, config) -> LayerSize:
         unpacked=max((_unpacked_bytes(linear, layer) for linear in linears if not is_plain(linear)), default=0),
         scanned=sum(_scanned(module, handler_of(module)) for module in carrying),
         embeddings=0,
+        beside=side_features(layer, sum(keys * features for _, keys, features in heads)),
         plain=is_homogeneous(held),
     )
 

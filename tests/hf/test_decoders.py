@@ -42,7 +42,8 @@ RULES = [
 def test_nodes_and_edges_are_those_of_detached_rules(model_type, rule):
     model, plain = (decoders.build(model_type) for _ in range(2))
     check(plain)
-    value, nodes, edges = explained(plain, decoder_layers(plain), IDS, 3, 5, rule)
+    asked = (IDS, 3, 5, rule, _has_graph(model_type, rule))
+    value, nodes, edges = explained(plain, decoder_layers(plain), *asked)
     allowed = 1e-5 if model_type in decoders.IN_FLOAT32 else 1e-12 if rule == "gradient" else 1e-11
     graph = ALL if _has_graph(model_type, rule) else None
     found = attribute(model, IDS, 3, 5, rule=rule, graph=graph)

@@ -231,7 +231,7 @@ def carried(model, mode: Detached):
 
 
 def explained(
-    model, layers: list, ids: Tensor, target: int, contrast: int, rule: str
+    model, layers: list, ids: Tensor, target: int, contrast: int, rule: str, with_edges: bool = True
 ) -> tuple[float, Tensor, list[Tensor]]:
     """The logit difference of the last position, (L + 1, N) node relevance, and (N, N) edges a decoder layer: a
     backward pass a target row, through the layer alone. The model is changed for good."""
@@ -273,7 +273,7 @@ def explained(
     others = [one for one in looked_up if own and one is not inputs[0]]
     gs = torch.autograd.grad(value, [*nodes, *others], allow_unused=True)
     edges = []
-    for layer, h, g in zip(layers, inputs, gs[1 : len(nodes)], strict=True):
+    for layer, h, g in zip(layers, inputs, gs[1 : len(nodes)], strict=True) if with_edges else ():
         leaf, (args, named) = h.detach().requires_grad_(), calls[layer]
         with carried(model, mode), mode:
             output = layer(leaf, *args[1:], **named) if args else layer(**named | {"hidden_states": leaf})
