@@ -177,7 +177,7 @@ def _words() -> Iterator[tuple]:
     yield handlers.spelt_out_norm, ("rstd is a constant", "PyTorch")
     yield handlers.gated_norm, ("rstd is a constant; gate and what it gates half each (cp: the latter)", "PyTorch")
     for handler in indexed.INDEXERS:
-        yield handler, ("not run: it chooses all keys of prompts that are no longer than what it chooses", "")
+        yield handler, ("its choice passes nothing", "PyTorch, some queries at a time")
     yield handlers.spelt_out, ("by its own code: products half each, functions of one number by f(z)/z", "PyTorch")
     yield handlers.spelt_out_mlp, ("act(gate) and up half each (cp: up)", "PyTorch")
     yield handlers.centred_rms_norm, ("rstd is a constant", "Triton, the mean by PyTorch")

@@ -8,12 +8,20 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from . import experts, handlers, state_space
+from . import experts, handlers, indexed, state_space
 from .contributions import is_homogeneous
 from .families import MIXTURES, branch_dtype, handled, handler_of, last_linear, mlps_among, splits
 from .layers import decoder_layers
 from .walk import modules_of, own_weights
 from .weights import copies, device_of, is_offloaded, is_plain, nbytes, own_dtype, shape
+
+
+class Choice(NamedTuple):
+    """What an indexer chooses (see `indexed`)."""
+
+    numbers: int  # for a token
+    beyond: int  # tokens: of so many, all keys are read
+    heads: int  # that score all keys; 0 where a layer before has chosen
 
 
 class LayerSize(NamedTuple):
@@ -33,6 +41,7 @@ class LayerSize(NamedTuple):
     loaded: int  # bytes of weights that come to the device only while the layer runs
     unpacked: int  # bytes to make the largest matrix that is not kept in floats: its module does for each product
     plain: bool  # whether its keys and values are a linear map of its input, but for norms (see `contributions`)
+    choice: Choice | None = None  # where its attention reads chosen keys alone
 
 
 def layer_sizes(model: nn.Module) -> list[LayerSize]:
@@ -89,12 +98,16 @@ def _layer_size(layer: nn.Module, config) -> LayerSize:
         loaded=sum(_loaded_bytes(module) for module in modules_of(layer)),
         unpacked=max((_unpacked_bytes(linear, layer) for linear in linears if not is_plain(linear)), default=0),
         plain=is_homogeneous(held),
+        choice=next(filter(None, map(_choice, attention)), None),
     )
 
 
 # The plan reckons with a gated MLP of two projections. Halves of one keep each other alive; without a gate, what the
 # activation takes counts for more. Fitted, as the plan's own factors are.
-_MORE = {handlers.fused_gated_mlp: 1.4, handlers.mlp: 1.5, handlers.falcon_mlp: 1.5, handlers.gpt2_mlp: 1.2}
+_MORE = {
+    handlers.fused_gated_mlp: 1.4, handlers.mlp: 1.5, handlers.falcon_mlp: 1.5, handlers.gpt2_mlp: 1.2,
+    experts.clamped_mlp: 1.8,
+}  # fmt: skip
 
 
 def _inner(mlp: nn.Module) -> int:
@@ -146,6 +159,18 @@ def _heads(attention: nn.Module, config) -> tuple[int, int, int]:
     features = features or config.hidden_size // queries
     keys = getattr(attention, "num_kv_heads", None) or queries // getattr(attention, "num_key_value_groups", 1)
     return queries, keys, features
+
+
+def _choice(attention: nn.Module) -> Choice | None:
+    if handler_of(attention) is not handlers.indexed_attention:
+        return None
+    one, config = attention.indexer, attention.config
+    if one is None:
+        return Choice(config.index_topk, config.index_topk, 0) if getattr(attention, "skip_topk", False) else None
+    if handler_of(one) is indexed.block_indexer:
+        blocks = one.topk_blocks
+        return Choice(blocks * config.num_key_value_heads, blocks * one.block_size, one.num_heads)
+    return Choice(one.index_topk, one.index_topk, one.n_heads)
 
 
 def _window(attention: list[nn.Module]) -> int | None:
