@@ -71,7 +71,7 @@ class _Pass:
     recorded: Recorded | None = None  # once the layer has run, `Stored` in place of tensors
     traces: list[ops.Trace] | None = None  # one a target, where edges are asked for
     dropped: list[Tensor] = field(default_factory=list)  # one a target and attention, as `ops.attention` gives them
-    raised: list[Tensor] = field(default_factory=list)  # (B, 1, 1) a target in a float16 model
+    raised: list[Tensor] = field(default_factory=list)  # (B, 1, ...) a target in a float16 model
 
     def most_dropped(self, targets: int, prompts: int) -> list[Tensor]:
         """For each target (B,), the largest share that an attention of the layer left out."""
@@ -113,7 +113,7 @@ def propagate(
     lengths = [input_ids.shape[1]] * len(input_ids) if lengths is None else lengths
     with _descent(model, input_ids, positions, objective, rules, plan, tell, observe is not None) as down:
         x, gs = down.start()
-        nodes = [ops.node_relevance(x, g) for g in gs]
+        nodes = [_relevance(x, g) for g in gs]
         relevance = [[one.cpu() for one in nodes]]
         dropped = []
         del x
@@ -121,7 +121,7 @@ def propagate(
         tell("backward", 0, count)
         for done in range(1, count + 1):
             layer, x, gs = down.step(gs)
-            above, nodes = nodes, [ops.node_relevance(x, g) for g in gs]
+            above, nodes = nodes, [_relevance(x, g) for g in gs]
             relevance.append([one.cpu() for one in nodes])
             dropped.append(layer.most_dropped(len(nodes), len(x)))
             if observe is not None:
@@ -153,7 +153,7 @@ def propagate(
 def _of_prompt(prompt, length, relevance_in, relevance_out, trace, raised, *parts) -> tuple:
     """One prompt's share of what was passed."""
     nodes = (one[prompt, :length] for one in (relevance_in, relevance_out))
-    raised = raised[prompt, 0, 0] if isinstance(raised, Tensor) else raised
+    raised = raised[prompt].view(()) if isinstance(raised, Tensor) else raised
     parts = (None if one is None else one[prompt : prompt + 1, :, :length] for one in parts)
     return *nodes, trace.of(prompt, 0, length), raised, *parts
 
@@ -194,11 +194,16 @@ def propagate_between(
             _, x, gs = down.step(gs)
             down.heap.tidy()
         tell("backward", count - source, count - source)
-        return torch.stack([ops.node_relevance(x, g)[0].cpu() for g in gs])
+        return torch.stack([_relevance(x, g)[0].cpu() for g in gs])
 
 
 def _silent(phase: str, done: int, total: int) -> None:
     pass
+
+
+def _relevance(x: Tensor, g: Tensor) -> Tensor:
+    """(B, N), of hidden states (B, N, D), or of all residual streams of a token, (B, N, S, D)."""
+    return ops.node_relevance(x.flatten(2), g.flatten(2))
 
 
 def _only(row: int, g: Tensor) -> Tensor:
@@ -326,9 +331,9 @@ def _is_again(output: Tensor, first: Tensor) -> bool:
 
 
 def _raise(g: Tensor) -> Tensor:
-    """Multiply each prompt's (N, D) by the power of two that brings its largest entry to `_LARGEST` or, at least, half
-    of it; return these, (B, 1, 1)."""
-    largest = g.abs().amax((1, 2), keepdim=True).clamp(min=2.0**-100)
+    """Multiply each prompt's (N, ...) by the power of two that brings its largest entry to `_LARGEST` or, at least,
+    half of it; return these, (B, 1, ...)."""
+    largest = g.abs().amax(tuple(range(1, g.ndim)), keepdim=True).clamp(min=2.0**-100)
     factor = _LARGEST * largest.frexp().mantissa / largest
     g.mul_(factor)
     return factor

@@ -168,6 +168,9 @@ def _words() -> Iterator[tuple]:
         yield handler, ("left as it is: sums, constants, parts with rules of their own", "")
     for handler in (handlers.decoder_layer, handlers.pre_norm_decoder_layer):
         yield handler, ("residual sum: plain; what it puts out are nodes", "")
+    streams = "shares of streams and what they share half each (cp: the latter)"
+    yield handlers.streams_decoder_layer, (f"{streams}; a node is all streams of a token", "PyTorch")
+    yield handlers.hyper_connection, (streams, "PyTorch")
     for handler in handlers.ATTENTIONS:
         yield handler, ("values and weights half each, of these queries and keys half each (cp: values)", "Triton")
     yield handlers.linear, (_LINEAR, "PyTorch; with epsilon or gamma, Triton")
@@ -192,7 +195,9 @@ def _words() -> Iterator[tuple]:
     for handler in (experts.gated_experts, experts.wide_gated_experts):
         yield handler, ("act(gate) and up half each (cp: up); routing weight and output half each", "Triton")
     yield experts.plain_experts, ("as an MLP; routing weight and output half each", "Triton")
-    for handler in (experts.clamped_experts, experts.clamped_half_experts, experts.clamped_mlp):
+    for handler in (
+        experts.clamped_experts, experts.clamped_half_experts, experts.clamped_silu_experts, experts.clamped_mlp
+    ):
         yield handler, ("as a gated MLP; clamps: identity", "PyTorch")
     for handler in MIXTURES:
         yield handler, ("routing weight and expert half each (cp: expert)", "PyTorch")

@@ -16,7 +16,7 @@ from .positions import keeping_rotations
 from .walk import modules_of, named_modules_of
 from .weights import device_of
 
-_MARKS = (handlers.decoder_layer, handlers.pre_norm_decoder_layer)
+_MARKS = (handlers.decoder_layer, handlers.pre_norm_decoder_layer, handlers.streams_decoder_layer)
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

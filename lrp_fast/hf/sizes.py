@@ -85,7 +85,7 @@ def _layer_size(layer: nn.Module, config) -> LayerSize:
     widths += [_carried(module, handler_of(module)) for module in carrying]
     return LayerSize(
         device=device_of(layer),
-        hidden=own.hidden_size,
+        hidden=own.hidden_size * getattr(own, "hc_mult", 1),  # as many residual streams
         heads=sum(queries for queries, _, _ in heads),
         query=sum(queries * features for queries, _, features in heads),
         key=sum(keys * features for _, keys, features in heads),

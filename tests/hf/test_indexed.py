@@ -15,7 +15,7 @@ from tests.test_memory import Allocated
 pytestmark = pytest.mark.skipif(
     Version(transformers.__version__).release[:2] < (5, 23), reason="not in older releases of transformers"
 )
-INDEXED = ["axk2", "deepseek_v32", "dots3_note", "glm_moe_dsa", "minimax_m3_vl_text"]
+INDEXED = ["axk2", "deepseek_v32", "dots3_note", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text"]
 IDS = torch.randint(3, 97, (1, 17), generator=torch.Generator().manual_seed(2))
 # Of fewer heads, scores are often 0, and which of equal ones are chosen hangs on how many there are.
 MANY_HEADS = {one: {"index_n_heads": 16} for one in INDEXED[:-1]} | {"minimax_m3_vl_text": {}}
