@@ -74,7 +74,9 @@ class Detached(TorchFunctionMode):
                 self.sources.append((out, self.source(x)))
         elif func is Tensor.chunk and args[1:] == (3,) and kwargs == {"dim": -2}:  # of a short convolution
             self.gates += out[:2]
-        elif func in SUMS and self.is_gate(x) and not _explained(args[1]) or func in (torch.cat, torch.concat) and all(map(self.is_gate, x)):
+        elif func in SUMS and self.is_gate(x) and not _explained(args[1]):
+            self.gates.append(out)
+        elif func in (torch.cat, torch.concat) and all(map(self.is_gate, x)):  # noqa: SIM114
             self.gates.append(out)
         elif func in (torch.topk, Tensor.topk) and self.is_gate(x):
             self.gates.append(out[0])
