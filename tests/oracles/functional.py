@@ -74,9 +74,7 @@ class Detached(TorchFunctionMode):
                 self.sources.append((out, self.source(x)))
         elif func is Tensor.chunk and args[1:] == (3,) and kwargs == {"dim": -2}:  # of a short convolution
             self.gates += out[:2]
-        elif func in SUMS and self.is_gate(x) and not _explained(args[1]):
-            self.gates.append(out)
-        elif func in (torch.cat, torch.concat) and all(map(self.is_gate, x)):  # noqa: SIM114
+        elif self.is_still_gate(func, args):
             self.gates.append(out)
         elif func in (torch.topk, Tensor.topk) and self.is_gate(x):
             self.gates.append(out[0])
@@ -87,6 +85,12 @@ class Detached(TorchFunctionMode):
 
     def is_gate(self, one) -> bool:
         return any(one is gate for gate in self.gates)
+
+    def is_still_gate(self, func, args) -> bool:
+        """Of a gate and a constant, or of gates side by side."""
+        if func in SUMS:
+            return self.is_gate(args[0]) and not _explained(args[1])
+        return func in (torch.cat, torch.concat) and all(map(self.is_gate, args[0]))
 
     def treat(self, func, args, kwargs):
         if func in PRODUCTS:
