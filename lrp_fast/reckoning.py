@@ -9,6 +9,7 @@ import torch
 
 from .graph import GraphSpec
 from .hf import LayerSize
+from .hf.indexed import SCORES
 from .ops.decayed import ROOM as SCANNED
 from .ops.edges import HELD
 from .rules import Rules
@@ -39,9 +40,23 @@ class Context(NamedTuple):
 
 
 def stored(size: LayerSize, context: Context) -> int:
-    """A layer's input, its attention's output and lse (and P |V| for the gamma rule)."""
+    """A layer's input, its attention's output and lse (and P |V| for the gamma rule), and which keys it read."""
     outputs = 2 if context.rules.attention_gamma else 1
-    return context.tokens * (context.dtype.itemsize * (size.hidden + outputs * size.query) + context.wide * size.heads)
+    features = context.dtype.itemsize * (size.hidden + outputs * size.query) + context.wide * size.heads
+    return context.tokens * features + _choices(size, context)
+
+
+def _choices(size: LayerSize, context: Context) -> int:
+    """int32, where the prompts are long enough for a choice."""
+    choice = size.choice
+    return 0 if choice is None or context.length <= choice.beyond else 4 * context.tokens * choice.numbers
+
+
+def _work_on_choices(size: LayerSize, context: Context) -> int:
+    """While they are made: an indexer's scores of some queries; they stay for layers that take them over."""
+    chosen = _choices(size, context)
+    scores = min(SCORES, size.choice.heads * context.length * context.tokens) if chosen else 0
+    return 2 * chosen + 9 * scores
 
 
 def beside(size: LayerSize, context: Context) -> int:
@@ -66,7 +81,8 @@ def graph(size: LayerSize, context: Context) -> int:
         features += size.query + size.key + 2 * size.hidden
     if rules.gamma:  # and their inputs
         features += 2 * size.hidden + size.query + 3 * size.mlp
-    return context.tokens * (context.dtype.itemsize * features + context.wide * (size.heads + 2))
+    of_each = context.dtype.itemsize * features + context.wide * (size.heads + 2)
+    return context.tokens * of_each + _choices(size, context)
 
 
 def work_replayed(size: LayerSize, context: Context, rows: int) -> int:
@@ -91,16 +107,17 @@ def work_replayed(size: LayerSize, context: Context, rows: int) -> int:
         attention += b * (2 * q + 2 * k + 2 * h) + (b * (2 * h + q) if rules.gamma else 0)
         inside += 8 if rules.gamma else 5
     attention = context.tokens * (attention + targets * w + _flash_attention(size, context))
-    if on_host and not (scored and rules.attention_gamma == 0):  # a few tiles of scores
+    chosen = _choices(size, context)
+    if chosen or (on_host and not (scored and rules.attention_gamma == 0)):  # a few tiles of scores
         attention += 7 * min(1 << 21, 64 * size.heads * context.tokens)
     if on_host and size.window is not None and size.window < context.length:  # masks of blocks of queries
         attention += 12 * 1024 * (size.window + 1536)
     mlp = context.tokens * (w * (4 * h + targets) + b * 2 * (q + k))
     mlp += (context.tokens if size.whole else min(rows, context.tokens)) * b * inside * size.mlp
-    attention += _choosing(size, context)
+    attention += _choosing(size, context) + chosen
     traces, selecting = _work_on_edges(size, context)
-    needed = max(attention + traces, mlp, selecting) + _embeddings(size, context)
-    return int(_heap_loss(size, context) * needed) + size.loaded + size.unpacked
+    most = max(attention + traces, mlp + _work_on_choices(size, context), selecting) + _embeddings(size, context)
+    return int(_heap_loss(size, context) * most) + size.loaded + size.unpacked
 
 
 def work_with_graph(size: LayerSize, context: Context) -> int:
@@ -111,8 +128,8 @@ def work_with_graph(size: LayerSize, context: Context) -> int:
     selecting -= 2 * graph(size, context)  # gone by then: the last layer has few edges to choose from
     work = context.tokens * context.dtype.itemsize
     attention = work * attention + context.tokens * _flash_attention(size, context) + _choosing(size, context)
-    needed = max(attention + traces, work * mlp, selecting) + _embeddings(size, context)
-    return int(_heap_loss(size, context) * needed) + size.unpacked
+    most = max(attention + traces, work * mlp + _work_on_choices(size, context), selecting)
+    return int(_heap_loss(size, context) * (most + _embeddings(size, context))) + size.unpacked
 
 
 def _embeddings(size: LayerSize, context: Context) -> int:

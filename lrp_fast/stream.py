@@ -73,7 +73,7 @@ class _Pass:
     recorded: Recorded | None = None  # once the layer has run, `Stored` in place of tensors
     traces: list[list] | None = None  # where edges are asked for: an attention or scan each, in it one a target
     dropped: list[Tensor] = field(default_factory=list)  # one a target and attention, as `ops.attention` gives them
-    raised: list[Tensor] = field(default_factory=list)  # (B, 1, 1) a target in a float16 model
+    raised: list[Tensor] = field(default_factory=list)  # (B, 1, ...) a target in a float16 model
 
     @property
     def others(self) -> list:
@@ -125,7 +125,7 @@ def propagate(
     lengths = [input_ids.shape[1]] * len(input_ids) if lengths is None else lengths
     with _descent(model, input_ids, positions, objective, rules, plan, tell, observe is not None) as down:
         x, gs = down.start()
-        nodes = [ops.node_relevance(x, g) for g in gs]
+        nodes = [_relevance(x, g) for g in gs]
         relevance = [[one.cpu() for one in nodes]]
         dropped = []
         del x
@@ -161,7 +161,7 @@ def propagate(
 def _of_prompt(prompt, length, relevance_in, relevance_out, raised, mixings) -> tuple:
     """One prompt's share of what was passed."""
     nodes = (one[prompt, :length] for one in (relevance_in, relevance_out))
-    raised = raised[prompt, 0, 0] if isinstance(raised, Tensor) else raised
+    raised = raised[prompt].view(()) if isinstance(raised, Tensor) else raised
     return *nodes, [one.of(prompt, length) for one in mixings], raised
 
 
@@ -208,6 +208,11 @@ def propagate_between(
 
 def _silent(phase: str, done: int, total: int) -> None:
     pass
+
+
+def _relevance(x: Tensor, g: Tensor) -> Tensor:
+    """(B, N), of hidden states (B, N, D), or of all residual streams of a token, (B, N, S, D)."""
+    return ops.node_relevance(x.flatten(2), g.flatten(2))
 
 
 def _only(row: int, g: Tensor) -> Tensor:
@@ -260,7 +265,7 @@ class _Descent:
 
     def nodes(self, x: Tensor, gs: list[Tensor]) -> list[Tensor]:
         """(B, N) relevance, a target."""
-        found = [ops.node_relevance(x, g) for g in gs]
+        found = [_relevance(x, g) for g in gs]
         return found if self.looked_up is None else list(map(torch.add, found, self.looked_up))
 
 

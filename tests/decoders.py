@@ -107,6 +107,7 @@ PARTICULAR: dict[str, dict] = {
                     "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
                     "linear_value_head_dim": 12},
     **dict.fromkeys(("deepseek_v32", "axk2"), HEADS | INDEXER),
+    "hy_v4": HEADS | INDEXER | {"indexer_types": ["full", "shared", "full"], "hc_mult": 3, "swiglu_limit": 0.5},
     "glm_moe_dsa": HEADS | INDEXER | {"indexer_types": ["full", "shared", "full"]},
     **dict.fromkeys(
         ("dots3_note", "dots3_note_text"),
@@ -164,7 +165,6 @@ REFUSED = {
     "deepseek_v4": ("hyper-connections", "DeepseekV4"),
     "gemma3n_text": ("AltUp", "Gemma3n"),
     "hrm_text": ("recurrent stacks", "HrmTextModel"),
-    "hy_v4": ("hyper-connections", "HYV4"),
     "inkling2_text": (_BESIDE, "reads more than what its last decoder layer puts out"),
     "inkling_text": ("relative positions, short convolutions", "Inkling"),
     "longcat_flash": ("two attentions a layer, experts that do nothing", "LongcatFlash"),

@@ -190,6 +190,9 @@ def _words() -> Iterator[tuple]:
         yield handler, ("left as it is: parts with rules of their own", "")
     for handler in LAYERS:
         yield handler, ("residual sum: plain; what it puts out are nodes", "")
+    streams = "shares of streams and what they share half each (cp: the latter)"
+    yield handlers.streams_decoder_layer, (f"{streams}; a node is all streams of a token", "PyTorch")
+    yield handlers.hyper_connection, (streams, "PyTorch")
     for handler in handlers.ATTENTIONS:
         yield handler, ("values and weights half each, of these queries and keys half each (cp: values)", "Triton")
     yield handlers.linear, (_LINEAR, "PyTorch; with epsilon or gamma, Triton")
@@ -199,7 +202,7 @@ def _words() -> Iterator[tuple]:
     yield handlers.spelt_out_norm, ("rstd is a constant", "PyTorch")
     yield handlers.gated_norm, ("rstd is a constant; gate and what it gates half each (cp: the latter)", "PyTorch")
     for handler in indexed.INDEXERS:
-        yield handler, ("not run: it chooses all keys of prompts that are no longer than what it chooses", "")
+        yield handler, ("its choice passes nothing", "PyTorch, some queries at a time")
     yield handlers.spelt_out, ("by its own code: products half each, functions of one number by f(z)/z", "PyTorch")
     yield handlers.spelt_out_mlp, ("act(gate) and up half each (cp: up)", "PyTorch")
     yield handlers.centred_rms_norm, ("rstd is a constant", "Triton, the mean by PyTorch")
@@ -220,7 +223,9 @@ def _words() -> Iterator[tuple]:
         yield handler, ("act(gate) and up half each (cp: up); routing weight and output half each", "Triton")
     yield experts.plain_experts, ("as an MLP; routing weight and output half each", "Triton")
     yield experts.input_scaled_experts, ("as gated experts; routing weight and input half each", "Triton")
-    for handler in (experts.clamped_experts, experts.clamped_half_experts, experts.clamped_mlp):
+    for handler in (
+        experts.clamped_experts, experts.clamped_half_experts, experts.clamped_silu_experts, experts.clamped_mlp,
+    ):  # fmt: skip
         yield handler, ("as a gated MLP; clamps: identity", "PyTorch")
     for handler in MIXTURES:
         yield handler, ("routing weight and expert half each (cp: expert)", "PyTorch")

@@ -110,7 +110,19 @@ def clamped_mlp(module: nn.Module, rules: Rules) -> Overlay:
     return {"forward": forward}
 
 
-def _clamped(gate: Tensor, up: Tensor, alpha: float, limit: float, rules: Rules) -> Tensor:
+def clamped_silu_experts(module: nn.Module, rules: Rules) -> Overlay:
+    """As `gated_experts`, with gate and up clamped (HY V4)."""
+
+    def between(both):
+        return _clamped(*both.chunk(2, -1), 1.0, module.swiglu_limit, rules, more=0.0)
+
+    def forward(hidden_states, top_k_index, top_k_weights):
+        return _mixed(module, hidden_states, top_k_index, top_k_weights, between, rules)
+
+    return {"forward": forward}
+
+
+def _clamped(gate: Tensor, up: Tensor, alpha: float, limit: float, rules: Rules, more: float = 1.0) -> Tensor:
     def gate_ratio(z):
         clamped = z.clamp(max=limit)
         return torch.where(z > limit, clamped / z, 1) * torch.sigmoid(alpha * clamped)
@@ -120,7 +132,7 @@ def _clamped(gate: Tensor, up: Tensor, alpha: float, limit: float, rules: Rules)
 
     gate = _identity(gate, lambda z: _swish(z.clamp(max=limit), alpha), gate_ratio, rules)
     up = _identity(up, lambda z: z.clamp(-limit, limit), up_ratio, rules)
-    return ops.product(gate, up + 1, rule=rules)
+    return ops.product(gate, up + more, rule=rules)
 
 
 def input_scaled_experts(module: nn.Module, rules: Rules) -> Overlay:
@@ -217,6 +229,7 @@ def input_scaled_mixture(module: nn.Module, rules: Rules) -> Overlay:
 
 ROUTERS = (router, sampling_router)
 EXPERTS = (
-    gated_experts, wide_gated_experts, plain_experts, clamped_experts, clamped_half_experts, input_scaled_experts,
+    gated_experts, wide_gated_experts, plain_experts, clamped_experts, clamped_half_experts, clamped_silu_experts,
+    input_scaled_experts,
 )  # fmt: skip
 PAIRED = (paired_mixture, input_scaled_mixture)

@@ -40,7 +40,7 @@ MLPS = (
 # What they put out are nodes.
 LAYERS = (
     handlers.decoder_layer, handlers.pre_norm_decoder_layer, handlers.parallel_decoder_layer, sides.sided_decoder_layer,
-    rescaled.rescaled_decoder_layer,
+    handlers.streams_decoder_layer, rescaled.rescaled_decoder_layer,
 )  # fmt: skip
 # What an MLP calls the linear map that makes what it puts out.
 _LAST = ("down_proj", "proj_down", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "Wo", "output_linear")

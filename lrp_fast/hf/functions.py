@@ -89,7 +89,10 @@ class _Functions(TorchFunctionMode):
 def _product(mode: _Functions, own: Callable, a, b, **named):
     """A product of two that are both explained; the one that a sigmoid or softmax made is the gate."""
     if not (_explained(a) and _explained(b)) or named:
-        return own(a, b, **named)
+        out = own(a, b, **named)
+        if _is_share(mode, a) or _is_share(mode, b):  # a multiple of it
+            mode.gates.append(out)
+        return out
     shares = mode.rules.treatment
     of_a, of_b = (_is_gate(mode, one) for one in (a, b))
     if of_a == of_b and shares.gate != shares.up:
@@ -103,7 +106,11 @@ def _product(mode: _Functions, own: Callable, a, b, **named):
 
 def _is_gate(mode: _Functions, x: Tensor) -> bool:
     """Whether a sigmoid, softmax or activation made it."""
-    return any(x is gate for gate in mode.gates) or type(x.grad_fn).__name__ in _OF_ACTIVATIONS
+    return _is_share(mode, x) or type(x.grad_fn).__name__ in _OF_ACTIVATIONS
+
+
+def _is_share(mode: _Functions, x: object) -> bool:
+    return any(x is gate for gate in mode.gates)
 
 
 def _explained(one: object) -> bool:
@@ -128,6 +135,14 @@ def _gate(mode: _Functions, own: Callable, x, *rest, **named):
 def _same_gate(mode: _Functions, own: Callable, x, *rest, **named):
     out = _cast(mode, own, x, *rest, **named) if own in _CASTS else own(x, *rest, **named)
     if isinstance(x, Tensor) and _is_gate(mode, x):
+        mode.gates.append(out)
+    return out
+
+
+def _sum(mode: _Functions, own: Callable, a, b, *rest, **named):
+    """Of a gate and a constant, still a gate."""
+    out = own(a, b, *rest, **named)
+    if _explained(a) != _explained(b) and (_is_share(mode, a) or _is_share(mode, b)):
         mode.gates.append(out)
     return out
 
@@ -243,6 +258,7 @@ _TREATED = {
     **dict.fromkeys(_PRODUCTS, _product),
     **dict.fromkeys(_GATES, _gate),
     **dict.fromkeys((*_CASTS, *_VIEWS), _same_gate),
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), _sum),
     F.linear: _linear,
     F.layer_norm: _layer_norm,
     F.rms_norm: _rms_norm,

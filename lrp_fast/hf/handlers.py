@@ -114,13 +114,25 @@ def parallel_decoder_layer(module: nn.Module, rules: Rules) -> Overlay:
     return {}
 
 
+def streams_decoder_layer(module: nn.Module, rules: Rules) -> Overlay:
+    """A layer of several residual streams (B, N, S, D), by its own code: `hyper_connection`. A node is a token's, all
+    of its streams together."""
+    return spelt_out(module, rules)
+
+
+def hyper_connection(module: nn.Module, rules: Rules) -> Overlay:
+    """Shares, by sigmoids, of each of the residual streams in what a branch reads, and of what it puts out in each
+    (arXiv 2409.19606; here without a mixing of streams): gates, by its own code."""
+    return spelt_out(module, rules)
+
+
 def attention(module: nn.Module, rules: Rules) -> Overlay:
     """A module that goes through transformers' attention interface and holds projections and q/k norms besides."""
     return {"lrp_fast_rules": rules, **_window_of_mask(module)}
 
 
 def _window_of_mask(attention: nn.Module) -> Overlay:
-    """The window that a model like Mixtral makes its one mask with, where its attention does not know of it (Phi-MoE).
+    """The window that a model makes its one mask with, as Mixtral does, where its attention knows of none (Phi-MoE's).
     """
     config, home = getattr(attention, "config", None), sys.modules[type(attention).__module__]
     window = getattr(config, "sliding_window", None)

@@ -19,7 +19,7 @@ from .functions import by_rule
 from .overlay import forward_of
 
 Overlay = dict[str, object]
-_SCORES = 1 << 24  # that an indexer makes at a time
+SCORES = 1 << 24  # that an indexer makes at a time
 
 
 def indexed_attention(module: nn.Module, rules: Rules) -> Overlay:
@@ -135,7 +135,7 @@ def _visible(bounds: Tensor | None, hidden_states: Tensor, tokens: slice) -> Ten
 def _by_parts(choose: Callable[[slice, _Keys], Tensor], hidden_states: Tensor, heads: int) -> Tensor:
     """(B, ..., N, K) from what is chosen of some tokens after the others; where that is fewer, it is there twice."""
     batch, length = hidden_states.shape[:2]
-    each, keys, parts = max(1, _SCORES // (batch * heads * length)), _Keys(), []
+    each, keys, parts = max(1, SCORES // (batch * heads * length)), _Keys(), []
     with torch.no_grad(), torch._C.DisableTorchFunction():  # nothing here is explained
         for start in range(0, length, each):
             parts.append(choose(slice(start, min(start + each, length)), keys).to(torch.int32))

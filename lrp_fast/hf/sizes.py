@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..rules import Rules
-from . import experts, handlers, sides, state_space
+from . import experts, handlers, indexed, sides, state_space
 from .contributions import is_homogeneous
 from .families import MIXTURES, branch_dtype, handled, handler_of, last_linear, mlps_among, splits
 from .layers import decoder_layers
@@ -17,6 +17,14 @@ from .sides import side_features
 from .spelt_out_attention import biases_scores, heads_with_biases
 from .walk import modules_of, own_weights
 from .weights import copies, device_of, is_offloaded, is_plain, nbytes, own_dtype, shape
+
+
+class Choice(NamedTuple):
+    """What an indexer chooses (see `indexed`)."""
+
+    numbers: int  # for a token
+    beyond: int  # tokens: of so many, all keys are read
+    heads: int  # that score all keys; 0 where a layer before has chosen
 
 
 class LayerSize(NamedTuple):
@@ -39,6 +47,7 @@ class LayerSize(NamedTuple):
     embeddings: int  # features of these, where some layer is given them besides; or 0
     beside: int  # of what side routes bring it, or it sends along them: there all the time, with the gradients
     plain: bool  # whether its keys and values are a linear map of its input, but for norms (see `contributions`)
+    choice: Choice | None = None  # where its attention reads chosen keys alone
 
 
 def layer_sizes(model: nn.Module) -> list[LayerSize]:
@@ -88,7 +97,7 @@ def _layer_size(layer: nn.Module, config) -> LayerSize:
     widths += [_carried(module, handler_of(module)) for module in carrying]
     return LayerSize(
         device=device_of(layer),
-        hidden=own.hidden_size,
+        hidden=own.hidden_size * getattr(own, "hc_mult", 1),  # as many residual streams
         heads=sum(queries for queries, _, _ in heads),
         query=sum(queries * features for queries, _, features in heads),
         key=sum(keys * features for _, keys, features in heads),
@@ -104,12 +113,16 @@ def _layer_size(layer: nn.Module, config) -> LayerSize:
         embeddings=0,
         beside=side_features(layer, sum(keys * features for _, keys, features in heads)),
         plain=is_homogeneous(held),
+        choice=next(filter(None, map(_choice, attention)), None),
     )
 
 
 # The plan reckons with a gated MLP of two projections. Halves of one keep each other alive; without a gate, what the
 # activation takes counts for more. Fitted, as the plan's own factors are.
-_MORE = {handlers.fused_gated_mlp: 1.4, handlers.mlp: 1.5, handlers.falcon_mlp: 1.5, handlers.gpt2_mlp: 1.2}
+_MORE = {
+    handlers.fused_gated_mlp: 1.4, handlers.mlp: 1.5, handlers.falcon_mlp: 1.5, handlers.gpt2_mlp: 1.2,
+    experts.clamped_mlp: 1.8,
+}  # fmt: skip
 
 
 def _inner(mlp: nn.Module) -> int:
@@ -198,6 +211,18 @@ def _heads(attention: nn.Module, config) -> tuple[int, int, int]:
     features = features or config.hidden_size // queries
     keys = getattr(attention, "num_kv_heads", None) or queries // getattr(attention, "num_key_value_groups", 1)
     return queries, keys, features
+
+
+def _choice(attention: nn.Module) -> Choice | None:
+    if handler_of(attention) is not handlers.indexed_attention:
+        return None
+    one, config = attention.indexer, attention.config
+    if one is None:
+        return Choice(config.index_topk, config.index_topk, 0) if getattr(attention, "skip_topk", False) else None
+    if handler_of(one) is indexed.block_indexer:
+        blocks = one.topk_blocks
+        return Choice(blocks * config.num_key_value_heads, blocks * one.block_size, one.num_heads)
+    return Choice(one.index_topk, one.index_topk, one.n_heads)
 
 
 def _window(attention: list[nn.Module]) -> int | None:

@@ -7,13 +7,15 @@ from packaging.version import Version
 
 import lrp_fast
 import lrp_fast.hf.indexed
+import lrp_fast.store
 from lrp_fast import attribute
 from tests import decoders
+from tests.test_memory import Allocated
 
 pytestmark = pytest.mark.skipif(
     Version(transformers.__version__).release[:2] < (5, 23), reason="not in older releases of transformers"
 )
-INDEXED = ["axk2", "deepseek_v32", "dots3_note", "glm_moe_dsa", "minimax_m3_vl_text"]
+INDEXED = ["axk2", "deepseek_v32", "dots3_note", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text"]
 IDS = torch.randint(3, 97, (1, 17), generator=torch.Generator().manual_seed(2))
 # Of fewer heads, scores are often 0, and which of equal ones are chosen hangs on how many there are.
 MANY_HEADS = {one: {"index_n_heads": 16} for one in INDEXED[:-1]} | {"minimax_m3_vl_text": {}}
@@ -55,7 +57,7 @@ def test_prompts_together_are_explained_as_each_by_itself(model_type, rule):
 def test_an_indexer_that_runs_some_queries_at_a_time_chooses_the_same(model_type, monkeypatch):
     model = decoders.build(model_type, **MANY_HEADS[model_type])
     whole = attribute(model, IDS, 3, 5).layers
-    monkeypatch.setattr(lrp_fast.hf.indexed, "_SCORES", 16 * 17 * 3)
+    monkeypatch.setattr(lrp_fast.hf.indexed, "SCORES", 16 * 17 * 3)
     assert (attribute(model, IDS, 3, 5).layers - whole).abs().max() <= 1e-10 * whole.abs().max()
 
 
@@ -92,3 +94,18 @@ def test_choices_for_more_groups_than_there_are_heads_of_keys_are_refused():
     model = decoders.build("minimax_m3_vl_text", index_n_heads=4)
     with pytest.raises(ValueError, match="chooses for 4 groups of heads"):
         attribute(model, IDS, 3, 5)
+
+
+@pytest.mark.parametrize("model_type", INDEXED)
+def test_choices_are_in_the_plan(model_type, monkeypatch):
+    """What waits, and an indexer's scores: no more is allocated than was planned, where the prompt is long enough."""
+    monkeypatch.setattr(lrp_fast.store, "_BLOCK", 0)
+    monkeypatch.setattr(lrp_fast.reckoning, "_heap_loss", lambda size, context: 1.0)
+    dense = {} if model_type == "minimax_m3_vl_text" else {"index_topk": 64}
+    model, tokens = decoders.build(model_type, torch.float32, **MANY_HEADS[model_type] | dense), 120
+    ids = torch.randint(3, 97, (1, tokens), generator=torch.Generator().manual_seed(2))
+    memory = lrp_fast.Memory(host_budget=lrp_fast.plan(model, tokens).least["cpu"])
+    planned = lrp_fast.plan(model, tokens, memory=memory).peak["cpu"]
+    with Allocated(model) as allocated:
+        attribute(model, ids, 3, 5, memory=memory)
+    assert allocated.peak <= 1.2 * planned

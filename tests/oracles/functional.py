@@ -33,6 +33,8 @@ POINTWISE = {
     F.silu, F.gelu, F.relu, torch.relu, Tensor.relu, torch.tanh, Tensor.tanh, F.tanh, torch.clamp, Tensor.clamp,
     torch.square, Tensor.square,
 }  # fmt: skip
+CLAMPS = {torch.clamp, Tensor.clamp}
+SUMS = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__}
 CASTS = {Tensor.float, Tensor.to, Tensor.type, Tensor.double}
 ALIKE = {
     Tensor.reshape, Tensor.view, Tensor.unsqueeze, Tensor.squeeze, Tensor.transpose, Tensor.expand, Tensor.flatten,
@@ -75,7 +77,7 @@ class Detached(TorchFunctionMode):
                 self.sources.append((out, self.source(x)))
         elif func is Tensor.chunk and args[1:] == (3,) and kwargs == {"dim": -2}:  # of a short convolution
             self.gates += out[:2]
-        elif func in (torch.cat, torch.concat) and all(map(self.is_gate, x)):
+        elif self.is_still_gate(func, args):
             self.gates.append(out)
         elif func in (torch.topk, Tensor.topk) and self.is_gate(x):
             self.gates.append(out[0])
@@ -86,6 +88,12 @@ class Detached(TorchFunctionMode):
 
     def is_gate(self, one) -> bool:
         return any(one is gate for gate in self.gates)
+
+    def is_still_gate(self, func, args) -> bool:
+        """Of a gate and a constant, or of gates side by side."""
+        if func in SUMS:
+            return self.is_gate(args[0]) and not _explained(args[1])
+        return func in (torch.cat, torch.concat) and all(map(self.is_gate, args[0]))
 
     def treat(self, func, args, kwargs):
         if func in PRODUCTS:
@@ -104,7 +112,9 @@ class Detached(TorchFunctionMode):
             root = _explained(args[0]) and args[1] < 0
             return func(*args, **kwargs).detach() if root else func(*args, **kwargs)
         elif func in POINTWISE and _explained(args[0]):
-            return self.identity(lambda z: func(z, *args[1:], **kwargs), args[0])
+            out = self.identity(lambda z: func(z, *args[1:], **kwargs), args[0])
+            out.activated = func not in CLAMPS  # what is clamped is no gate for that
+            return out
         elif func is F.layer_norm:
             return self.layer_norm(*args, **kwargs)
         elif func is F.rms_norm:
@@ -282,11 +292,12 @@ def explained(
         for j in range(ids.shape[1]):
             only = torch.zeros_like(g)
             only[:, j] = g[:, j]
-            rows.append((torch.autograd.grad(output, leaf, only, retain_graph=True)[0] * leaf).sum(-1)[0].detach())
+            found = torch.autograd.grad(output, leaf, only, retain_graph=True)[0]
+            rows.append((found * leaf)[0].flatten(1).sum(-1).detach())
         edges.append(torch.stack(rows))
     for module in pointwise:  # the first GPT's are all models'
         del module.forward
-    relevance = [(node * g).sum(-1)[0].detach() for node, g in zip([*nodes, *others], gs, strict=True)]
+    relevance = [(node * g)[0].flatten(1).sum(-1).detach() for node, g in zip([*nodes, *others], gs, strict=True)]
     while len(relevance) > len(nodes):
         relevance[0] += relevance.pop()
     return value.item(), torch.stack(relevance), edges
