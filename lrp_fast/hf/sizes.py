@@ -133,7 +133,7 @@ def _carried(module: nn.Module, handler: handlers.Handler) -> int:
     """Of a layer that carries a state, features a token of what autograd keeps of it, as a fourth of an MLP's five."""
     if handler is state_space.gated_delta_net:
         if hasattr(module, "forget_gate"):  # Kimi's: a decay for each channel
-            features = module.num_heads * (3 * 64 + 36 * module.head_dim)
+            features = module.num_heads * (3 * 64 + 24 * module.head_dim)
         else:
             features = module.num_v_heads * (3 * 64 + 8 * (module.head_k_dim + module.head_v_dim))
     elif handler is state_space.lightning_attention:
@@ -145,7 +145,7 @@ def _carried(module: nn.Module, handler: handlers.Handler) -> int:
     elif handler is state_space.channel_mixing:
         features = 4 * (shape(module.key)[0] + shape(module.key)[1])
     elif handler is state_space.matrix_memory:
-        features = 3 * 64 * module.config.num_heads + 8 * (module.config.qk_dim + module.config.v_dim)
+        features = 4 * 64 * module.config.num_heads + 14 * (module.config.qk_dim + module.config.v_dim)
     elif handler is state_space.short_convolution:
         features = 4 * shape(module.in_proj)[0]
     elif hasattr(module, "num_heads"):  # Mamba 2, in chunks

@@ -6,10 +6,13 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..rules import Rules, as_rules
 from .chunks import CHUNK, split
 from .identity import share
+
+_TOGETHER = 16  # chunks
 
 
 def gated_delta_rule(
@@ -38,19 +41,30 @@ def gated_delta_rule(
     others = (share(one, shares.score) for one in (query, key, decay, beta))
     q, k, g, b = (split(one.to(wide)) for one in others)
     v = split(share(value, shares.value).to(wide))
+    state, out = torch.zeros_like(k[:, :, 0].mT @ v[:, :, 0]), []
+    for parts in zip(*(one.split(_TOGETHER, 2) for one in (q, k, v, g, b)), strict=True):
+        if q.shape[2] <= _TOGETHER:
+            found, state = _chunks_from(state, *parts)
+        else:  # what autograd keeps of them is as much as of many layers: it is made again on the way back
+            found, state = checkpoint(_chunks_from, state, *parts, use_reentrant=False, preserve_rng_state=False)
+        out.append(found)
+    return torch.cat(out, 2)[:, :, :length].transpose(1, 2)
+
+
+def _chunks_from(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """What the queries of some chunks hear (B, H, T, V), and the state (B, H, K, V) after them."""
     g = g.cumsum(-2)  # (B, H, chunks, C, 1 or K)
     at_keys, weights = _within((b * k, q), k, g)
-    unlearnt = torch.eye(CHUNK, dtype=wide, device=q.device) + at_keys.tril(-1)
+    unlearnt = torch.eye(CHUNK, dtype=q.dtype, device=q.device) + at_keys.tril(-1)
     learnt = torch.linalg.solve_triangular(unlearnt, torch.cat([b * v, b * k * g.exp()], -1), upper=False)
     new, of_state = learnt.split([v.shape[-1], k.shape[-1]], -1)
-    left = g[..., -1:, :]
-    state, out = torch.zeros_like(k[:, :, 0].mT @ v[:, :, 0]), []
+    left, out = g[..., -1:, :], []
     for i in range(q.shape[2]):
         fresh = new[:, :, i] - of_state[:, :, i] @ state
         out.append(q[:, :, i] * g[:, :, i].exp() @ state + weights[:, :, i] @ fresh)
         kept = (left[:, :, i] - g[:, :, i]).exp()
         state = state * left[:, :, i].exp().mT + (k[:, :, i] * kept).mT @ fresh
-    return torch.cat(out, 2)[:, :, :length].transpose(1, 2)
+    return torch.cat(out, 2), state
 
 
 
