@@ -74,6 +74,19 @@ PARTICULAR: dict[str, dict] = {
     **dict.fromkeys(("llama4", "llama4_text"), LLAMA4),
     "gemma4_text": GEMMA4_MIXED, "gemma4": {"text_config": GEMMA4_SMALL, "vision_config": TEXT},
     "gemma4_unified_text": GEMMA4, "gemma4_unified": {"text_config": TEXT | GEMMA4},
+    "cohere_compass_text": {  # layers without rotations between those with
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "logit_scale": 0.5,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]},
+            "full_attention": None,
+        },
+    },
+    "phi4_multimodal": {
+        "embd_pdrop": 0.0, "resid_pdrop": 0.0, "vision_config": TEXT | {"image_size": 28, "patch_size": 14},
+        "audio_config": {"hidden_size": 16, "intermediate_size": 16, "num_blocks": 1, "num_attention_heads": 2,
+                         "ext_pw_out_channel": 16, "nemo_conv_channels": 16, "depthwise_separable_out_channel": 16},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75},
+    },
     "roc_bert": DECODER | {"pronunciation_embed_dim": 8, "shape_embed_dim": 8, "pronunciation_vocab_size": 10,
                            "shape_vocab_size": 10, "concat_input": False, "enable_pronunciation": False,
                            "enable_shape": False},
@@ -177,8 +190,8 @@ REFUSED = {
 }
 # Of these no small model has been built.
 NOT_TRIED = (
-    "cohere_compass_text", "dbrx", "fuyu", "gemma3n", "gemma4_assistant", "gemma4_unified_assistant",
-    "phi4_multimodal", "qwen4_exp", "qwen4_exp_text", "reformer",
+    "dbrx", "fuyu", "gemma3n", "gemma4_assistant", "gemma4_unified_assistant",
+    "qwen4_exp", "qwen4_exp_text", "reformer",
 )  # fmt: skip
 ALL = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 COVERED = tuple(name for name in ALL if name not in (*REFUSED, *NOT_TRIED, *WRAPPERS))
