@@ -144,7 +144,7 @@ families: $(DONE)/test
 
 # A group is a file, and a process. Its figures take their place once it has ended well.
 BENCH ?= attribution error batch targets graph peers linear
-BENCH_LONG := attribution_long error_long graph_algorithms
+BENCH_LONG := attribution_long error_long hybrids graph_algorithms
 bench: $(DONE)/bench
 	@mkdir -p build/bench; for group in $(BENCH); do \
 	  if $(BIN)/python benchmarks/results.py $$group; then echo "==> $$group is of this code already"; continue; fi; \

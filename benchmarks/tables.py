@@ -20,7 +20,7 @@ MARKS = ("<!-- figures: made by benchmarks/tables.py -->\n\n", "\n\n<!-- end of 
 GROUPS = {
     "attribution": "attribution", "attribution_long": "attribution", "error": "error", "error_long": "error",
     "batch": "batch", "targets": "targets", "graph": "graph", "peers": "peers", "linear": "linear",
-    "graph_algorithms": "graph_algorithms",
+    "hybrids": "hybrids", "graph_algorithms": "graph_algorithms",
 }  # fmt: skip
 MANY = 5
 MODELS = {"smollm2": "SmolLM2-135M-Instruct", "gemma3": "Gemma 3 270M"}
@@ -184,6 +184,20 @@ def graph(groups: list[Cases]) -> str:
     return table(("", "tokens", "", "median", "over the first"), rows)
 
 
+def hybrids(groups: list[Cases]) -> str:
+    rows = []
+    for one in groups:
+        name = one.group.partition(",")[0].removeprefix("hybrid ")
+        for case in one.names:
+            if case in one.missing:
+                rows.append([name, tokens(one.group), case, one.missing[case], "", ""])
+                continue
+            over = "" if case == "forward" else spread(one.ratios(case, "forward"))
+            gigabytes = f"{one.info(case)['peak_mb'] / 1000:.2f} GB"
+            rows.append([name, tokens(one.group), case, f"{short(one.seconds(case))} s", over, gigabytes])
+    return table(("random model of", "tokens", "", "median", "over its forward", "peak above the model"), rows)
+
+
 def peers(groups: list[Cases]) -> str:
     rows = []
     for one in groups:
@@ -224,6 +238,7 @@ TITLES = {
     "graph": "Graphs.",
     "peers": "Other packages, on short prompts; what is held against nothing is a method that nothing here defines.",
     "linear": "The ε and γ rules on one linear map.",
+    "hybrids": "Layers that carry a state: small random models (`benchmarks/hybrids.py`), float32.",
     "graph_algorithms": "Algorithms on a synthetic graph of 47 million edges.",
 }
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+import hybrids
 import pytest
 from prompts import digest
 from workers import Failed, Worker
@@ -49,6 +50,8 @@ class Turns:
         """Where the model lies: the demo's, or Gemma's; --model stands in for either."""
         if given := self.config.getoption("--model"):
             return given
+        if model in hybrids.MODELS:
+            return str(hybrids.model_directory(model))
         folder, name = {"smollm2": ("demo", "smollm2"), "gemma3": ("benchmarks", "gemma3")}[model]
         spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / folder / f"{name}.py")
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
