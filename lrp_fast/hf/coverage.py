@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import experts, handlers, spelt_out_attention, state_space, weights, wrappers
+from . import experts, handlers, masking, spelt_out_attention, state_space, weights, wrappers
 from .attention import both_ways
 from .audit import NOT_AUDITED
 from .families import at_rest, handled, handler_of, vouch
@@ -161,7 +161,7 @@ def _words() -> Iterator[tuple]:
     yield state_space.short_convolution, ("gates and what they gate half each (cp: what they gate)", "PyTorch")
     for handler in (handlers.leave, handlers.dropout, *wrappers.HANDLERS):
         yield handler, ("left as it is: sums, constants, parts with rules of their own", "")
-    for handler in (handlers.masking_model, handlers.padding_model, handlers.captioning_model):
+    for handler in (masking.masking_model, masking.padding_model, masking.captioning_model):
         yield handler, ("left as it is: parts with rules of their own", "")
     for handler in (handlers.decoder_layer, handlers.pre_norm_decoder_layer):
         yield handler, ("residual sum: plain; what it puts out are nodes", "")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import experts, forms, handlers, spelt_out_attention, state_space, wrappers
+from . import experts, forms, handlers, masking, spelt_out_attention, state_space, wrappers
 from .audit import audit
 from .handlers import Handler
 from .walk import modules_of, named_modules_of, own_weights, without_adapters
@@ -83,7 +83,7 @@ _KINDS = {
     "glue": handlers.leave, "attention": handlers.attention, "decoder layer": handlers.decoder_layer,
     "holder": handlers.holder,
 }  # fmt: skip
-_ROOMS = (handlers, experts, spelt_out_attention, state_space)
+_ROOMS = (handlers, experts, masking, spelt_out_attention, state_space)
 _MODELS = ("transformers.models.", "transformers_modules.")  # shipped, and brought by a checkpoint
 
 
