@@ -13,6 +13,7 @@ from . import (
     experts,
     handlers,
     indexed,
+    masking,
     rescaled,
     sides,
     spelt_out_attention,
@@ -185,7 +186,7 @@ def _words() -> Iterator[tuple]:
     for handler in (handlers.leave, handlers.dropout, *wrappers.HANDLERS):
         yield handler, ("left as it is: sums, constants, parts with rules of their own", "")
     for handler in (
-        handlers.masking_model, handlers.padding_model, handlers.captioning_model, sides.sharing_model,
+        masking.masking_model, masking.padding_model, masking.captioning_model, sides.sharing_model,
     ):  # fmt: skip
         yield handler, ("left as it is: parts with rules of their own", "")
     for handler in LAYERS:

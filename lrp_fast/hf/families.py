@@ -19,6 +19,7 @@ from . import (
     forms,
     handlers,
     indexed,
+    masking,
     rescaled,
     sides,
     spelt_out_attention,
@@ -102,7 +103,7 @@ _KINDS = {
     "glue": handlers.leave, "attention": handlers.attention, "decoder layer": handlers.decoder_layer,
     "holder": handlers.holder,
 }  # fmt: skip
-_ROOMS = (handlers, experts, indexed, sides, spelt_out_attention, state_space, caps, rescaled, xlstm)
+_ROOMS = (handlers, experts, indexed, masking, sides, spelt_out_attention, state_space, caps, rescaled, xlstm)
 _MODELS = ("transformers.models.", "transformers_modules.")  # shipped, and brought by a checkpoint
 
 

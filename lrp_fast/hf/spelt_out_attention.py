@@ -88,9 +88,7 @@ def projected_attention(module: nn.Module, rules: Rules) -> dict:
     else:
         maps, last, features = (module.query, module.key, module.value), None, module.attention_head_size
 
-    def forward(
-        hidden_states, attention_mask=None, past_key_values=None, sinusoidal_pos=None, cache=None, **named
-    ):
+    def forward(hidden_states, attention_mask=None, past_key_values=None, sinusoidal_pos=None, cache=None, **named):
         query, key, value = (_heads(one(hidden_states), features) for one in maps)
         if sinusoidal_pos is not None:
             rotated = (query, key, value) if module.rotary_value else (query, key)

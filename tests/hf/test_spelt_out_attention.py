@@ -121,6 +121,7 @@ def test_what_an_alibi_adds_to_keys_is_no_contribution():
     model.config.attn_config.clip_qkv = None
     for block in model.transformer.blocks:
         block.attn.clip_qkv = None
+    check(model)
     assert not layer_sizes(model)[0].plain  # keys are not the map of the input alone
     layer, seen = decoder_layers(model)[0], {}
     see = lambda _, args, named: seen.update(args=args, named=named)  # noqa: E731
