@@ -75,6 +75,10 @@ PARTICULAR: dict[str, dict] = {
             "full_attention": None,
         },
     },
+    "longcat_flash": HEADS | {  # of six experts, two do nothing
+        "num_layers": 2, "num_hidden_layers": 4, "zero_expert_num": 2, "moe_topk": 3, "num_experts_per_tok": 3,
+        "ffn_hidden_size": 96, "expert_ffn_hidden_size": 40, "head_dim": 8, "routed_scaling_factor": 1.5,
+    },
     "phi4_multimodal": {
         "embd_pdrop": 0.0, "resid_pdrop": 0.0, "vision_config": TEXT | {"image_size": 28, "patch_size": 14},
         "audio_config": {"hidden_size": 16, "intermediate_size": 16, "num_blocks": 1, "num_attention_heads": 2,
@@ -111,7 +115,7 @@ RULES |= dict.fromkeys(["granite_swa", "granitemoe_swa"], ["cp", "gradient"])
 # A token meets others in more than one attention, or keys of another layer.
 WITHOUT_GRAPH = (
     "bamba", "diffllama", "falcon_h1", "falcon_mamba", "gemma4", "granitemoehybrid", "jamba", "lfm2", "lfm2_moe",
-    "lfm3", "mamba", "mamba2", "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text",
+    "lfm3", "longcat_flash", "mamba", "mamba2", "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text",
     "qwen3_5_text", "qwen3_next",
 )  # fmt: skip
 # Language models with towers beside them: tests/hf/test_wrappers.py.
@@ -144,7 +148,6 @@ REFUSED = {
     "inkling_text": ("relative positions, short convolutions", "Inkling"),
     "jetmoe": ("mixtures of attentions", "JetMoe"),
     "kimi_linear": ("Kimi's delta rule", "KimiLinearDeltaAttention, which computes silu"),
-    "longcat_flash": ("two attentions a layer, experts that do nothing", "LongcatFlash"),
     "megatron-bert": (_PRODUCTS, "MegatronBertSelfAttention, which multiplies"),
     "minimax": ("lightning attention", "MiniMaxLightningAttention, which multiplies"),
     "minimax_m3_vl_text": (_INDEXED, "MiniMaxM3VL"),
