@@ -81,6 +81,10 @@ PARTICULAR: dict[str, dict] = {
             "full_attention": None,
         },
     },
+    "longcat_flash": HEADS | {  # of six experts, two do nothing
+        "num_layers": 2, "num_hidden_layers": 4, "zero_expert_num": 2, "moe_topk": 3, "num_experts_per_tok": 3,
+        "ffn_hidden_size": 96, "expert_ffn_hidden_size": 40, "head_dim": 8, "routed_scaling_factor": 1.5,
+    },
     "phi4_multimodal": {
         "embd_pdrop": 0.0, "resid_pdrop": 0.0, "vision_config": TEXT | {"image_size": 28, "patch_size": 14},
         "audio_config": {"hidden_size": 16, "intermediate_size": 16, "num_blocks": 1, "num_attention_heads": 2,
@@ -156,7 +160,7 @@ RULES = dict.fromkeys(["granite_swa", "granitemoe_swa"], ["cp", "gradient"])
 # No graph: their layers read more than what the one below puts out, or no closed form is known of their edges; or
 # none under plain gradients.
 WITHOUT_GRAPH = (
-    "bailing_hybrid", "gemma4", "kimi_linear", "rwkv", "xlstm", "zamba", "zamba2",
+    "bailing_hybrid", "gemma4", "kimi_linear", "longcat_flash", "rwkv", "xlstm", "zamba", "zamba2",
 )  # fmt: skip
 FADING = (
     "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "mamba", "mamba2", "nemotron_h",
@@ -180,7 +184,6 @@ REFUSED = {
     "hrm_text": ("recurrent stacks", "HrmTextModel"),
     "inkling2_text": (_BESIDE, "reads more than what its last decoder layer puts out"),
     "inkling_text": ("relative positions, short convolutions", "Inkling"),
-    "longcat_flash": ("two attentions a layer, experts that do nothing", "LongcatFlash"),
     "musicgen": ("several codebooks", "Musicgen"),
     "musicgen_melody": ("several codebooks", "Musicgen"),
     "prophetnet": ("several tokens predicted at once", "ProphetNetDecoder, which lets tokens meet"),

@@ -39,7 +39,8 @@ def sampling_router(module: nn.Module, rules: Rules) -> Overlay:
 
 
 def gated_experts(module: nn.Module, rules: Rules) -> Overlay:
-    """Each a gated MLP whose gate and up projections are one; their weights (E, out, in)."""
+    """Each a gated MLP whose gate and up projections are one; their weights (E, out, in). Experts beyond these, where
+    the router has more, put out what they read (LongCat Flash)."""
 
     def between(both):
         gate, up = both.chunk(2, -1)
@@ -175,9 +176,11 @@ def _mixed(experts, x, chosen, weights, between, rules, first: str = "gate_up_pr
     rows = ops.product(shares, rows, rule=rules) if ahead else rows
     parts = []
     stabilisers = {"epsilon": rules.epsilon, "gamma": rules.gamma}
-    sizes = torch.bincount(experts_of, minlength=experts.num_experts).tolist()
+    sizes = torch.bincount(experts_of).tolist()
     for expert, part in enumerate(rows.split(sizes)):
-        if len(part):
+        if len(part) and expert >= len(experts.down_proj):
+            parts.append(part)
+        elif len(part):
             hidden = between(ops.linear(part, *matrix_of(experts, first, expert), **stabilisers))
             parts.append(ops.linear(hidden, *matrix_of(experts, "down_proj", expert), **stabilisers))
     out = torch.cat(parts) if ahead else ops.product(shares, torch.cat(parts), rule=rules)

@@ -27,7 +27,9 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
         ValueError: if there is none, or one stands where the model treats it as another kind.
     """
     held, above, configs = _held(model)
-    counts = {getattr(config, "num_hidden_layers", len(held)) for config in configs}
+    # LongCat Flash counts its attentions, two a layer, as hidden layers.
+    counted = [config for config in configs if getattr(config, "num_layers", None) != len(held)]
+    counts = {getattr(config, "num_hidden_layers", len(held)) for config in counted} or {len(held)}
     if len(set(held)) == len(held) and counts <= {len(held)} and not any(map(replaced, above)):
         return held
     if any(weight.is_meta for layer in held for weight in layer.parameters()) and not _is_loaded(held):
