@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import experts, handlers, indexed, state_space, weights, wrappers
+from . import captions, experts, handlers, indexed, state_space, weights, wrappers
 from .attention import both_ways
 from .audit import NOT_AUDITED
 from .families import MIXTURES, at_rest, handled, handler_of, vouch
@@ -164,7 +164,8 @@ def _words() -> Iterator[tuple]:
     yield state_space.state_space, ("time step, B, C are constants; gate and output half each (cp: output)", "PyTorch")
     yield state_space.gated_delta_net, ("values half, queries and keys' side a quarter each (cp: values)", "PyTorch")
     yield state_space.short_convolution, ("gates and what they gate half each (cp: what they gate)", "PyTorch")
-    for handler in (handlers.leave, handlers.masking_model, handlers.dropout, *wrappers.HANDLERS):
+    left = (handlers.leave, handlers.masking_model, captions.captioning_model, handlers.dropout, *wrappers.HANDLERS)
+    for handler in left:
         yield handler, ("left as it is: sums, constants, parts with rules of their own", "")
     for handler in (handlers.decoder_layer, handlers.pre_norm_decoder_layer):
         yield handler, ("residual sum: plain; what it puts out are nodes", "")

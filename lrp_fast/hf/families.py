@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import experts, forms, handlers, indexed, state_space, wrappers
+from . import captions, experts, forms, handlers, indexed, state_space, wrappers
 from .audit import audit
 from .handlers import Handler
 from .walk import modules_of, named_modules_of, own_weights, without_adapters
@@ -81,7 +81,7 @@ _KINDS = {
     "glue": handlers.leave, "attention": handlers.attention, "decoder layer": handlers.decoder_layer,
     "holder": handlers.holder,
 }  # fmt: skip
-_ROOMS = (handlers, experts, indexed, state_space)
+_ROOMS = (handlers, experts, indexed, captions, state_space)
 _MODELS = ("transformers.models.", "transformers_modules.")  # shipped, and brought by a checkpoint
 
 
@@ -112,7 +112,7 @@ def vouch(model: nn.Module) -> dict[type[nn.Module], str]:
         return {}
     classes = {type(module) for _, module, _ in handled(core)}
     stubs = {cls: False for cls in classes if _of_its_own(cls) in experts.EXPERTS}
-    for one in (handlers.falcon_attention, handlers.dynamic_mask_attention):
+    for one in (handlers.falcon_attention, handlers.dynamic_mask_attention, handlers.captioning_attention):
         stubs |= {cls: True for cls in classes if _of_its_own(cls) is one}
     past = {cls for cls in classes if _of_its_own(cls) is handlers.own_attention}
     seen = audit(core, {cls for cls in classes if _is_unknown(cls)}, stubs, past)

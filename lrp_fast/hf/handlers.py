@@ -20,6 +20,7 @@ from .. import ops
 from ..ops.activation import ratio as ratio_of
 from ..rules import Rules
 from .attention import attention_forward, mask_bounds
+from .captions import captioning_attention
 from .dynamic_mask import dynamic_mask_attention
 from .functions import by_rule
 from .hooks import check_unhooked
@@ -181,8 +182,8 @@ def gated_norm(module: nn.Module, rules: Rules) -> Overlay:
 
 
 ATTENTIONS = (
-    attention, capped_attention, dynamic_mask_attention, falcon_attention, gated_attention, indexed_attention,
-    mixture_of_attentions, own_attention,
+    attention, capped_attention, captioning_attention, dynamic_mask_attention, falcon_attention, gated_attention,
+    indexed_attention, mixture_of_attentions, own_attention,
 )  # fmt: skip
 
 

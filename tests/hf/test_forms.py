@@ -60,7 +60,7 @@ def test_a_form_has_one_handler_that_exists():
     found = json.loads(Path(forms.__file__).with_name("forms.json").read_text("utf-8"))
     digests = [digest for of_one in found.values() for digest in of_one]
     assert len(digests) == len(set(digests))
-    names = ("handlers", "experts", "indexed", "state_space")
+    names = ("handlers", "experts", "indexed", "captions", "state_space")
     rooms = [importlib.import_module(f"lrp_fast.hf.{name}") for name in names]
     assert all(name == "function" or any(hasattr(room, name) for room in rooms) for name in found)
 

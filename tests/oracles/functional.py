@@ -229,7 +229,8 @@ def explained(
     handles = [layer.register_forward_pre_hook(enter, with_kwargs=True) for layer in layers]
     handles += [layer.register_forward_hook(leave) for layer in layers]
     embeddings = model.get_input_embeddings()
-    handles.append(embeddings.register_forward_hook(lambda *given: given[-1].requires_grad_()))
+    # A clone, as some add to it in place.
+    handles.append(embeddings.register_forward_hook(lambda *given: given[-1].requires_grad_().clone()))
     with carried(model, mode), mode:
         logits = model(input_ids=ids, use_cache=False).logits[0, -1]
     for handle in handles:
