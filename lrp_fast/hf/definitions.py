@@ -39,6 +39,8 @@ def gaps_to_definitions(model: nn.Module, ids: Tensor) -> dict[str, float]:
             gaps.setdefault(kind, [])
 
         def forward(*given, **options):
+            if not torch.is_grad_enabled() or not given[0].numel():  # an indexer's; an adapter's that nobody chose
+                return own(*given, **options)
             leaves = [one.detach().requires_grad_(one.is_floating_point()) for one in given]
             out = own(*leaves, **options)
             g = torch.randn(out.shape, generator=generator, dtype=out.dtype)
@@ -116,9 +118,12 @@ def _fused_gated_mlp(module, g, x):
     return _linear(module.gate_up_proj, g_both, x)
 
 
-def _attention(g, query, key, value, *, scale, causal, window, chunk, softcap, sinks, **_):
+def _attention(g, query, key, value, *, scale, causal, window, chunk, softcap, sinks, chosen=None, block=1, **_):
     """Of one unpadded prompt, whatever rule the attention is told."""
     mask = reference.visible(1, query.shape[2], key.shape[2], causal=causal, window=window, chunk=chunk)
+    if chosen is not None:
+        mask = reference.among(mask, chosen(), block)
+        mask = mask.repeat_interleave(1 if mask.shape[1] == 1 else query.shape[1] // mask.shape[1], 1)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return reference.attention_backward(g, query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks)
 
@@ -140,35 +145,43 @@ def _clamped_experts(module, g, x, chosen, shares):
     def together(*parts):
         return torch.stack(parts, -1).flatten()
 
-    return _clamped(module, module.alpha, turns, together, g, x, chosen, shares)
+    return _clamped(module, (module.alpha, module.limit, 1), turns, together, g, x, chosen, shares)
 
 
 def _clamped_half_experts(module, g, x, chosen, shares):
-    def halves(both):
-        return both.chunk(2)
-
-    def together(*parts):
-        return torch.cat(parts)
-
-    return _clamped(module, module.swiglu_alpha, halves, together, g, x, chosen, shares)
+    numbers = (module.swiglu_alpha, module.swiglu_limit, 1)
+    return _clamped(module, numbers, _halves, _side_by_side, g, x, chosen, shares)
 
 
-def _clamped(module, alpha, split, join, *given):
+def _clamped_silu_experts(module, g, x, chosen, shares):
+    return _clamped(module, (1, module.swiglu_limit, 0), _halves, _side_by_side, g, x, chosen, shares)
+
+
+def _halves(both):
+    return both.chunk(2)
+
+
+def _side_by_side(*parts):
+    return torch.cat(parts)
+
+
+def _clamped(module, numbers, split, join, *given):
     """The product of two functions of one number each, half to each, which both pass relevance by f(z) / z."""
+    alpha, limit, more = numbers
 
     def factors(both):
         gate, up = split(both)
-        gate, up = gate.clamp(max=module.limit), up.clamp(-module.limit, module.limit)
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
         return gate * torch.sigmoid(alpha * gate), up
 
     def between(both):
         gate, up = factors(both)
-        return gate * (up + 1)
+        return gate * (up + more)
 
     def between_backward(g, both):
         gate, up = factors(both)
         z_gate, z_up = split(both)
-        return join(g * (up + 1) / 2 * gate / z_gate, g * gate / 2 * up / z_up)
+        return join(g * (up + more) / 2 * gate / z_gate, g * gate / 2 * up / z_up)
 
     return _mixed(module, between, between_backward, *given)
 
@@ -199,4 +212,5 @@ _DEFINITIONS: dict[handlers.Handler, tuple[str, Definition]] = {
     experts.wide_gated_experts: ("experts", _gated_experts),
     experts.clamped_experts: ("experts", _clamped_experts),
     experts.clamped_half_experts: ("experts", _clamped_half_experts),
+    experts.clamped_silu_experts: ("experts", _clamped_silu_experts),
 }

@@ -9,6 +9,7 @@ import lrp_fast
 import lrp_fast.hf.indexed
 import lrp_fast.store
 from lrp_fast import attribute
+from lrp_fast.hf.definitions import gaps_to_definitions
 from tests import decoders
 from tests.test_memory import Allocated
 
@@ -109,3 +110,10 @@ def test_choices_are_in_the_plan(model_type, monkeypatch):
     with Allocated(model) as allocated:
         attribute(model, ids, 3, 5, memory=memory)
     assert allocated.peak <= 1.2 * planned
+
+
+@pytest.mark.parametrize("model_type", INDEXED)
+def test_each_operation_is_that_of_its_definition(model_type):
+    gaps = gaps_to_definitions(decoders.build(model_type), IDS)
+    assert {"attentions", "linear maps", "norms", "experts"} <= set(gaps)
+    assert max(gaps.values()) <= 1e-10
