@@ -116,7 +116,7 @@ def work_replayed(size: LayerSize, context: Context, rows: int) -> int:
     mlp += (context.tokens if size.whole else min(rows, context.tokens)) * b * inside * size.mlp
     attention += _choosing(size, context) + chosen
     traces, selecting = _work_on_edges(size, context)
-    most = max(attention + traces, mlp + _work_on_choices(size, context), selecting) + _embeddings(size, context)
+    most = max(attention + traces, mlp + _work_on_choices(size, context), selecting)
     return int(_heap_loss(size, context) * most) + size.loaded + size.unpacked
 
 
@@ -129,12 +129,7 @@ def work_with_graph(size: LayerSize, context: Context) -> int:
     work = context.tokens * context.dtype.itemsize
     attention = work * attention + context.tokens * _flash_attention(size, context) + _choosing(size, context)
     most = max(attention + traces, work * mlp + _work_on_choices(size, context), selecting)
-    return int(_heap_loss(size, context) * (most + _embeddings(size, context))) + size.unpacked
-
-
-def _embeddings(size: LayerSize, context: Context) -> int:
-    """The embeddings, as a layer is given them and wide, and what has arrived at them, as it is added to."""
-    return context.tokens * size.embeddings * (context.dtype.itemsize + (1 + 2 * context.targets) * context.wide)
+    return int(_heap_loss(size, context) * most) + size.unpacked
 
 
 def _choosing(size: LayerSize, context: Context) -> int:

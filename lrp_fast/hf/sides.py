@@ -41,8 +41,12 @@ def sharing_model(module: nn.Module, rules: Rules) -> Overlay:
 def has_side_routes(layer: nn.Module) -> bool:
     """Whether a decoder layer is given embeddings, or the keys and values of another layer."""
     shares = getattr(getattr(layer, "self_attn", None), "is_kv_shared_layer", False)
-    reads_them_whole = hasattr(layer, "shared_transf") or hasattr(layer, "shared_transformer")  # Zamba's and Zamba 2's
-    return bool(shares or getattr(layer, "hidden_size_per_layer_input", 0)) or reads_them_whole
+    return bool(shares or getattr(layer, "hidden_size_per_layer_input", 0) or reads_embeddings(layer))
+
+
+def reads_embeddings(layer: nn.Module) -> bool:
+    """Whether a decoder layer is given the input embeddings themselves: Zamba's or Zamba 2's."""
+    return hasattr(layer, "shared_transf") or hasattr(layer, "shared_transformer")
 
 
 def side_features(layer: nn.Module, key: int) -> int:

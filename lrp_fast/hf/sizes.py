@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from ..rules import Rules
-from . import experts, handlers, indexed, sides, state_space
+from . import experts, handlers, indexed, state_space
 from .contributions import is_homogeneous
 from .families import MIXTURES, branch_dtype, handled, handler_of, last_linear, mlps_among, splits
 from .layers import decoder_layers
-from .sides import side_features
+from .sides import reads_embeddings, side_features
 from .spelt_out_attention import biases_scores, heads_with_biases
 from .walk import modules_of, own_weights
 from .weights import copies, device_of, is_offloaded, is_plain, nbytes, own_dtype, shape
@@ -44,7 +44,6 @@ class LayerSize(NamedTuple):
     loaded: int  # bytes of weights that come to the device only while the layer runs
     unpacked: int  # bytes to make the largest matrix that is not kept in floats: its module does for each product
     scanned: int  # of what the edges of its scans are made of
-    embeddings: int  # features of these, where some layer is given them besides; or 0
     beside: int  # of what side routes bring it, or it sends along them: there all the time, with the gradients
     plain: bool  # whether its keys and values are a linear map of its input, but for norms (see `contributions`)
     choice: Choice | None = None  # where its attention reads chosen keys alone
@@ -55,8 +54,9 @@ def layer_sizes(model: nn.Module) -> list[LayerSize]:
     config = model.config.get_text_config() if hasattr(model, "config") else None
     layers = decoder_layers(model)
     sizes = [_layer_size(layer, config) for layer in layers]
-    if any(map(sides.has_side_routes, layers)):
-        sizes = [size._replace(embeddings=size.hidden) for size in sizes]
+    first = next((place for place, layer in enumerate(layers) if reads_embeddings(layer)), None)
+    if first is not None:  # they are the same for all
+        sizes[first] = sizes[first]._replace(beside=sizes[first].hidden)
     return sizes
 
 
@@ -110,7 +110,6 @@ def _layer_size(layer: nn.Module, config) -> LayerSize:
         loaded=sum(_loaded_bytes(module) for module in modules_of(layer)),
         unpacked=max((_unpacked_bytes(linear, layer) for linear in linears if not is_plain(linear)), default=0),
         scanned=sum(_scanned(module, handler_of(module)) for module in carrying),
-        embeddings=0,
         beside=side_features(layer, sum(keys * features for _, keys, features in heads)),
         plain=is_homogeneous(held),
         choice=next(filter(None, map(_choice, attention)), None),
