@@ -48,8 +48,7 @@ def gated_delta_net(module: nn.Module, rules: Rules) -> Overlay:
             return ops.gated_delta_rule(query, key, value, g, beta, rule=rules)
 
     def delta(query, key, value, *, g, beta, use_qk_l2norm_in_kernel=False, output_final_state=False, **_):
-        if output_final_state:
-            raise ValueError(f"{type(module).__name__} is to keep its state in a cache: call with use_cache=False")
+        _refuse_cache(module, output_final_state)
         dtype = query.dtype
         query, key = (_unit(one, rules) if use_qk_l2norm_in_kernel else one for one in (query, key))
         repeated = value.shape[2] // key.shape[2]
@@ -85,8 +84,7 @@ def lightning_attention(module: nn.Module, rules: Rules) -> Overlay:
     shares = {"value_share": rules.treatment.value, "score_share": rules.treatment.score}
 
     def forward(hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, **named):
-        if past_key_values is not None or named.get("cache") is not None:
-            raise ValueError(f"{type(module).__name__} is to keep its state in a cache: call with use_cache=False")
+        _refuse_cache(module, past_key_values is not None or named.get("cache") is not None)
         mixed = module.act_fn(module.qkv_proj(hidden_states))
         if attention_mask is not None:
             mixed = mixed * attention_mask.to(mixed.dtype).unsqueeze(-1)
@@ -114,8 +112,7 @@ def recurrent_block(module: nn.Module, rules: Rules) -> Overlay:
     convolve = _convolution(rules)
 
     def forward(input_states, position_ids, attention_mask=None, use_cache=True, **_):
-        if use_cache:
-            raise ValueError(f"{type(module).__name__} is to keep its state in a cache: call with use_cache=False")
+        _refuse_cache(module, use_cache)
         gate = module.act_fn(module.linear_y(input_states))
         carried = module.linear_x(input_states).transpose(1, 2)
         carried = convolve(carried, module.conv_1d.weight.squeeze(1), module.conv_1d.bias)
@@ -160,8 +157,7 @@ def time_mixing(module: nn.Module, rules: Rules) -> Overlay:
     _check(module, rules, "is a mean with weights of its own")
 
     def forward(hidden, state=None, use_cache=False):
-        if state is not None or use_cache:
-            raise ValueError(f"{type(module).__name__} is to keep its state in a cache: call with use_cache=False")
+        _refuse_cache(module, state is not None or use_cache)
         key = module.key(_with_token_before(hidden, module.time_mix_key))
         value = module.value(_with_token_before(hidden, module.time_mix_value))
         gate = torch.sigmoid(module.receptance(_with_token_before(hidden, module.time_mix_receptance)))
@@ -176,8 +172,7 @@ def channel_mixing(module: nn.Module, rules: Rules) -> Overlay:
     half each at that product (cp: the MLP)."""
 
     def forward(hidden, state=None):
-        if state is not None:
-            raise ValueError(f"{type(module).__name__} is to keep its state in a cache: call with use_cache=False")
+        _refuse_cache(module, state is not None)
         key = module.key(_with_token_before(hidden, module.time_mix_key))
         gate = torch.sigmoid(module.receptance(_with_token_before(hidden, module.time_mix_receptance)))
         return ops.product(gate, module.value(ops.activation(key, "relu2", rule=rules)), rule=rules), None
@@ -239,6 +234,11 @@ def _mix(module: nn.Module) -> Callable:
     return getattr(module, "lrp_fast_mix", ops.mixed)
 
 
+def _refuse_cache(module: nn.Module, keeps: object) -> None:
+    if keeps:
+        raise ValueError(f"{type(module).__name__} is to keep its state in a cache: call with use_cache=False")
+
+
 def _check(module: nn.Module, rules: Rules, does: str) -> None:
     if rules.epsilon or rules.gamma:
         raise ValueError(
@@ -279,6 +279,7 @@ def _selective_scan(function: Callable, module: nn.Module, rules: Rules) -> Call
     own = inspect.unwrap(function)
 
     def scan(hidden_states, dt, A, B, C, D=None, z=None, **named):
+        _refuse_cache(module, named.get("return_last_state"))
         others = _weights(named)
 
         def run(x, dt, B, C):
@@ -301,6 +302,7 @@ def _chunk_scan(function: Callable, module: nn.Module, rules: Rules) -> Callable
     own = inspect.unwrap(function)
 
     def scan(hidden_states, dt, A, B, C, *rest, D=None, **named):
+        _refuse_cache(module, named.get("return_final_states"))
         others = _weights(named)
 
         def run(x, dt, B, C):

@@ -17,7 +17,9 @@ def test_blocks_of_lightning_attention_change_nothing(rule):
     assert (whole.layers - parts.layers).abs().max() <= 1e-5 * whole.layers.abs().max()
 
 
-@pytest.mark.parametrize("model_type", ["kimi_linear", "minimax", "qwen3_next", "recurrent_gemma", "rwkv", "xlstm"])
+@pytest.mark.parametrize(
+    "model_type", ["kimi_linear", "mamba", "mamba2", "minimax", "qwen3_next", "recurrent_gemma", "rwkv", "xlstm"]
+)
 def test_a_cache_that_a_state_is_to_be_kept_in_is_refused(model_type):
     model = decoders.build(model_type, torch.float32)
     with patched(model), pytest.raises(ValueError, match="to keep its state in a cache: call with use_cache=False"):
