@@ -81,7 +81,7 @@ def test_what_is_refused_for_a_reason_is_told_that_reason_and_everywhere(config,
     ("operation", "failed"),
     [
         ("rms_norm", "logits are the model's own"),
-        ("crossing", "edges in closed form are those of a backward pass a row"),
+        ("layer_crossing", "edges in closed form are those of a backward pass a row"),
     ],
 )
 def test_what_is_broken_is_found(operation, failed, tiny, monkeypatch):

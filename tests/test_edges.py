@@ -213,7 +213,7 @@ def test_contributions_are_the_transpose_of_the_backward_pass(family, rule, tiny
         del attention.lrp_fast_attend
         cotangents = [torch.randn_like(one) for one in reached]
         terms = torch.autograd.grad(reached, leaf, cotangents)[0] * leaf.detach()
-        parts = contributions(layer, rule, h.detach(), rest, named)
+        (parts,) = contributions(layer, rule, h.detach(), rest, named, 1)
     assert (parts[0] is None) == (family in HOMOGENEOUS and rule.name != "gradient" and not rule.epsilon + rule.gamma)
     parts = [one.detach() if part is None else part for one, part in zip(reached, parts, strict=True)]
     found = sum((part * g).sum((1, 3)) for part, g in zip(parts, cotangents, strict=True))

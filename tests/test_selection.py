@@ -60,7 +60,8 @@ def test_every_family_shows_all_that_it_can(whole):
     for items, found in zip((whole, chosen(whole)), shown, strict=True):
         for item in items:
             for mark in item.iter_markers("shows"):
-                found[mark.args[0]].add(mark.kwargs.get("family") or item.callspec.params["family"])
+                params = {} if "family" in mark.kwargs else item.callspec.params
+                found[mark.args[0]].add(mark.kwargs.get("family") or params.get("family") or params["model_type"])
     assert shown[0] == shown[1] and len(shown[0]["attribution"]) > 20
 
 

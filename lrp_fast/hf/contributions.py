@@ -82,9 +82,11 @@ def contributions(
     scans = [module for _, module, handler in held if handler in SCANS]
     reach = max((getattr(module, "lrp_fast_reach", 1) for _, module, _ in held), default=1)
     found: list[tuple[bool, ops.Parts]] = []
+    clean = bool(x.isfinite().all())
 
     def keep(is_scan: bool, given: tuple[Tensor, ...]) -> None:
-        if not all(forward_ad.unpack_dual(one).primal.isfinite().all() for one in given):
+        # What an attention puts out here is NaN, and a prompt of a batch may be.
+        if found and clean and not all(forward_ad.unpack_dual(one).primal.isfinite().all() for one in given):
             raise ValueError(f"{type(layer).__name__} mixes what it has mixed before, of which lrp_fast knows no edges")
         found.append((is_scan, tuple(forward_ad.unpack_dual(one).tangent for one in given)))
         if len(found) == calls:

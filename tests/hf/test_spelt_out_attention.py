@@ -130,7 +130,7 @@ def test_what_an_alibi_adds_to_keys_is_no_contribution():
         model(IDS[:1])
         handle.remove()
         x, rest = seen["args"][0], seen["args"][1:]
-        keys, values = contributions(layer, lrp_fast.Rules(), x, rest, seen["named"])
+        ((keys, values),) = contributions(layer, lrp_fast.Rules(), x, rest, seen["named"], 1)
     assert keys.shape[-1] > 16 and keys[..., :16].any() and not (keys[..., 16:].any() or values[..., 16:].any())
 
 
