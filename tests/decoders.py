@@ -179,7 +179,7 @@ REFUSED = {
     "bigbird_pegasus": ("its attention is for encoders", "reads tokens in both directions"),
     "blt": ("byte patches", "Blt"),
     "cpmant": ("a prompt of its own before the tokens", "CpmAntModel, which lets tokens meet, or changes their places"),
-    "deepseek_v4": ("hyper-connections", "DeepseekV4"),
+    "deepseek_v4": ("keys that compress tokens, mixed streams", "DeepseekV4"),
     "gemma3n_text": ("AltUp", "Gemma3n"),
     "hrm_text": ("recurrent stacks", "HrmTextModel"),
     "inkling2_text": (_BESIDE, "reads more than what its last decoder layer puts out"),
