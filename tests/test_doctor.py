@@ -41,12 +41,14 @@ def test_what_no_rule_covers_is_named_and_nothing_is_checked():
     assert part.rule is None and part.count == 2 and part.path == "transformer.layer.0.rel_attn" and checks == []
 
 
+@decoders.RECENT
 def test_a_config_that_no_small_copy_can_be_made_of():
     found, checks = doctor.examine(transformers.MambaConfig(num_hidden_layers=2, hidden_size=32, vocab_size=50))
     assert all(one.rule is not None for one in found)
     assert len(checks) == 1 and not checks[0].passed and "no small copy can be made" in checks[0].what
 
 
+@decoders.RECENT
 def test_a_config_whose_small_copy_does_not_run():
     """What it derives from other settings is no longer so where these are small."""
     found, checks = doctor.examine(decoders.build("zamba2").config)

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-import transformers
-from packaging.version import Version
 
 import lrp_fast
 from lrp_fast import GraphSpec, Memory, attribute
@@ -11,9 +9,7 @@ from lrp_fast.hf import check, decoder_layers
 from tests import decoders
 from tests.oracles.functional import explained
 
-pytestmark = pytest.mark.skipif(
-    Version(transformers.__version__).release[:2] != (5, 23), reason="the table is of what transformers 5.23 has"
-)
+pytestmark = decoders.TABLE
 ALL = GraphSpec(topk=10**6)
 IDS = torch.randint(3, 97, (1, 11), generator=torch.Generator().manual_seed(1))
 ALL_RULES = ["attnlrp", "cp", "gradient"]

@@ -7,6 +7,7 @@ import lrp_fast
 from lrp_fast import attribute
 from tests import decoders
 
+pytestmark = decoders.RECENT
 IDS = torch.randint(3, 97, (1, 17), generator=torch.Generator().manual_seed(2))
 
 

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-import transformers
-from packaging.version import Version
 
 import lrp_fast
 import lrp_fast.hf.indexed
@@ -13,9 +11,7 @@ from lrp_fast.hf.definitions import gaps_to_definitions
 from tests import decoders
 from tests.test_memory import Allocated
 
-pytestmark = pytest.mark.skipif(
-    Version(transformers.__version__).release[:2] < (5, 23), reason="not in older releases of transformers"
-)
+pytestmark = decoders.RECENT
 INDEXED = ["axk2", "deepseek_v32", "dots3_note", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text"]
 IDS = torch.randint(3, 97, (1, 17), generator=torch.Generator().manual_seed(2))
 # Of fewer heads, scores are often 0, and which of equal ones are chosen hangs on how many there are.

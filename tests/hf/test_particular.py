@@ -2,16 +2,12 @@
 
 import pytest
 import torch
-import transformers
-from packaging.version import Version
 
 import lrp_fast
 from lrp_fast import attribute
 from tests import decoders
 
-pytestmark = pytest.mark.skipif(
-    Version(transformers.__version__).release[:2] < (5, 23), reason="the forms are those of transformers 5.23 and later"
-)
+pytestmark = decoders.RECENT
 IDS = torch.randint(3, 97, (1, 17), generator=torch.Generator().manual_seed(2))
 
 

@@ -7,6 +7,7 @@ import lrp_fast
 from lrp_fast import GraphSpec, Memory, attribute, attribute_batch
 from tests import decoders
 
+pytestmark = decoders.RECENT
 ALL = GraphSpec(topk=10**6)
 IDS = torch.randint(3, 97, (1, 23), generator=torch.Generator().manual_seed(5))
 MODELS = ["falcon_h1", "qwen3_next", "lfm2"]

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-import transformers
-from packaging.version import Version
 
 import lrp_fast
 from lrp_fast import GraphSpec, Memory, attribute, attribute_batch, between, patched
@@ -11,9 +9,7 @@ from lrp_fast.hf import decoder_layers
 from tests import decoders
 from tests.oracles.functional import explained
 
-pytestmark = pytest.mark.skipif(
-    Version(transformers.__version__) < Version("5.23"), reason="older transformers do not have it"
-)
+pytestmark = decoders.RECENT
 IDS = torch.randint(3, 97, (1, 11), generator=torch.Generator().manual_seed(1))
 KINDS = {
     "both": {},
@@ -35,6 +31,7 @@ def gap(found, truth):
     return ((found - truth).abs().max() / truth.abs().max()).item()
 
 
+@decoders.TABLE
 @pytest.mark.parametrize("rule", ["attnlrp", "cp", "gradient"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_nodes_are_those_of_detached_rules(kind, rule):

@@ -15,6 +15,7 @@ from lrp_fast.hf.alibi import folded
 from tests import decoders
 from tests.oracles.functional import explained
 
+pytestmark = decoders.RECENT
 IDS = torch.randint(3, 97, (2, 11), generator=torch.Generator().manual_seed(1))
 ALIBI = {"alibi": True, "multi_query": False}
 FALCONS = {

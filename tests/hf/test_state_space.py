@@ -7,6 +7,7 @@ from lrp_fast import Memory, Rules, attribute, between, patched, plan
 from lrp_fast.hf import decoder_layers
 from tests import decoders
 
+pytestmark = decoders.RECENT
 IDS = torch.randint(3, 97, (1, 11), generator=torch.Generator().manual_seed(1))
 
 
