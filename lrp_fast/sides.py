@@ -86,7 +86,7 @@ def following(model: nn.Module) -> Iterator[Sides]:
     sides, thread, own = Sides(), here(), model.get_input_embeddings()
 
     def leave(module, args, out):
-        if here() is not thread:
+        if here() is not thread or out._backward_hooks or out.retains_grad:  # which the first layer's hook refuses
             return None
         sides.looked_up.append(out.detach().requires_grad_())
         return sides.looked_up[-1]

@@ -346,7 +346,7 @@ def _back(
         gs = [[None if g is None else g.to(output.device) for g in gs.pop(0)] for _ in range(len(gs))]
         if x.dtype == torch.float16:
             layer.raised = list(map(_raise, gs))
-        gs = [list(map(_as, gs.pop(0), outputs)) for _ in range(len(gs))]
+        gs = [[_as(g, one) for g, one in zip(gs.pop(0), outputs, strict=True)] for _ in range(len(gs))]
         edges = list(map(get_gradient_edge, outputs))
         if known is not None and not _is_again(output.detach(), known):
             raise RuntimeError(
@@ -456,8 +456,8 @@ def _watched(
             layer.beside = given_beside(layer.others)
             if layer is layers[0]:
                 sides.begin(last)
-        borrowed.append(layer.others if sides is None else lent(layer.others))
-        return layer.with_others(_for_others(hidden, layer), borrowed[-1])
+            borrowed.append(lent(layer.others))
+        return layer.with_others(_for_others(hidden, layer), layer.others if sides is None else borrowed[-1])
 
     def leave(module, args, output):
         if here() is not thread:
@@ -466,7 +466,7 @@ def _watched(
         hidden = _hidden(output)
         running.close()
         layer.outputs = [hidden]
-        for own, key, made in list(left_in(layer.others, borrowed.pop())):
+        for own, key, made in () if sides is None else list(left_in(layer.others, borrowed.pop())):
             own[key] = tuple(one.detach().requires_grad_() for one in made)
             layer.made += own[key]
             layer.outputs += made

@@ -1,9 +1,9 @@
 """Side routes: what decoder layers are given besides the hidden states, and that depends on them.
 
-Gemma 4's smaller models have two kinds. Every layer is given some features that are made of the input embeddings before
-the first layer, and of a table of their own (per-layer embeddings); and the last layers read keys and values that an
-earlier layer made of its input, and have none of their own. Some of Zamba's layers (arXiv 2405.16712) are given the
-input embeddings themselves. `lrp_fast.sides` says what becomes of relevance there.
+Zamba's layers are given the input embeddings, which its attentions read beside the hidden states. Gemma 4's smaller
+models have two kinds of routes. Every layer is given some features that are made of the input embeddings before the
+first layer, and of a table of their own (per-layer embeddings); and the last layers read keys and values that an
+earlier layer made of its input, and have none of their own. `lrp_fast.sides` says what becomes of relevance there.
 """
 
 from __future__ import annotations
