@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lrp_fast
-from lrp_fast import GraphSpec, Memory, attribute, patched
+from lrp_fast import GraphSpec, Memory, attribute, packing, patched
 from lrp_fast.ops import attention_bounded
 from lrp_fast.report.graph import head
 from lrp_fast.report.html import write_html
@@ -180,3 +180,15 @@ def test_an_exact_pass_within_patched_says_that_nothing_was_left_out(made, promp
         model(inputs_embeds=x).logits[0, -1, 3].backward()
     assert torch.equal(torch.cat(dropped), torch.zeros(3, dtype=torch.float64))
     assert not any("lrp_fast" in name for module in model.modules() for name in module.__dict__)
+
+
+def test_rows_beside_others_that_nothing_is_left_out_of(made, monkeypatch):
+    """Of a row of few tokens nothing is, and its edges are all there."""
+    monkeypatch.setattr(packing, "_PASS", {"cpu": 1000})
+    rows = [torch.randint(3, 97, (n,), generator=torch.Generator().manual_seed(n)) for n in (300, 100, 290)]
+    given = {"target": 3, "tolerance": TOLERANCE, "graph": GraphSpec(topk=5)}
+    for row, found in zip(rows, lrp_fast.attribute_batch(made("llama"), rows, **given), strict=True):
+        truth = attribute(made("llama"), row, **given)
+        assert bool(found.dropped.any()) == (len(row) > 100)
+        for layer in range(3):
+            assert (found.graph.dense(layer) - truth.graph.dense(layer)).abs().max() <= 1e-12 * truth.layers.abs().max()

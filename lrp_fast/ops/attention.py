@@ -75,7 +75,8 @@ class Trace(NamedTuple):
             tiles = tiles[:, :rows, :columns]
         reach = self.reach.of(slice(prompt, prompt + 1), slice(start, end))
         whole = (query, key, value, kept, *back, reach, self.rules)
-        return Trace(g, *whole, None if tiles is None else [tiles], self.unit, self.chunk)
+        bounded_by = (None, None) if tiles is None else ([tiles], self.unit)  # a prompt beside bounded ones may not be
+        return Trace(g, *whole, *bounded_by, self.chunk)
 
 
 class _Back(NamedTuple):
@@ -155,7 +156,7 @@ def attention(
     tolerance = bounded.read_tolerance(tolerance)
     if tolerance and impl == "vendor":
         raise ValueError("PyTorch's FlashAttention leaves nothing out: with a tolerance, use impl='auto'")
-    if tolerance and traces is not None and bounds is not None:
+    if tolerance and traces is not None and bounds is not None and chunk is None:
         raise ValueError("traces of a bounded backward pass are of prompts without bounds: leave out bounds=")
     given = (query, key, value, sinks, bounds, reach, as_rules(rule))
     return _Attention.apply(*given, _paths(*given, chunk, impl), kept, traces, tolerance, dropped, chunk)

@@ -92,3 +92,10 @@ def test_a_cache_beyond_a_chunk_is_refused(model):
         model(IDS[:, 3:4], past_key_values=cache, use_cache=True)
         with pytest.raises(ValueError, match="reads by chunks of 4 tokens, and a cache goes beyond one: use none"):
             model(IDS[:, 4:5], past_key_values=cache, use_cache=True)
+
+
+def test_with_a_graph_no_tolerance_bounds_a_pass_over_chunks():
+    ids = torch.randint(3, 97, (1, 250), generator=torch.Generator().manual_seed(4))
+    model = decoders.build("llama4_text", attention_chunk_size=100, max_position_embeddings=256)
+    exact, bounded = (attribute(model, ids, 3, graph=GraphSpec(topk=3), tolerance=one) for one in (0.0, 0.2))
+    assert torch.equal(exact.layers, bounded.layers) and not bounded.dropped.any()
