@@ -61,7 +61,8 @@ class Case:
         """As `ops.attention` leaves one, its forward pass by the kernels."""
         reach = Reach(self.dim**-0.5, self.causal, self.window, self.softcap)
         absolute = self.rules.attention_gamma > 0
-        kept = attention.forward(query, key, value, **reach.without_choice(), sinks=self.some_sinks(), absolute=absolute)
+        given = reach.without_choice() | {"sinks": self.some_sinks(), "absolute": absolute}
+        kept = attention.forward(query, key, value, **given)
         return Trace(g, query, key, value, Kept(*kept), None, None, reach, self.rules)
 
 
