@@ -30,8 +30,8 @@ def between(
 
     There is no closed form for them, and edges of adjacent layers do not multiply up to them. The relevance gradient at
     the target layer is split into the wanted rows, and each is propagated by itself, all from one forward pass: a
-    vector-Jacobian product a row. Over all rows, the edges out of a node add up to its relevance; but for the
-    embeddings, where layers above the target read them too.
+    vector-Jacobian product a row. Over all rows, the edges out of a node add up to its relevance; but for nodes
+    that layers above the target read by a side route (embeddings, another layer's keys and values).
 
     Args:
         source_layer, target_layer: 0 is the embeddings, l the output of decoder layer l - 1; source below target.

@@ -13,6 +13,7 @@ are refused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 
@@ -63,7 +64,7 @@ class Sides:
         Returns the relevance of what else was looked up, (B, N) a target.
         """
         ends = [tensor for tensor, _ in self._arrived.values()]
-        arrived = [[g.to(tensor.dtype) for g in gs] for tensor, gs in self._arrived.values()]
+        arrived = [gs for _, gs in self._arrived.values()]
         self.forget()
         found = []
         for target, g in enumerate(gs):
@@ -71,13 +72,24 @@ class Sides:
             if not ends:
                 continue
             more = {"retain_graph": target + 1 < len(gs), "allow_unused": True}
-            parts = torch.autograd.grad(ends, self.looked_up, [one[target] for one in arrived], **more)
+            raised = _raised([one[target] for one in arrived], ends)
+            back = [(one[target] * raised).to(tensor.dtype) for one, tensor in zip(arrived, ends, strict=True)]
+            parts = torch.autograd.grad(ends, self.looked_up, back, **more)
+            parts = [None if part is None else part.to(g.dtype) / raised for part in parts]
             for one, part in zip(self.looked_up, parts, strict=True):
                 if part is not None and one is self._first:
                     g += part
                 elif part is not None:
-                    found[-1] += (one.detach().to(g.dtype) * part.to(g.dtype)).sum(-1)
+                    found[-1] += (one.detach().to(g.dtype) * part).sum(-1)
         return found
+
+
+def _raised(gs: list[Tensor], ends: list[Tensor]) -> float:
+    """The power of two by which what goes back through float16 is multiplied, as `stream` does in every layer."""
+    if all(one.dtype != torch.float16 for one in ends):
+        return 1.0
+    largest = max(g.abs().max().item() for g in gs)
+    return 2.0 ** (6 - math.frexp(max(largest, 2.0**-100))[1])
 
 
 @contextmanager

@@ -177,7 +177,6 @@ FADING = (
 READS_NORMS = ("minimax",)
 # Language models with towers beside them: tests/hf/test_wrappers.py.
 WRAPPERS = ("got_ocr2", "moss_transcribe_diarize")
-_INDEXED = "its attention reads chosen keys alone"
 _BESIDE = "its layers hand on more than the hidden states"
 # Why not, as the README says it, and what the refusal says.
 REFUSED = {

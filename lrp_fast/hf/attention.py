@@ -70,7 +70,7 @@ def attention_forward(
     if dropout:
         raise ValueError(f"{layer} applies dropout: call model.eval() first")
     if kwargs.get("output_attentions"):
-        raise ValueError("output_attentions=True asks for N x N matrices that lrp_fast never forms: drop it")
+        raise ValueError(NO_MATRICES)
     told = {name: given for name, given in kwargs.items() if given is not None and given is not EVERY}
     choices = [told.pop(name) for name in list(told) if isinstance(told[name], Choice)]
     unknown = sorted(name for name in told if name not in _IGNORED)

@@ -128,6 +128,8 @@ def contributions(
                     layer(forward_ad.make_dual(x, tokens), *rest, **named)
             runs.append(found[:])
             found.clear()
+    if any(len(one) != calls for one in runs):
+        raise ValueError(f"{type(layer).__name__} has a part that mixes tokens twice, of which lrp_fast knows no edges")
     return [_by_lags(*one) for one in zip(*runs, strict=True)]
 
 

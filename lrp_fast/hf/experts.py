@@ -178,8 +178,8 @@ def _mixed(experts, x, chosen, weights, between, rules, first: str = "gate_up_pr
     stabilisers = {"epsilon": rules.epsilon, "gamma": rules.gamma}
     sizes = torch.bincount(experts_of).tolist()
     for expert, part in enumerate(rows.split(sizes)):
-        if len(part) and expert >= len(experts.down_proj):
-            parts.append(part)
+        if len(part) and hasattr(experts, "identity_expert") and expert >= experts.num_routed_experts:
+            parts.append(part)  # LongCat's
         elif len(part):
             hidden = between(ops.linear(part, *matrix_of(experts, first, expert), **stabilisers))
             parts.append(ops.linear(hidden, *matrix_of(experts, "down_proj", expert), **stabilisers))

@@ -41,7 +41,8 @@ def patched(
             model(inputs_embeds=x).logits[0, -1, k].backward()      # x * x.grad is LRP relevance
 
     On a CPU the logits keep their bits where the model runs transformers' default attention (sdpa) on unpadded float32
-    or 16-bit inputs and no sliding window hides a key; those of a mixture of experts or a Falcon are equal but for
+    or 16-bit inputs and no sliding window hides a key. Those of a mixture of experts, a Falcon, an attention with
+    ALiBi, with chosen keys or with numbers of each key's own, and of layers that carry a state are equal but for
     rounding. A float64 model's norms and routers, which transformers computes in float32, are kept in float64. What
     torch.compile made of the model or of its parts is passed over: the code as written runs.
 

@@ -19,6 +19,7 @@ from .. import ops
 from ..rules import Rules
 from .functions import activated, by_rule
 from .handlers import Overlay
+from .hooks import check_unhooked
 from .walk import modules_of
 from .weights import is_offloaded
 from .xlstm import matrix_memory
@@ -109,6 +110,7 @@ def recurrent_block(module: nn.Module, rules: Rules) -> Overlay:
     """RecurrentGemma's (Griffin, arXiv 2402.19427): convolution and recurrence, with a gate at their output, and half
     each at that product (cp: what was carried)."""
     _check(module, rules, "convolves")
+    check_unhooked(module.conv_1d, "a convolution in front of a recurrence")
     convolve = _convolution(rules)
 
     def forward(input_states, position_ids, attention_mask=None, use_cache=True, **_):
@@ -132,6 +134,7 @@ def rg_lru(module: nn.Module, rules: Rules) -> Overlay:
 
     def form(g, given, back, parts):
         _, kept = given
+        kept = _wide(kept)
         decay = kept.clamp(min=torch.finfo(kept.dtype).tiny).log()
         decay[0] = 0  # a prompt's first token has nothing to keep
         ones = kept.new_ones(len(kept), 1, 1)
@@ -155,6 +158,7 @@ def time_mixing(module: nn.Module, rules: Rules) -> Overlay:
     """RWKV's: `ops.wkv` of keys and values that mix each token with the one before, with a gate at its output, and half
     each at that product (cp: the mean)."""
     _check(module, rules, "is a mean with weights of its own")
+    check_unhooked(module.time_shift, "in front of a mean with weights of its own")
 
     def forward(hidden, state=None, use_cache=False):
         _refuse_cache(module, state is not None or use_cache)
@@ -170,6 +174,7 @@ def time_mixing(module: nn.Module, rules: Rules) -> Overlay:
 def channel_mixing(module: nn.Module, rules: Rules) -> Overlay:
     """RWKV's MLP of tokens that are mixed with the one before: value(relu(key(x))^2), with a gate at its output, and
     half each at that product (cp: the MLP)."""
+    check_unhooked(module.time_shift, "in front of an MLP")
 
     def forward(hidden, state=None):
         _refuse_cache(module, state is not None)
@@ -288,7 +293,7 @@ def _selective_scan(function: Callable, module: nn.Module, rules: Rules) -> Call
         def form(g, given, back, parts):
             _, dt, B, C = given
             size = _time_steps(dt, others.get("delta_bias"), others.get("delta_softplus"))
-            decay = size.unsqueeze(-1) * A.to(size.dtype)
+            decay = _wide(size).unsqueeze(-1) * A
             return ops.decayed_edges(g, parts[0], C.unsqueeze(1), B.unsqueeze(1), decay, size, D)
 
         given = (hidden_states.mT.unsqueeze(-1), *(_constant(one, rules).mT for one in (dt, B, C)))
@@ -312,11 +317,16 @@ def _chunk_scan(function: Callable, module: nn.Module, rules: Rules) -> Callable
             _, dt, B, C = given
             size = _time_steps(dt, others.get("dt_bias"), others.get("dt_softplus"))
             size = size.clamp(*others.get("dt_limit", (0.0, torch.inf)))
-            return ops.decayed_edges(g, parts[0], C, B, (size * A.to(size.dtype)).unsqueeze(-1), size, D)
+            return ops.decayed_edges(g, parts[0], C, B, (_wide(size) * A).unsqueeze(-1), size, D)
 
         return _mix(module)(run, form, hidden_states, *(_constant(one, rules) for one in (dt, B, C)))
 
     return scan
+
+
+def _wide(x: Tensor) -> Tensor:
+    """As a scan itself takes what it fades by."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _time_steps(dt: Tensor, bias: Tensor | None, softplus: bool | None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from . import experts, handlers
-from .families import handled
+from .families import handled, moves_tokens
 from .hooks import is_watched
 from .walk import modules_of
 from .weights import mixes_tokens
@@ -27,6 +27,9 @@ def prompts_meet(model: nn.Module) -> bool:
 
 
 def padding_shows(model: nn.Module) -> bool:
-    """Whether a token is turned otherwise where more of them follow: by rotations that are made for the length."""
+    """Whether a token is turned otherwise where more of them follow: by rotations that are made for the length, or by
+    code in which an audit saw tokens meet, in whichever direction."""
+    if any(map(moves_tokens, modules_of(model))):
+        return True
     kinds = [str(getattr(module, "rope_type", "")) for module in modules_of(model)]
     return any("dynamic" in kind or "longrope" in kind for kind in kinds)

@@ -170,6 +170,9 @@ def test_where_tokens_meet_a_graph_is_refused(code, parted, ids):
     assert (found.layers.sum(-1) - found.value).abs().max() <= 1e-10 * abs(found.value)
     with pytest.raises(ValueError, match=r"layer 0: tokens meet in its Part, .* leave the graph out"):
         attribute(model, ids, 3, 5, graph=GraphSpec(topk=4))
+    short = ids[0, :5]  # which reads none of the padding that company would bring
+    _, beside = lrp_fast.attribute_batch(model, [ids[0], short], target=3, contrast=5, rule="cp")
+    assert torch.equal(beside.layers, attribute(model, short, 3, 5, rule="cp").layers)
 
 
 @pytest.mark.parametrize(

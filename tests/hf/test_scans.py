@@ -52,3 +52,12 @@ def test_the_strongest_edges_are_kept_and_the_others_counted():
         edges.fill_diagonal_(0), kept.fill_diagonal_(0)
         assert (kept.ne(0).sum(-1) <= 2).all()
         assert ((kept == 0) | ((kept - edges).abs() <= 1e-12 * edges.abs().max())).all()
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "mamba2", "minimax", "qwen3_next", "recurrent_gemma"])
+def test_edges_of_16_bit_models_add_up_as_well_as_these_round(model_type):
+    """By two routes, on each of which numbers of 8 bits are rounded a few times."""
+    graph = attribute(decoders.build(model_type, torch.bfloat16), IDS, 3, 5, graph=ALL).graph
+    for layer in range(graph.num_layers):
+        edges = graph.dense(layer)
+        assert (edges.sum(0) - graph.nodes[layer]).abs().max() <= 2**-6 * edges.abs().sum(0).max()
