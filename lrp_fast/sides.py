@@ -13,13 +13,13 @@ are refused.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from . import float16
 from .hf import here
 
 
@@ -72,24 +72,19 @@ class Sides:
             if not ends:
                 continue
             more = {"retain_graph": target + 1 < len(gs), "allow_unused": True}
-            raised = _raised([one[target] for one in arrived], ends)
-            back = [(one[target] * raised).to(tensor.dtype) for one, tensor in zip(arrived, ends, strict=True)]
+            back, factor = [one[target] for one in arrived], None
+            if ends[0].dtype == torch.float16:
+                back = [one.clone() for one in back]
+                factor = float16.lift(back)
+            back = [one.to(tensor.dtype) for one, tensor in zip(back, ends, strict=True)]
             parts = torch.autograd.grad(ends, self.looked_up, back, **more)
-            parts = [None if part is None else part.to(g.dtype) / raised for part in parts]
+            parts = parts if factor is None else float16.lower(parts, factor)
             for one, part in zip(self.looked_up, parts, strict=True):
                 if part is not None and one is self._first:
                     g += part
                 elif part is not None:
-                    found[-1] += (one.detach().to(g.dtype) * part).sum(-1)
+                    found[-1] += (one.detach().to(g.dtype) * part.to(g.dtype)).sum(-1)
         return found
-
-
-def _raised(gs: list[Tensor], ends: list[Tensor]) -> float:
-    """The power of two by which what goes back through float16 is multiplied, as `stream` does in every layer."""
-    if all(one.dtype != torch.float16 for one in ends):
-        return 1.0
-    largest = max(g.abs().max().item() for g in gs)
-    return 2.0 ** (6 - math.frexp(max(largest, 2.0**-100))[1])
 
 
 @contextmanager

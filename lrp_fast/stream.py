@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from . import ops
+from . import float16, ops
 from .hf import (
     Recorded,
     attending,
@@ -34,11 +34,9 @@ from .rules import Rules
 from .sides import Sides, following, given_beside, left_in, lent
 from .store import Heap, Store, Stored
 
-# float16 holds nothing below 6e-8, and few digits below 6e-5. What enters a float16 model's backward pass is raised by
-# powers of two, which cost no digit: the scalars (a mean logit's gradient is one part in the vocabulary), and at every
-# layer the relevance gradient, its largest entry to this. The layer's branches have room for 1000 times that.
+# Of a float16 model (see `float16`), the scalars are raised by so much, as a mean logit's gradient is one part in the
+# vocabulary; and at every layer the relevance gradient.
 _RAISED = 2.0**8
-_LARGEST = 64.0
 
 
 class Passed(NamedTuple):
@@ -345,7 +343,7 @@ def _back(
         outputs = [output, *(one for *_, made in left for one in made)]
         gs = [[None if g is None else g.to(output.device) for g in gs.pop(0)] for _ in range(len(gs))]
         if x.dtype == torch.float16:
-            layer.raised = list(map(_raise, gs))
+            layer.raised = list(map(float16.lift, gs))
         gs = [[_as(g, one) for g, one in zip(gs.pop(0), outputs, strict=True)] for _ in range(len(gs))]
         edges = list(map(get_gradient_edge, outputs))
         if known is not None and not _is_again(output.detach(), known):
@@ -356,30 +354,13 @@ def _back(
         del output, outputs, others, args, named, known  # nobody else reads their values
         heap.tidy()
         found = _gradients(edges, [leaf, *layer.beside], gs)
-        return x, list(map(_lowered, found, layer.raised)) if layer.raised else found
+        return x, list(map(float16.lower, found, layer.raised)) if layer.raised else found
 
 
 def _is_again(output: Tensor, first: Tensor) -> bool:
     """Whether a layer's outputs are one, but for how 16 bits round what is kept in 32 in the second run."""
     steps = (8 if first.dtype.itemsize < 4 else 1024) * torch.finfo(first.dtype).eps
     return bool((output - first).abs().max() <= steps * first.abs().max())
-
-
-def _raise(gs: list[Tensor | None]) -> Tensor:
-    """Multiply each prompt's gradients, (N, D) and others, by the power of two that brings their largest entry to
-    `_LARGEST` or, at least, half of it; return these, (B, 1, 1)."""
-    there = [g for g in gs if g is not None]
-    largest = torch.stack([g.abs().flatten(1).amax(1) for g in there]).amax(0).clamp(min=2.0**-100)
-    factor = _LARGEST * largest.frexp().mantissa / largest
-    for g in there:
-        g.mul_(factor.view(-1, *[1] * (g.ndim - 1)))
-    return factor.view(-1, 1, 1)
-
-
-def _lowered(gs: list[Tensor | None], factor: Tensor) -> list[Tensor | None]:
-    """What `_raise` has raised, in float32."""
-    wide = [None if g is None else g.float() for g in gs]
-    return [None if g is None else g.div_(factor.view(-1, *[1] * (g.ndim - 1))) for g in wide]
 
 
 def _as(g: Tensor | None, output: Tensor) -> Tensor | None:

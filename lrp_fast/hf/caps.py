@@ -9,8 +9,7 @@ from torch import nn
 
 from ..rules import Rules
 from .functions import by_rule
-from .handlers import Overlay
-from .overlay import forward_name, forward_of, laid
+from .overlay import Overlay, forward_name, forward_of, laid
 
 
 def language_model_with_cap(module: nn.Module, rules: Rules) -> Overlay:

@@ -211,11 +211,10 @@ def _words() -> Iterator[tuple]:
         yield handler, ("act(gate) and up half each (cp: up)", "Triton")
     for handler in (handlers.mlp, handlers.falcon_mlp, handlers.gpt2_mlp):
         yield handler, ("left as it is: parts with rules of their own", "")
-    yield xlstm.matrix_memory, ("values half, queries and keys' side a quarter each (cp: values)", "PyTorch")
+    yield state_space.matrix_memory, ("values half, queries and keys' side a quarter each (cp: values)", "PyTorch")
     yield xlstm.whole_model, ("left as it is, all tokens at once", "")
     for handler in (
-        handlers.capped_language_model, handlers.wide_capped_language_model, caps.language_model_with_cap,
-        xlstm.whole_language_model,
+        handlers.capped_language_model, caps.language_model_with_cap, xlstm.whole_language_model,
     ):  # fmt: skip
         yield handler, ("a cap on its logits: identity", "PyTorch")
     for handler in experts.ROUTERS:

@@ -11,12 +11,13 @@ from torch.nn import functional as F
 
 from ..rules import Rules
 from .attention import attention_forward
+from .overlay import Overlay
 
 # The number rides on the key, as a channel more; attentions of vendors want channels by eights.
 _CHANNELS = 8
 
 
-def dynamic_mask_attention(module: nn.Module, rules: Rules) -> dict[str, object]:
+def dynamic_mask_attention(module: nn.Module, rules: Rules) -> Overlay:
     """Doge's: exp(A softplus(w v)) of a key's value v is added to its score in every head of its group. Its keys have
     channels more, of which the queries' are 1: no mask of N x N is made, and scores are rounded otherwise than there.
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..rules import Rules
-from .handlers import Overlay, kind_of, spelt_out
+from .handlers import kind_of, spelt_out
+from .overlay import Overlay
 
 
 def router(module: nn.Module, rules: Rules) -> Overlay:

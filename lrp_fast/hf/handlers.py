@@ -6,11 +6,9 @@ patched; nothing means that the module's own code is right under every rule.
 
 from __future__ import annotations
 
-import copy
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +21,11 @@ from .dynamic_mask import dynamic_mask_attention
 from .functions import by_rule
 from .hooks import check_unhooked
 from .indexed import indexed_attention
-from .overlay import forward_name, forward_of, laid
+from .overlay import Overlay, forward_name, forward_of, laid, told
 from .spelt_out_attention import SPELT_OUT
 from .walk import modules_of
 from .weights import bias, is_plain, matrix, rows
 
-Overlay = dict[str, Any]
 Handler = Callable[[nn.Module, Rules], Overlay]
 
 
@@ -394,15 +391,6 @@ def capped_language_model(module: nn.Module, rules: Rules) -> Overlay:
 
     It caps within its forward pass, behind the head. Here the head caps, and the model is told that nothing is left.
     """
-    return _capping(module, rules, lambda logits: logits)
-
-
-def wide_capped_language_model(module: nn.Module, rules: Rules) -> Overlay:
-    """As `capped_language_model`, with logits of float32."""
-    return _capping(module, rules, lambda logits: logits.to(torch.promote_types(logits.dtype, torch.float32)))
-
-
-def _capping(module: nn.Module, rules: Rules, widen: Callable[[Tensor], Tensor]) -> Overlay:
     cap = module.config.final_logit_softcapping
     if cap is None:
         return {}
@@ -410,11 +398,10 @@ def _capping(module: nn.Module, rules: Rules, widen: Callable[[Tensor], Tensor])
 
     @functools.wraps(own)
     def forward(*args, **named):
-        head, uncapped = module.get_output_embeddings(), copy.copy(module.config)
-        uncapped.final_logit_softcapping = None
+        head = module.get_output_embeddings()
         whole = forward_of(head)
-        capped = [(head, forward_name(head), lambda x: soft_capped(widen(whole(x)), cap, rules))]
-        with laid([*capped, (module, "config", uncapped)]):
+        capped = (head, forward_name(head), lambda x: soft_capped(whole(x), cap, rules))
+        with laid([capped, told(module, final_logit_softcapping=None)]):
             return own(*args, **named)
 
     return {"forward": forward}

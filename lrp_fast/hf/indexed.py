@@ -16,9 +16,8 @@ from transformers import Cache
 from ..rules import Rules
 from .attention import EVERY, Choice
 from .functions import by_rule
-from .overlay import forward_of
+from .overlay import Overlay, forward_of
 
-Overlay = dict[str, object]
 SCORES = 1 << 24  # that an indexer makes at a time
 
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from ..rules import Rules
 from .attention import NO_MATRICES, OF_TEXT, PADDING, mask_bounds
-from .overlay import forward_of, laid
+from .overlay import Overlay, forward_of, laid
 
 
-def masking_model(module: nn.Module, rules: Rules) -> dict:
+def masking_model(module: nn.Module, rules: Rules) -> Overlay:
     """As `handlers.leave`; in older releases of transformers, a model that makes a mask of N x N by itself."""
 
     def bounds(attention_mask, input_tensor, cache_position, past_key_values, *_):
@@ -28,7 +28,7 @@ def masking_model(module: nn.Module, rules: Rules) -> dict:
     return {"_update_causal_mask": bounds} if hasattr(module, "_update_causal_mask") else {}
 
 
-def padding_model(module: nn.Module, rules: Rules) -> dict:
+def padding_model(module: nn.Module, rules: Rules) -> Overlay:
     """MPT's, which casts the mask that transformers makes to bool, and so wants one: `attention.padding_mask`. It asks
     its attentions for their weights without telling them."""
 
@@ -39,7 +39,7 @@ def padding_model(module: nn.Module, rules: Rules) -> dict:
     return {"forward": _masked_by(PADDING, module, refuse)}
 
 
-def captioning_model(module: nn.Module, rules: Rules) -> dict:
+def captioning_model(module: nn.Module, rules: Rules) -> Overlay:
     """GIT's, in whose mask images are blocks: `attention.text_bounds`. Its image encoder does not run."""
 
     def refuse(named):
@@ -52,7 +52,7 @@ def captioning_model(module: nn.Module, rules: Rules) -> dict:
     return {"forward": _masked_by(OF_TEXT, module, refuse)}
 
 
-def _masked_by(name: str, module: nn.Module, refuse: Callable[[dict], None]) -> Callable:
+def _masked_by(name: str, module: nn.Module, refuse: Callable[[Overlay], None]) -> Callable:
     """The model's own forward pass, with another of our masks than all others get."""
     own = forward_of(module)
 

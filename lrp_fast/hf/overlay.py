@@ -6,16 +6,27 @@ refused.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import MethodType
+from typing import Any
 
 from torch import nn
 
 from .threads import here, is_autograds
 
+Overlay = dict[str, Any]  # what a handler lays over its module: attribute -> value
 _NOTHING = object()
+
+
+def told(module: nn.Module, **settings: Any) -> tuple[nn.Module, str, object]:
+    """For `laid`: the module's config, saying this instead."""
+    config = copy.copy(module.config)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    return module, "config", config
 
 
 @contextmanager

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 
 from torch import nn
 
 from ..rules import Rules
-from .handlers import Overlay
-from .overlay import forward_of, laid
+from .overlay import Overlay, forward_of, laid, told
 
 
 def rescaled_model(module: nn.Module, rules: Rules) -> Overlay:
@@ -23,9 +21,7 @@ def rescaled_model(module: nn.Module, rules: Rules) -> Overlay:
             raise ValueError("the model is in training mode: call model.eval() first")
         if not module.layers_are_rescaled:
             module._rescale_layers()
-        unscaled = copy.copy(module.config)
-        unscaled.rescale_every = 0
-        with laid([(module, "config", unscaled)]):
+        with laid([told(module, rescale_every=0)]):
             return own(*args, **named)
 
     return {"forward": forward}

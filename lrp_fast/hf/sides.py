@@ -12,8 +12,7 @@ from torch import nn
 
 from ..ops.identity import share
 from ..rules import Rules
-from .handlers import Overlay
-from .overlay import forward_name, forward_of, laid
+from .overlay import Overlay, forward_name, forward_of, laid
 
 
 def sided_decoder_layer(module: nn.Module, rules: Rules) -> Overlay:

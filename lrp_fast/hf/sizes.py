@@ -160,7 +160,7 @@ def _scanned(module: nn.Module, handler: handlers.Handler) -> int:
     closed form of its edges is known."""
     if state_space.without_edges(module, handler, Rules("attnlrp")) is not None:
         return 0
-    lags = max((part.kernel_size[0] for part in modules_of(module) if isinstance(part, nn.Conv1d)), default=1)
+    lags = state_space.reach_of(module)
     if handler is state_space.gated_delta_net:
         key, value = module.head_k_dim, module.head_v_dim
         chunks = (1 + lags) * (64 + key) + 3 * 64 + (2 + lags) * value + key * value // 64

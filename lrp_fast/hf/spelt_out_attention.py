@@ -16,10 +16,11 @@ from ..rules import Rules
 from .alibi import folded, of_each_head, width
 from .attention import attention_forward, mask_bounds
 from .functions import by_rule
+from .overlay import Overlay
 from .weights import own_dtype
 
 
-def falcon_attention(module: nn.Module, rules: Rules) -> dict:
+def falcon_attention(module: nn.Module, rules: Rules) -> Overlay:
     """Falcon's. One projection makes groups of queries, each with a key and a value; positions are rotary, or ALiBi's,
     whose biases are scaled with the scores. Of these, a model that runs with eager attention adds one lot in its mask,
     and another in its attention."""
@@ -43,7 +44,7 @@ def falcon_attention(module: nn.Module, rules: Rules) -> dict:
     return {"forward": forward, "lrp_fast_rules": rules}
 
 
-def bloom_attention(module: nn.Module, rules: Rules) -> dict:
+def bloom_attention(module: nn.Module, rules: Rules) -> Overlay:
     """Bloom's, with ALiBi's biases. It adds what it puts out to the residual stream."""
 
     def forward(hidden_states, residual, alibi, attention_mask=None, layer_past=None, **named):
@@ -59,7 +60,7 @@ def bloom_attention(module: nn.Module, rules: Rules) -> dict:
     return {"forward": forward, "lrp_fast_rules": rules}
 
 
-def mpt_attention(module: nn.Module, rules: Rules) -> dict:
+def mpt_attention(module: nn.Module, rules: Rules) -> Overlay:
     """MPT's, with ALiBi's biases, which count from the longest prompt's end; projections may be clipped."""
 
     def forward(hidden_states, position_bias, past_key_values=None, attention_mask=None, cache=None, **named):
@@ -80,7 +81,7 @@ def mpt_attention(module: nn.Module, rules: Rules) -> dict:
     return {"forward": forward, "lrp_fast_rules": rules}
 
 
-def projected_attention(module: nn.Module, rules: Rules) -> dict:
+def projected_attention(module: nn.Module, rules: Rules) -> Overlay:
     """With a projection for each of queries, keys and values: BART's kin's, with one behind it (XGLM, MVP, TrOCR), and
     BERT's, without (Megatron-BERT, RemBERT, GIT, and RoFormer, which rotates queries and keys, and values if told)."""
     if hasattr(module, "q_proj"):
@@ -104,7 +105,7 @@ def projected_attention(module: nn.Module, rules: Rules) -> dict:
     return {"forward": forward, "lrp_fast_rules": rules}
 
 
-def own_attention(module: nn.Module, rules: Rules) -> dict:
+def own_attention(module: nn.Module, rules: Rules) -> Overlay:
     """GPT-J's and its kin's, by a method of their own: (B, H, T, D) in and out."""
     window = module.config.window_size if getattr(module, "attention_type", None) == "local" else None  # GPT-Neo's
 
@@ -123,7 +124,7 @@ def _scale_of(attention: nn.Module) -> float:
     return 1 / float(by)
 
 
-def first_gpt_attention(module: nn.Module, rules: Rules) -> dict:
+def first_gpt_attention(module: nn.Module, rules: Rules) -> Overlay:
     """The first GPT's, as `own_attention`, with keys (B, H, D, S). Its triangle of a buffer hides the future."""
 
     def attend(query, key, value, attention_mask=None, output_attentions=False):

@@ -18,11 +18,10 @@ from torch.nn import functional as F
 from .. import ops
 from ..rules import Rules
 from .functions import activated, by_rule
-from .handlers import Overlay
 from .hooks import check_unhooked
+from .overlay import Overlay
 from .walk import modules_of
 from .weights import is_offloaded
-from .xlstm import matrix_memory
 
 _KIMI = "chunk_kimi_delta_attention"
 
@@ -121,7 +120,7 @@ def recurrent_block(module: nn.Module, rules: Rules) -> Overlay:
         carried = module.rg_lru(carried.transpose(1, 2), position_ids)
         return module.linear_out(ops.product(gate, carried, rule=rules)), None
 
-    return {"forward": forward, "lrp_fast_reach": module.conv_1d.kernel_size[0]}
+    return {"forward": forward, "lrp_fast_reach": reach_of(module)}
 
 
 def rg_lru(module: nn.Module, rules: Rules) -> Overlay:
@@ -190,6 +189,19 @@ def _with_token_before(hidden: Tensor, share: Tensor) -> Tensor:
     return hidden * share + F.pad(hidden[:, :-1], (0, 0, 1, 0)) * (1 - share)
 
 
+def matrix_memory(module: nn.Module, rules: Rules) -> Overlay:
+    """xLSTM's: `ops.mlstm`, in every mode of the module."""
+    _check(module, rules, "is linear attention")
+
+    def forward(query, key, value, igate, fgate, c_initial=None, **_):
+        _refuse_cache(module, c_initial is not None)
+        with torch._C.DisableTorchFunction():  # its products have shares of their own
+            found = ops.mlstm(query, key, value, igate, fgate, eps=module.config.eps, rule=rules)
+        return found.to(value.dtype), None
+
+    return {"forward": forward}
+
+
 STATE_SPACES = (
     state_space, gated_delta_net, short_convolution, lightning_attention, recurrent_block, time_mixing, channel_mixing,
     matrix_memory,
@@ -229,9 +241,12 @@ def _calling(module: nn.Module, rules: Rules, gates: dict | None = None, **names
         with by_rule(module, rules, gates):
             return forward(*given, **named)
 
-    # How many positions of the module's input an operand of its scan is made of.
-    reach = max((part.kernel_size[0] for part in modules_of(module) if isinstance(part, nn.Conv1d)), default=1)
-    return {"forward": ruled, "lrp_fast_reach": reach}
+    return {"forward": ruled, "lrp_fast_reach": reach_of(module)}
+
+
+def reach_of(module: nn.Module) -> int:
+    """How many positions of what it is given an operand of the module's scan is made of: as its convolution reads."""
+    return max((part.kernel_size[0] for part in modules_of(module) if isinstance(part, nn.Conv1d)), default=1)
 
 
 def _mix(module: nn.Module) -> Callable:

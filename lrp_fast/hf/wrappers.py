@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..rules import Rules
-from .handlers import Overlay, soft_capped
-from .overlay import forward_name, forward_of, laid
+from .handlers import soft_capped
+from .overlay import Overlay, forward_name, forward_of, laid
 
 # Their modules in transformers, and what their classes begin with. Each is held against its language model alone in
 # tests/hf/test_wrappers.py.

@@ -1,36 +1,16 @@
-"""xLSTM's parts (Beck et al. 2025, arXiv 2503.13427): its matrix memory, and a model that runs all tokens at once."""
+"""xLSTM's models (Beck et al. 2025, arXiv 2503.13427), which run all tokens at once here."""
 
 from __future__ import annotations
 
-import copy
 import functools
 import sys
 from collections.abc import Callable
 
-import torch
 from torch import nn
 
-from .. import ops
 from ..rules import Rules
 from .caps import language_model_with_cap
-from .handlers import Overlay
-from .overlay import forward_of, laid
-
-
-def matrix_memory(module: nn.Module, rules: Rules) -> Overlay:
-    """`ops.mlstm`, in every mode of the module."""
-    if rules.epsilon or rules.gamma:
-        name = type(module).__name__
-        raise ValueError(f"{name} is linear attention, for which lrp_fast has no epsilon and gamma rule: leave both 0")
-
-    def forward(query, key, value, igate, fgate, c_initial=None, **_):
-        if c_initial is not None:
-            raise ValueError(f"{type(module).__name__} is to keep its state in a cache: call with use_cache=False")
-        with torch._C.DisableTorchFunction():  # its products have shares of their own
-            found = ops.mlstm(query, key, value, igate, fgate, eps=module.config.eps, rule=rules)
-        return found.to(value.dtype), None
-
-    return {"forward": forward}
+from .overlay import Overlay, forward_of, laid, told
 
 
 def whole_model(module: nn.Module, rules: Rules) -> Overlay:
@@ -47,9 +27,7 @@ def whole_language_model(module: nn.Module, rules: Rules) -> Overlay:
 def _at_once(module: nn.Module, own: Callable) -> Callable:
     @functools.wraps(own)
     def forward(*args, **named):
-        config = copy.copy(module.config)
-        config.max_inference_chunksize = sys.maxsize
-        with laid([(module, "config", config)]):
+        with laid([told(module, max_inference_chunksize=sys.maxsize)]):
             return own(*args, **named)
 
     return forward

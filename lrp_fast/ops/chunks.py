@@ -21,6 +21,8 @@ class Chunks(NamedTuple):
     within: Tensor  # (H, chunks, C, C), what is left at i of what came at j
     weights: Tensor  # (H, chunks, C, C), of queries and keys
     inverse: Tensor  # (H, chunks, C, C), of what tokens unlearn of each other
+    of_state: Tensor  # (H, chunks, C, K), how each unlearns what is in the state before the chunk
+    lasting: Tensor  # (H, chunks, C, 1), what is left of each token's at the chunk's end
     states: Tensor  # (H, chunks, K, V), before each
     fresh: Tensor  # (H, chunks, C, V), what each token learns, times beta
     length: int
@@ -37,13 +39,15 @@ class Chunks(NamedTuple):
         inverse = torch.linalg.solve_triangular(unlearnt, eye.expand_as(unlearnt), upper=False)
         weights = (q @ k.mT * within).tril()
         new, of_state = inverse @ (b * v), inverse @ (b * k * g.exp().unsqueeze(-1))
-        kept = k * (g[..., -1:] - g).exp().unsqueeze(-1)
+        lasting = (g[..., -1:] - g).exp().unsqueeze(-1)
+        kept = k * lasting
         state, states, fresh = torch.zeros_like(k[:, 0].mT @ v[:, 0]), [], []
         for i in range(q.shape[1]):
             states.append(state)
             fresh.append(new[:, i] - of_state[:, i] @ state)
             state = state * g[:, i, -1].exp()[:, None, None] + kept[:, i].mT @ fresh[-1]
-        return Chunks(q, k, b, g, within, weights, inverse, torch.stack(states, 1), torch.stack(fresh, 1), length)
+        made = (within, weights, inverse, of_state, lasting, torch.stack(states, 1), torch.stack(fresh, 1))
+        return Chunks(q, k, b, g, *made, length)
 
     def read(self, x: Tensor) -> Tensor:
         """(T, H, V): what the faded state says to each token's ``x`` (T, H, K), before the token is learnt."""
@@ -58,22 +62,18 @@ class Chunks(NamedTuple):
         x = split(x.unsqueeze(0))[0]
         again = -self.inverse @ (self.beta * self.key @ x.mT * self.within).tril(-1)
         inner = (self.query @ x.mT * self.within).tril() + self.weights @ again
-        kept = (self.sums[..., -1:] - self.sums).exp().unsqueeze(-1)
-        return inner, (x * kept).mT + (self.key * kept).mT @ again
+        return inner, (x * self.lasting).mT + (self.key * self.lasting).mT @ again
 
     def reading(self, chunk: int, rows: Tensor) -> Tensor:
         """(H, R, K): how rows of a chunk read the state before it."""
         fading = self.sums[:, chunk].exp().unsqueeze(-1)
-        of_state = self.inverse[:, chunk] @ (self.beta * self.key)[:, chunk].mul(fading)
-        read = self.query[:, chunk] * fading - self.weights[:, chunk] @ of_state
-        return read[:, rows]
+        return (self.query[:, chunk] * fading - self.weights[:, chunk] @ self.of_state[:, chunk])[:, rows]
 
     def before(self, reading: Tensor, chunk: int) -> Tensor:
         """From how the state behind a chunk is read, how the one before it is."""
-        sums = self.sums[:, chunk]
-        of_state = self.inverse[:, chunk] @ (self.beta * self.key)[:, chunk].mul(sums.exp().unsqueeze(-1))
-        kept = self.key[:, chunk] * (sums[:, -1:] - sums).exp().unsqueeze(-1)
-        return reading * sums[:, -1].exp()[:, None, None] - (reading @ kept.mT) @ of_state
+        kept = self.key[:, chunk] * self.lasting[:, chunk]
+        faded = reading * self.sums[:, chunk, -1].exp()[:, None, None]
+        return faded - (reading @ kept.mT) @ self.of_state[:, chunk]
 
 
 def split(x: Tensor) -> Tensor:

@@ -136,15 +136,19 @@ def _by_channels(out, rows, u, part, query, key, sums) -> None:
     """Values of one number: a product over channels and what each carries, with the first row of the block as the time
     from which both sides fade, so that nothing grows; within the block entry by entry."""
     first, end, each = int(rows[0]), out.shape[1], u.shape[1] // query.shape[1]
-    query, key = (one.repeat_interleave(each, 1) for one in (query[rows], key[:end]))  # (R, H, K), (S, H, K)
-    left = (u[rows] * query * (sums[rows] - sums[first]).exp().to(u.dtype)).flatten(1)
+    query, key = query[rows], key[:end]
+    if query.shape[1] > 1:  # else one for all
+        query, key = (one.repeat_interleave(each, 1) for one in (query, key))  # (R, H, K), (S, H, K)
+    read = u[rows] * query
+    left = (read * (sums[rows] - sums[first]).exp().to(u.dtype)).flatten(1)
     step = max(1, ROOM // left.shape[1])
-    for lag, of_lag in enumerate(part):
-        for start in range(0, first, step):
-            these = slice(start, min(start + step, first))
-            fading = (sums[first] - sums[these]).exp().to(u.dtype)
-            shifted(left @ (of_lag[these] * key[these] * fading).flatten(1).mT, lag, out, start)
-        for t in range(first, end):
-            fading = (sums[rows] - sums[t]).clamp(max=0).exp().to(u.dtype)
-            entries = (u[rows] * query * key[t] * fading * of_lag[t]).flatten(1).sum(-1)
+    for start in range(0, first, step):
+        these = slice(start, min(start + step, first))
+        faded = key[these] * (sums[first] - sums[these]).exp().to(u.dtype)
+        for lag, of_lag in enumerate(part):
+            shifted(left @ (of_lag[these] * faded).flatten(1).mT, lag, out, start)
+    for t in range(first, end):
+        faded = read * key[t] * (sums[rows] - sums[t]).clamp(max=0).exp().to(u.dtype)  # (R, H, K)
+        for lag, of_lag in enumerate(part):
+            entries = (faded * of_lag[t]).flatten(1).sum(-1)
             shifted(torch.where(rows < t, 0, entries).unsqueeze(-1), lag, out, t)

@@ -67,7 +67,6 @@ def _chunks_from(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: T
     return torch.cat(out, 2), state
 
 
-
 def _within(lates: tuple[Tensor, ...], early: Tensor, g: Tensor) -> Iterable[Tensor]:
     """For each of ``lates`` (..., C, C): what is left at i of what came at j, sum_k late_ik early_jk exp(g_ik - g_jk),
     0 for j > i.
