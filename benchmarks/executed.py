@@ -16,7 +16,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from families import between_marks
+from families import put_between
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "executed.json"
@@ -135,9 +135,7 @@ def main() -> None:
         report = {"benchmark": "executed", "what": WHAT, **provenance()}
         report["results"] = {"sources": now, "runs": found}
         write_atomically(RESULT, (json.dumps(report, indent=1) + "\n").encode())
-    readme = ROOT / "README.md"
-    before, _, after = between_marks(readme.read_text("utf-8"), MARKS)
-    write_atomically(readme, f"{before}{section(json.loads(RESULT.read_text()), now)}{after}".encode())
+    put_between(MARKS, section(json.loads(RESULT.read_text()), now))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ MARKS = ("<!-- families: made by benchmarks/families.py -->\n\n", "\n\n<!-- end 
 DECODER = "decoder "
 OF_DECODERS = ("decoder", "edges", "waiting", "refused", "no edges")
 DECODER_MARKS = ("<!-- decoders: made by benchmarks/families.py -->\n\n", "\n\n<!-- end of decoders -->")
+ENCODER_MARKS = ("<!-- encoders: made by benchmarks/families.py -->\n\n", "\n\n<!-- end of encoders -->")
 
 
 def measure() -> dict:
@@ -84,8 +85,6 @@ def decoders_table(results: dict, told) -> str:
         shown = {column: verdict(found) for column, found in results["shown"].get(f"{DECODER}{name}", {}).items()}
         if name in told.REFUSED:
             cells = [f"refused: {told.REFUSED[name][0]}" if shown.get("refused") == "yes" else "not yet", "", ""]
-        elif name in told.NOT_TRIED:
-            cells = ["not tried", "", ""]
         elif name in told.WRAPPERS:
             cells = ["on text alone", "", ""]
         else:
@@ -95,6 +94,16 @@ def decoders_table(results: dict, told) -> str:
             elif name in told.FADING and cells[1] == "yes":
                 cells[1] = "yes, not of plain gradients"
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def encoders_table(told) -> str:
+    """A row for each masked language model of transformers: what tests/hf/test_encoders.py holds of it; ``told`` is
+    tests/encoders.py."""
+    lines = ["| model type | attribution and graph |", "|---|---|"]
+    for name in told.ALL:
+        refused = f"refused: {told.REFUSED[name][0]}" if name in told.REFUSED else "not tried"
+        lines.append(f"| `{name}` | {'yes' if name in told.COVERED else refused} |")
     return "\n".join(lines)
 
 
@@ -128,14 +137,18 @@ def between_marks(readme: str, marks: tuple[str, str] = MARKS) -> tuple[str, str
     return before + marks[0], inside, mark + after
 
 
+def put_between(marks: tuple[str, str], made: str) -> None:
+    """In the README, ``made`` in the place of what stands between them."""
+    readme = ROOT / "README.md"
+    before, _, after = between_marks(readme.read_text("utf-8"), marks)
+    write_atomically(readme, f"{before}{made}{after}".encode())
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    from tests import decoders
+    from tests import decoders, encoders
 
-    readme, reports = ROOT / "README.md", committed()
+    reports = committed()
     rows = decoders_table({"shown": added_up(report["results"]["shown"] for report in reports)}, decoders)
-    text = readme.read_text("utf-8")
-    for marks, made in ((MARKS, section(reports)), (DECODER_MARKS, rows)):
-        before, _, after = between_marks(text, marks)
-        text = f"{before}{made}{after}"
-    write_atomically(readme, text.encode())
+    for marks, made in ((MARKS, section(reports)), (DECODER_MARKS, rows), (ENCODER_MARKS, encoders_table(encoders))):
+        put_between(marks, made)

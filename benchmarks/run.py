@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=200, help="on CUDA: no case starts later (default 200)")
     parser.add_argument("--tests", default="not run", help="on CUDA: how the tests came out, for the report")
     parser.add_argument("--dry-run", action="store_true", help="on CUDA: tiny sizes on the CPU; nothing is written")
-    parser.add_argument("--commit", help="what is measured, where git does not say")
+    parser.add_argument("--commit", help="what is measured (default: what git says)")
     parser.add_argument("--counted", type=Path, nargs="+", help="families: files of pytest's --families; no test runs")
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/WHAT.json)")
     parser.add_argument("--rows", default="*", help="modelled: of kernels/tiles.json, a pattern as of file names")
@@ -153,7 +153,7 @@ def provenance(commit: str | None = None) -> dict:
         print(f"no commit goes with these figures: git knows none in {HERE}; name it with --commit", file=sys.stderr)
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
-        "commit": described or commit,
+        "commit": commit or described or None,
         "python": platform.python_version(),
         "versions": versions,
         "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(),

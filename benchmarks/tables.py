@@ -12,15 +12,16 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from families import between_marks
-from results import RESULTS, ROOT, read
+from families import put_between
+from results import RESULTS, read
 
 MARKS = ("<!-- figures: made by benchmarks/tables.py -->\n\n", "\n\n<!-- end of figures -->")
 # file: its title in the README; in this order, those of one title in one table
 GROUPS = {
     "attribution": "attribution", "attribution_long": "attribution", "error": "error", "error_long": "error",
     "batch": "batch", "targets": "targets", "graph": "graph", "peers": "peers", "linear": "linear",
-    "hybrids": "hybrids", "graph_algorithms": "graph_algorithms",
+    "answers": "answers", "hybrids": "hybrids", "before": "before", "graph_algorithms": "graph_algorithms",
+    "study": "study",
 }  # fmt: skip
 MANY = 5
 MODELS = {"smollm2": "SmolLM2-135M-Instruct", "gemma3": "Gemma 3 270M"}
@@ -170,6 +171,19 @@ def targets(groups: list[Cases]) -> str:
     return table(("tokens", "", "median", "over the forward", "each further one, over the forward"), rows)
 
 
+def answers(groups: list[Cases]) -> str:
+    rows = []
+    for one in groups:
+        for name in one.names:
+            if name in one.missing:
+                rows.append([tokens(one.group), name, one.missing[name], "", ""])
+                continue
+            over = "" if name == "forward" else spread(one.ratios(name, "forward"))
+            peak = f"{one.info(name)['peak_mb'] / 1000:.2f} GB"
+            rows.append([tokens(one.group), name, f"{short(one.seconds(name))} s", over, peak])
+    return table(("tokens of the answer", "", "median", "over the forward", "peak above the model"), rows)
+
+
 def graph(groups: list[Cases]) -> str:
     rows = []
     for one in groups:
@@ -196,6 +210,16 @@ def hybrids(groups: list[Cases]) -> str:
             gigabytes = f"{one.info(case)['peak_mb'] / 1000:.2f} GB"
             rows.append([name, tokens(one.group), case, f"{short(one.seconds(case))} s", over, gigabytes])
     return table(("random model of", "tokens", "", "median", "over its forward", "peak above the model"), rows)
+
+
+def before(groups: list[Cases]) -> str:
+    rows = []
+    for one in groups:
+        _, name, _ = one.group.split(", ")
+        found = [one.missing.get(case) or spread(one.ratios(case, "forward")) for case in ("before", "ours")]
+        name = MODELS.get(name, f"random {name}")
+        rows.append([name, tokens(one.group), *found, spread(one.ratios("ours", "before"))])
+    return table(("model", "tokens", "before, over the forward", "now, over the forward", "now over before"), rows)
 
 
 def peers(groups: list[Cases]) -> str:
@@ -230,16 +254,32 @@ def graph_algorithms(groups: list[Cases]) -> str:
     return table(("", "median", "over scipy"), rows)
 
 
+def study(groups: list[Cases]) -> str:
+    rows = []
+    for one in groups:
+        base = "attribute_batch"
+        for name in one.names:
+            if name in one.missing:
+                rows.append([name, one.missing[name], ""])
+            else:
+                each = 1000 * one.seconds(name) / one.info(name)["prompts"]
+                rows.append([name, f"{each:.2f} ms", "" if name == base else spread(one.ratios(name, base))])
+    return table(("1,000 short cases of a tiny model", "each", "over attribute_batch"), rows)
+
+
 TITLES = {
     "attribution": "Attribution of one prompt. Agreement: greatest difference over the greatest relevance.",
     "error": "What a tolerance costs and saves, against the exact pass in float32; bfloat16 beside it.",
     "batch": "Many short prompts.",
     "targets": "Several targets of one context.",
+    "answers": "An answer behind a prompt of 512 tokens.",
     "graph": "Graphs.",
     "peers": "Other packages, on short prompts; what is held against nothing is a method that nothing here defines.",
     "linear": "The ε and γ rules on one linear map.",
     "hybrids": "Layers that carry a state: small random models (`benchmarks/hybrids.py`), float32.",
+    "before": "Models of attention alone, against this package of an older commit (`BEFORE` in the Makefile).",
     "graph_algorithms": "Algorithms on a synthetic graph of 47 million edges.",
+    "study": "Studies: what files, log and table of a run cost above the passes.",
 }
 
 
@@ -271,11 +311,7 @@ def made(reports: list[dict]) -> str:
 def main() -> None:
     import plot
 
-    from lrp_fast.files import write_atomically
-
-    readme = ROOT / "README.md"
-    before, _, after = between_marks(readme.read_text("utf-8"), MARKS)
-    write_atomically(readme, f"{before}{section()}{after}".encode())
+    put_between(MARKS, section())
     plot.main()
 
 

@@ -18,7 +18,8 @@ from workers import Failed, Worker
 ROOT = Path(__file__).resolve().parents[1]
 KEY = pytest.StashKey()
 TURN = re.compile(r"-?turn\d+")
-PACKAGES = {"flashtrace": ".venv/peers", "autolrp": ".venv/peers"}  # folders of packages that these peers alone see
+# Folders of packages that these peers alone see. What stands behind "@" tells apart peers of one file.
+PACKAGES = {"flashtrace": ".venv/peers", "autolrp": ".venv/peers", "ours@before": ".venv/before"}
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,12 @@ class Turns:
     _workers: dict = field(default_factory=dict)
 
     def directory(self, model: str) -> str:
-        """Where the model lies: the demo's, or Gemma's; --model stands in for either."""
+        """Where the model lies: one of the demo's, or a hybrid; --model stands in for any."""
         if given := self.config.getoption("--model"):
             return given
-        if model in hybrids.MODELS:
+        if model in hybrids.MODELS | hybrids.ATTENTION:
             return str(hybrids.model_directory(model))
-        folder, name = {"smollm2": ("demo", "smollm2"), "gemma3": ("benchmarks", "gemma3")}[model]
-        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / folder / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(f"benchmark_{model}", ROOT / "demo" / f"{model}.py")
         module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return str(module.model_directory())
@@ -139,7 +139,9 @@ class Turns:
         if key not in self._workers or not self._workers[key].alive:
             folder = PACKAGES.get(peer)
             packages = str(ROOT / folder) if folder and (ROOT / folder).is_dir() else None
-            self._workers[key] = Worker(peer, self.directory(model), options, packages)
+            if "@" in peer and packages is None:
+                raise Failed(f"{folder} is not there, which `make bench` makes of the repository's history")
+            self._workers[key] = Worker(peer.partition("@")[0], self.directory(model), options, packages)
         return self._workers[key]
 
     def close(self) -> None:

@@ -5,7 +5,8 @@ Hugging Face directory (float32 safetensors, tokenizer, chat template) in the us
 
     model = AutoModelForCausalLM.from_pretrained(model_directory())
 
-The weights are Apache-2.0. ``python demo/smollm2.py`` converts, if need be, and prints the directory.
+The weights are Apache-2.0. ``python demo/smollm2.py`` converts, if need be, and prints the directory. gemma3.py beside
+it does the same for a second model.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import io
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from lrp_fast.files import user_cache
@@ -24,22 +26,34 @@ NAME = "smollm2-135m-instruct"
 def model_directory(cache: Path | None = None) -> Path:
     """Return a directory for ``from_pretrained`` with the model and its tokenizer; the first call converts them.
 
-    ``cache`` is the folder it lies in, by default ``lrp_fast`` in the user's cache. The conversion is written
-    aside and renamed into place, so an interrupted one leaves no half model behind.
+    ``cache`` is the folder it lies in, by default ``lrp_fast`` in the user's cache.
     """
-    directory = (Path(cache) if cache is not None else user_cache()) / NAME
+    return converted(NAME, "half a minute, 540 MB", lambda folder: find_gguf(), cache, split_digits)
+
+
+def converted(
+    name: str, cost: str, gguf_file: Callable[[Path], Path], cache: Path | None = None, mend: Callable | None = None
+) -> Path:
+    """The directory ``name`` in ``cache``; where there is none yet, it is made of a GGUF file: once, at that ``cost``.
+
+    ``gguf_file`` is given an empty folder, where it may put the file together, and returns its path. ``mend`` changes
+    the tokenizer that transformers makes of it. The conversion is written aside and renamed into place, so an
+    interrupted one leaves no half model behind.
+    """
+    directory = (Path(cache) if cache is not None else user_cache()) / name
     if (directory / "model.safetensors").is_file():
         return directory
-    gguf_file = find_gguf()
-    require("gguf", "accelerate")
-    print(f"Converting {gguf_file.name} to {directory}: once, half a minute, 540 MB.", file=sys.stderr, flush=True)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=directory.parent))
-    try:
-        convert(gguf_file, aside)
-        move_into_place(aside, directory)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as folder:
+        file = gguf_file(Path(folder))
+        require("gguf", "accelerate")
+        print(f"Converting {file.name} to {directory}: once, {cost}.", file=sys.stderr, flush=True)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=directory.parent))
+        try:
+            convert(file, aside, mend)
+            move_into_place(aside, directory)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     return directory
 
 
@@ -64,12 +78,11 @@ def require(*modules: str) -> None:
         raise ModuleNotFoundError(f"reading a GGUF file needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
-def convert(gguf_file: Path, directory: Path) -> None:
-    """Write the model of ``gguf_file`` to ``directory`` in float32 safetensors, with its tokenizer."""
+def convert(gguf_file: Path, directory: Path, mend: Callable | None = None) -> None:
+    """Write the model of ``gguf_file`` to ``directory`` in float32 safetensors, with its tokenizer, mended."""
     import torch
     import transformers
     from safetensors.torch import save_file
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
     source = {"pretrained_model_name_or_path": gguf_file.parent, "gguf_file": gguf_file.name}
     plain = {}
@@ -79,9 +92,8 @@ def convert(gguf_file: Path, directory: Path) -> None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
         model = transformers.AutoModelForCausalLM.from_pretrained(**source, **plain, dtype=torch.float32)
 
-    # transformers splits the text of every such GGUF tokenizer as GPT-2 does; this one ("smollm") splits digits first.
-    split = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
-    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(split)
+    if mend is not None:
+        mend(tokenizer)
     tokenizer.model_max_length = model.config.max_position_embeddings
     tokenizer.save_pretrained(directory)
 
@@ -94,6 +106,15 @@ def convert(gguf_file: Path, directory: Path) -> None:
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(directory)
     model.generation_config.save_pretrained(directory)
+
+
+def split_digits(tokenizer) -> None:
+    """transformers splits the text of every GPT-2-like GGUF tokenizer as GPT-2 does; this one ("smollm") splits digits
+    first."""
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+    split = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(split)
 
 
 @contextlib.contextmanager

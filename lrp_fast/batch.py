@@ -6,9 +6,9 @@ from . import prompt, question, targets
 from .attribution import Attribution, explain
 from .graph import GraphSpec
 from .hf import check_edges, check_hooks, decoder_layers
-from .memory import Memory
+from .memory import Memory, Plan
 from .ops import read_tolerance
-from .packing import explain_together, packs
+from .packing import Size, explain_together, packs
 from .rules import Rules, as_rules
 from .stream import Progress
 from .tokenizer import read as read_tokenizer
@@ -70,6 +70,8 @@ def attribute_batch(
     if graph is not None and not isinstance(graph, GraphSpec):
         raise TypeError(f"graph must be a lrp_fast.GraphSpec, not {type(graph).__name__}")
     question.check_model(model)
+    if alone := [name for name in ("answer", "by_token", "sources", "observe") if name in others]:
+        raise TypeError(f"attribute_batch takes no {alone[0]}=: explain these prompts one by one, with attribute")
     prompt.refuse_others(others)
     for given in (others, input_ids):
         question.check_token_types(model, prompt.types_of(given))
@@ -86,6 +88,7 @@ def attribute_batch(
             read = prompt.read(one, tokenizer)
             read = read._replace(notes=(*notes, *read.notes))
             asked.append(question.read_on(model, read, **mine, rules=rules, tokenizer=tokenizer))
+            question.refuse_images(asked[-1], "attribute_batch")
         except (ValueError, TypeError) as error:
             raise type(error)(f"row {row}: {error}") from error
         if asked[-1].several:
@@ -93,16 +96,10 @@ def attribute_batch(
     check_hooks(model)
     if graph is not None:
         check_edges(decoder_layers(model))
-    found: list[Attribution | ValueError | None] = [None] * len(asked)
-    for pack in packs(model, asked, graph, memory, tolerance):
-        together = [None]
-        if len(pack.rows) > 1:
-            these = [asked[row] for row in pack.rows]
-            together = explain_together(model, these, graph, pack.plan, progress, tolerance)
-        for row, result in zip(pack.rows, together, strict=True):
-            # What went wrong in company may not alone; if it does, this says what it is.
-            how = (graph, memory, progress, tolerance)
-            found[row] = _alone(row, model, asked[row], *how) if result is None else result
+    found = explain_all(model, asked, graph, memory, progress, tolerance)
+    for row, one in enumerate(found):
+        if isinstance(one, ValueError):
+            found[row] = type(one)(f"row {row}: {one}")
     failed = [one for one in found if isinstance(one, ValueError)]
     if failed and not return_exceptions:
         failed[0].results = found
@@ -110,11 +107,58 @@ def attribute_batch(
     return found
 
 
-def _alone(row: int, model, asked: question.Question, *how) -> Attribution | ValueError:
+def explain_all(
+    model,
+    asked: list[question.Question],
+    graph: GraphSpec | None,
+    memory: Memory | None,
+    progress: Progress | None,
+    tolerance: float,
+) -> list[Attribution | ValueError]:
+    """`attribute_batch` for questions that have been read, all by one rule and each of one target: a result each, or
+    the ValueError of one that turns out to have none.
+
+    Raises:
+        ValueError: if the budget cannot hold one of them alone, with its row.
+    """
+    found: list[Attribution | ValueError | None] = [None] * len(asked)
+    for pack in packs(model, list(map(size_of, asked)), asked[0].rules, graph, memory, tolerance):
+        these = [asked[row] for row in pack.rows]
+        results = explain_pack(model, these, pack.plan, graph, memory, progress, tolerance)
+        for row, result in zip(pack.rows, results, strict=True):
+            found[row] = result
+    return found
+
+
+def explain_pack(
+    model,
+    asked: list[question.Question],
+    plan: Plan | None,
+    graph: GraphSpec | None,
+    memory: Memory | None,
+    progress: Progress | None,
+    tolerance: float,
+) -> list[Attribution | ValueError]:
+    """`explain_all` for questions that share a pass by this plan; by None, as many of them as do."""
+    if plan is None:
+        return explain_all(model, asked, graph, memory, progress, tolerance)
+    together = [None]
+    if len(asked) > 1:
+        together = explain_together(model, asked, graph, plan, progress, tolerance)
+    # What went wrong in company may not alone; if it does, this says what it is.
+    how = (graph, memory, progress, tolerance)
+    return [_alone(model, one, *how) if result is None else result for one, result in zip(asked, together, strict=True)]
+
+
+def size_of(asked: question.Question) -> Size:
+    return Size(len(asked.ids), len(asked.positions))
+
+
+def _alone(model, asked: question.Question, *how) -> Attribution | ValueError:
     try:
         return explain(model, asked, *how)[0]
     except ValueError as error:
-        return type(error)(f"row {row}: {error}")  # a new one: this one holds on to the pass
+        return type(error)(str(error))  # a new one: this one holds on to the pass
 
 
 def _by_row(name: str, given):

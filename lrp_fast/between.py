@@ -78,6 +78,7 @@ def between(
         *layers,
         [row % length for row in rows],
         progress,
+        asked.images,
     )
     if not found.isfinite().all():
         raise ValueError(f"relevance is not finite between layers {layers[0]} and {layers[1]}: {model.dtype} overflows")

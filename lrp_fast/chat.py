@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from .tokenizer import Tokenizer, plain_text
 
 _TRIED = 50  # messages of a chat, at most, that are written once more each to see what becomes of them
 _WRITE = 'write {"role": "user", "content": "..."}'
+
+
+class Written(NamedTuple):
+    """A chat as a template has written it.
+
+    Attributes:
+        notes: a sentence each that the reader should know.
+        text: what was written; None of a tokenizer that writes ids alone.
+        messages: in the form that the template took.
+    """
+
+    ids: list[int]
+    notes: list[str]
+    text: str | None
+    messages: list[dict]
 
 
 def is_chat(given) -> bool:
@@ -17,8 +33,8 @@ def is_chat(given) -> bool:
     return isinstance(first, Mapping) and "input_ids" not in first
 
 
-def read(given, tokenizer: Tokenizer) -> tuple[list[int], list[str], str]:
-    """Ids of a chat as the tokenizer's template writes it, a sentence each that the reader should know, and its text.
+def read(given, tokenizer: Tokenizer) -> Written:
+    """A chat as the tokenizer's template writes it.
 
     What comes next is the assistant's answer, or the rest of it where the last message is the assistant's.
 
@@ -51,7 +67,50 @@ def read(given, tokenizer: Tokenizer) -> tuple[list[int], list[str], str]:
         notes.append(f"The template leaves out the text of message {_listed(left_out)}, or changes it.")
     for key, numbers in _without_trace(text, form, tokenizer).items():
         notes.append(f"The template leaves out {key!r} of message {_listed(numbers)}.")
-    return ids, notes, _texts_of(messages) if text is None else text
+    return Written(ids, notes, text, form)
+
+
+def places(messages: list[dict], tokenizer: Tokenizer, text: str) -> list[tuple[int, int] | None]:
+    """Of each message, where its text begins and ends in the ``text`` that the template has written of them; None for
+    one without any. What the template writes around it belongs to no message.
+
+    The template is given marks in place of the texts: what it writes between these are its own words, which have to
+    stand between the texts as well.
+
+    Raises:
+        ValueError: for a template that changes a text, or writes other words around it than around a mark.
+    """
+    mark = "qz"
+    while mark in text:
+        mark += "z"
+    parts = [(i, part) for i, one in enumerate(messages) for part in _texts(one) if part]
+    signs = iter(f"{mark}{k}q" for k in range(len(parts)))
+    written = _changed([_replaced(one, signs) for one in messages], tokenizer)
+    found: list[tuple[int, int] | None] = [None] * len(messages)
+    at = 0
+    for k, (i, part) in enumerate(parts):
+        own, there, written = (written or "").partition(f"{mark}{k}q")
+        start = at + len(own)
+        part = next((one for one in (part, part.strip()) if text.startswith(one, start)), None)
+        if not there or not text.startswith(own, at) or part is None:
+            break
+        at = start + len(part)
+        found[i] = (start if found[i] is None else found[i][0], at)
+    else:
+        if text[at:] == written:
+            return found
+    raise ValueError(
+        "the chat template does not write the messages' texts as they are, or other words around some, so that their "
+        "turns cannot be told apart: give sources as a dict of spans"
+    )
+
+
+def _replaced(message: dict, signs: Iterator[str]) -> dict:
+    """The message with the next of the signs in place of every text that is not empty."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return {**message, "content": [{**part, "text": next(signs)} if part["text"] else part for part in content]}
+    return {**message, "content": next(signs)} if content else message
 
 
 def _rendered(messages: list[dict], tokenizer: Tokenizer) -> str | None:
@@ -96,7 +155,10 @@ def _message(i: int, given) -> dict:
         part = {"type": "text", "text": part} if isinstance(part, str) else part
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
         if kind != "text" or not isinstance(part.get("text"), str):
-            raise ValueError(f"{name} holds a part of type {kind!r}: lrp_fast explains text alone, leave it out")
+            raise ValueError(
+                f"{name} holds a part of type {kind!r}, and lrp_fast writes chats of text alone: leave it out, or "
+                "give what the processor's apply_chat_template returns (tokenize=True, return_dict=True)"
+            )
         found.append({**part, "text": plain_text(part["text"], name)})
     return {**given, "content": found}
 
@@ -118,7 +180,7 @@ def _left_out(rendered: str | None, messages: list[dict], tokenizer: Tokenizer) 
     if rendered is None:
         return []
     spelt_out = re.compile(r"""['"]type['"]: ?['"]text['"]""")  # a list that was written out as Python or JSON has it
-    if spelt_out.search(rendered) and not spelt_out.search(_texts_of(messages)):
+    if spelt_out.search(rendered) and not spelt_out.search(texts_of(messages)):
         return list(range(len(messages)))
     mark = "qz"
     while mark in rendered:
@@ -175,5 +237,5 @@ def _texts(message: dict) -> list[str]:
     return [part["text"] for part in content] if isinstance(content, list) else [content or ""]
 
 
-def _texts_of(messages: list[dict]) -> str:
+def texts_of(messages: list[dict]) -> str:
     return "\n".join(text for one in messages for text in _texts(one))

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-import transformers
 from torch import nn
+from transformers import AutoModel
 
 from .attribution import attribute
 from .between import between
@@ -25,11 +25,13 @@ from .hf import (
     at_rest,
     coverage,
     decoder_layers,
+    explained_class,
     gaps_to_definitions,
     give_language_model,
     has_closed_form,
     head_dims,
-    language_model_class,
+    head_of,
+    is_masked_language_model,
     patched,
 )
 from .memory import Memory, plan
@@ -56,7 +58,7 @@ def examine(config) -> tuple[list[Coverage], list[Check]]:
     """What covers the modules of a model, from its config alone, and what `checks` finds where everything is covered.
 
     Raises:
-        ValueError: if transformers has no causal language model of that config.
+        ValueError: if transformers has no causal language model of that config (which may name one with labels).
     """
     found = coverage(_on_meta(config))
     if any(one.rule is None for one in found):
@@ -78,7 +80,7 @@ def head_dims_of(config) -> tuple[int, ...]:
 
 
 def _on_meta(config):
-    model_class = language_model_class(config)
+    model_class = explained_class(config)
     if model_class is None:
         raise ValueError(f"transformers has no causal language model for a {type(config).__name__}: nothing to explain")
     with torch.device("meta"):
@@ -108,9 +110,12 @@ def _float64() -> Iterator[None]:
 
 
 def _identities(model, tokens: int = 19) -> list[Check]:
-    words = model.config.get_text_config().vocab_size
+    head, words = head_of(model), model.config.get_text_config().vocab_size
     ids = torch.randint(3, words, (1, tokens), generator=torch.Generator().manual_seed(0))
-    given = {"target": 5, "contrast": 7}
+    target, contrast = (5, 7) if head.size > 7 else (0, 1 if head.size > 1 else None)
+    given = {"target": target, "contrast": contrast}
+    if is_masked_language_model(model):
+        given["position"] = tokens - 1
 
     first: list[torch.Tensor] = []  # layer 0: the embeddings, with learned positions where there are some
 
@@ -125,7 +130,8 @@ def _identities(model, tokens: int = 19) -> list[Check]:
         handle = decoder_layers(model)[0].register_forward_pre_hook(keep, with_kwargs=True)
         logits = model(ids, use_cache=False).logits
         handle.remove()
-        (logits[0, -1, 5] - logits[0, -1, 7]).backward()
+        last = logits.flatten(0, -2)[-1]  # what pools has no others
+        (last[target] - (0 if contrast is None else last[contrast])).backward()
     direct = (first[0] * first[0].grad).sum(-1)[0].detach()
 
     spec = GraphSpec(topk=tokens) if has_closed_form(decoder_layers(model), Rules("attnlrp")) else None
@@ -161,8 +167,14 @@ def _small(config):
     Of one that reads images or sounds as well, its own forward pass around a small language model; what text alone does
     not run is left out.
     """
-    alone = _small_language_model(config.get_text_config())
-    if isinstance(alone, language_model_class(config)):
+    narrow = _narrow(config.get_text_config())
+    made = explained_class(narrow)  # None of Qwen-VL's, whose head is the wrapper's own
+    make = AutoModel.from_config if made is None else made._from_config
+    # Where sdpa would leave a soft-cap out.
+    alone = _filled(make(narrow, dtype=torch.float64, attn_implementation="eager"))
+    if hasattr(alone, "set_experts_implementation"):
+        alone.set_experts_implementation("eager")  # the default takes no float64
+    if isinstance(alone, explained_class(config)):
         return alone
     model = _on_meta(config)
     model.config.text_config = alone.config
@@ -170,11 +182,15 @@ def _small(config):
         left_out = nn.Identity()
         left_out.device, left_out.dtype = alone.device, alone.dtype  # which some ask of it
         model.set_submodule(path, left_out)
-    give_language_model(model, alone)
+    if made is not None:
+        give_language_model(model, alone)
+    else:
+        model.base_model.language_model = alone
+        model.lm_head = _filled(nn.Linear(narrow.hidden_size, narrow.vocab_size, bias=False, dtype=torch.float64))
     return model.eval()
 
 
-def _small_language_model(config):
+def _narrow(config):
     config = copy.deepcopy(config)
     queries = config.num_attention_heads
     keys = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or queries
@@ -198,10 +214,10 @@ def _small_language_model(config):
         config.rope_parameters = _plain_rotation(config.rope_parameters)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    # Where sdpa would leave a soft-cap out.
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float64, attn_implementation="eager")
-    if hasattr(model, "set_experts_implementation"):
-        model.set_experts_implementation("eager")  # the default takes no float64
+    return config
+
+
+def _filled(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -214,8 +230,10 @@ def _plain_rotation(given: dict) -> dict:
     """Rotary positions without what stretches them, which has a list of its own for each head_dim."""
     if "rope_type" not in given:  # one a kind of layer
         return {kind: _plain_rotation(one) if isinstance(one, dict) else one for kind, one in given.items()}
+    sections = {"mrope_section": [2, 3, 3]} if "mrope_section" in given else {}  # of the pairs of 16 features
     return {name: given[name] for name in ("rope_theta", "partial_rotary_factor") if name in given} | {
-        "rope_type": "default"
+        "rope_type": "default",
+        **sections,
     }
 
 

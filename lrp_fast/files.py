@@ -43,19 +43,25 @@ def user_cache() -> Path:
         raise OSError("no home directory is known: set XDG_CACHE_HOME") from error
 
 
-def write_atomically(path: str | os.PathLike, data: bytes) -> None:
+def write_atomically(path: str | os.PathLike, data: bytes, sweep: bool = True) -> None:
     """Write ``data`` beside ``path`` and rename it into place, so that no reader sees half a file.
+
+    Args:
+        sweep: as of `aside`.
 
     Raises:
         OSError: as `aside`.
     """
-    with aside(path) as part, open(part, "xb") as file:
+    with aside(path, sweep) as part, open(part, "xb") as file:
         file.write(data)
 
 
 @contextmanager
-def aside(path: str | os.PathLike) -> Iterator[Path]:
+def aside(path: str | os.PathLike, sweep: bool = True) -> Iterator[Path]:
     """A name beside ``path``, for a file that is renamed into place at the end of the block, or removed if it fails.
+
+    Args:
+        sweep: whether what killed processes have left of this file is looked for, among all that is in the folder.
 
     Raises:
         OSError: of the kind that the system gave, where the file cannot be written: one sentence that names the file
@@ -68,7 +74,8 @@ def aside(path: str | os.PathLike) -> Iterator[Path]:
             number = errno.EISDIR if path.is_dir() else errno.EEXIST
             raise OSError(number, os.strerror(number))
         label = _label(path.name)
-        for left in path.parent.glob(f"{glob.escape(label)}*.part"):  # of a process that was killed while it wrote
+        left_behind = path.parent.glob(f"{glob.escape(label)}*.part") if sweep else ()
+        for left in left_behind:  # of a process that was killed while it wrote
             named_here = re.fullmatch(r"[0-9a-f]{8}", left.name.removeprefix(label).removesuffix(".part"))
             with suppress(FileNotFoundError):  # one that writes just now has it renamed
                 if named_here and time.time() - left.stat().st_mtime > _STALE:

@@ -23,9 +23,10 @@ from .hf import (
     check_closed_form,
     check_language_model,
     decoder_layers,
+    head_of,
     layer_sizes,
     position_limit,
-    vocabulary_size,
+    reads_all_tokens,
     weight_bytes,
 )
 from .ops import read_tolerance
@@ -190,6 +191,9 @@ def planned(
         raise TypeError(f"memory must be a lrp_fast.Memory, not {type(memory).__name__}")
     if device not in ("cuda", "cpu"):
         raise ValueError(f"device must be 'cuda' or 'cpu', not {device!r}")
+    if rules.treatment.temperature != 1 and (graph is not None or tolerance):
+        what = "graph" if graph is not None else "tolerance"
+        raise ValueError(f"rule {rules.name!r} takes no {what}: leave it out, or take attnlrp")
     memory = memory or Memory()
     sizes = layer_sizes(model)
     meant = [size._replace(device=torch.device(device)) if size.device.type == "meta" else size for size in sizes]
@@ -201,8 +205,10 @@ def planned(
     if graph is not None:
         graph.check(len(sizes))
         check_closed_form(decoder_layers(model), rules)
+    if reads_all_tokens(model):
+        positions = prompts * n_tokens
     dtype = model.get_input_embeddings().weight.dtype  # a vision tower beside it may have another
-    given = (positions, targets, vocabulary_size(model), dtype, rules, graph, tolerance > 0)
+    given = (positions, targets, head_of(model).size, dtype, rules, graph, tolerance > 0)
     context = Context(prompts * n_tokens, n_tokens, *given)
     devices = dict.fromkeys([*(size.device for size in sizes), HOST])
     budgets = {device: _budget(device, memory, elsewhere) for device in devices}

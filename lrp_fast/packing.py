@@ -1,7 +1,8 @@
 """Which prompts go through the model in one pass, and that pass.
 
 They are padded on the right, without a mask: positions count from each prompt's own beginning, no token reads a later
-one, and what nothing reads carries no relevance back. Products of other shapes round otherwise; that is all that tells
+one, and what nothing reads carries no relevance back. Where tokens read in both directions, only prompts of one length
+share a pass. Products of other shapes round otherwise; that is all that tells
 a prompt in company from the prompt alone.
 """
 
@@ -18,6 +19,7 @@ from .graph import GraphSpec, transition
 from .hf import device_of, padding_shows, prompts_meet
 from .memory import Memory, Plan, planned
 from .question import Question
+from .rules import Rules
 from .stream import Passed, Progress, propagate
 
 # What a pass costs besides its tokens, in tokens, and how many of them fill the machine: with more, none is cheaper. On
@@ -25,6 +27,13 @@ from .stream import Passed, Progress, propagate
 _PASS = {"cpu": 32, "cuda": 2048}
 _ENOUGH = {"cpu": 4096, "cuda": 8192}
 _MOST = 256  # prompts in a pass: so many are looked at together
+
+
+class Size(NamedTuple):
+    """What of a prompt decides which others it shares a pass with."""
+
+    tokens: int
+    positions: int
 
 
 class Pack(NamedTuple):
@@ -35,9 +44,9 @@ class Pack(NamedTuple):
 
 
 def packs(
-    model, asked: list[Question], graph: GraphSpec | None, memory: Memory | None, tolerance: float
+    model, sizes: list[Size], rules: Rules, graph: GraphSpec | None, memory: Memory | None, tolerance: float
 ) -> list[Pack]:
-    """All of them, each in one pack, in the order of the first of each.
+    """Prompts of these sizes, each in one pack, in the order of the first of each.
 
     Raises:
         ValueError: if the budget cannot hold one of them alone, with its row.
@@ -45,12 +54,12 @@ def packs(
     plans: dict[tuple, Plan] = {}
 
     def planned_for(rows: list[int]) -> Plan:
-        sizes = (max(len(asked[row].ids) for row in rows), sum(len(asked[row].positions) for row in rows), len(rows))
-        if sizes not in plans:
-            length, positions, prompts = sizes
+        together = max(sizes[row].tokens for row in rows), sum(sizes[row].positions for row in rows), len(rows)
+        if together not in plans:
+            length, positions, prompts = together
             given = {"positions": positions, "prompts": prompts, "graph": graph, "tolerance": tolerance}
-            plans[sizes] = planned(model, length, asked[0].rules, memory, **given)
-        return plans[sizes]
+            plans[together] = planned(model, length, rules, memory, **given)
+        return plans[together]
 
     def fitting(rows: list[int]) -> list[Pack]:
         """``rows`` in one pack, or in parts that let no layer wait further away than the longest alone does."""
@@ -68,11 +77,11 @@ def packs(
         half = len(rows) // 2
         return fitting(rows[:half]) + fitting(rows[half:])
 
-    order = sorted(range(len(asked)), key=lambda row: len(asked[row].ids))
-    cuts = [*range(len(asked) + 1)]
+    order = sorted(range(len(sizes)), key=lambda row: sizes[row].tokens)
+    cuts = [*range(len(sizes) + 1)]
     if not prompts_meet(model):
         kind = device_of(model.get_input_embeddings()).type
-        lengths = [len(asked[row].ids) for row in order]
+        lengths = [sizes[row].tokens for row in order]
         cuts = cheapest(lengths, not padding_shows(model), _PASS[kind], _ENOUGH[kind])
     found = [pack for start, end in pairwise(cuts) for pack in fitting(order[start:end])]
     return sorted(found, key=lambda pack: min(pack.rows))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import tokenizers
 import torch
 
-from . import chat
+from . import chat, images
 from .hf import real_tokens
 from .tokenizer import TRIED, Tokenizer, plain_text
 from .tokenizer import read as read_tokenizer
@@ -23,6 +24,10 @@ BESIDE = frozenset(
 _MUST = "input_ids must be a LongTensor (N,) or (1, N), or a str"
 
 
+class OfTheEnd(str):
+    """A note that is of account where a next token is explained."""
+
+
 class Prompt(NamedTuple):
     """A prompt that has been read.
 
@@ -31,12 +36,20 @@ class Prompt(NamedTuple):
         notes: a sentence each, what the reader of a result should know of how the ids came about.
         written: whether a tokenizer made the ids here, of a text or a chat.
         token_types: what came with the ids as token_type_ids; None if nothing did.
+        text: what the tokenizer made the ids of; None where it was given ids, or wrote a chat as ids alone.
+        messages: of a chat, in the form that the tokenizer's chat template took.
+        images: what a processor made of the prompt's images, by name; empty of text alone.
+        image_places: (start, end) of each image's tokens, once a model has said which these are.
     """
 
     ids: torch.Tensor
     notes: tuple[str, ...] = ()
     written: bool = False
     token_types: object = None
+    text: str | None = None
+    messages: list[dict] | None = None
+    images: Mapping[str, torch.Tensor] = MappingProxyType({})
+    image_places: list[tuple[int, int]] | None = None
 
 
 def read(input_ids, tokenizer=None) -> Prompt:
@@ -67,9 +80,10 @@ def read(input_ids, tokenizer=None) -> Prompt:
     if chat.is_chat(input_ids):
         if tokenizer is None:
             raise ValueError("input_ids is a chat: give tokenizer= with it, or token ids")
-        ids, notes, text = chat.read(input_ids, tokenizer)
-        notes += [*_notes_of_ids(ids, tokenizer, written_here=True), *_dropped_note(text, ids, tokenizer)]
-        return Prompt(_ids(ids), tuple(notes), written=True)
+        ids, notes, text, messages = chat.read(input_ids, tokenizer)
+        said = chat.texts_of(messages) if text is None else text
+        notes += [*_notes_of_ids(ids, tokenizer, written_here=True), *_dropped_note(said, ids, tokenizer)]
+        return Prompt(_ids(ids), tuple(notes), written=True, text=text, messages=messages)
     for one in input_ids if isinstance(input_ids, list | tuple) else ():
         kind = "string" if isinstance(one, str) else "chat" if chat.is_chat(one) else "tokenizer's output"
         if kind != "tokenizer's output" or isinstance(one, Mapping | tokenizers.Encoding):
@@ -77,15 +91,17 @@ def read(input_ids, tokenizer=None) -> Prompt:
                 f"input_ids is a list of {kind}s: attribute_batch takes several prompts, attribute one {kind}"
             )
     cut: tuple[str, ...] = ()
-    token_types = None
+    token_types, shown = None, {}
     if isinstance(input_ids, Mapping | tokenizers.Encoding):
-        given = parts(input_ids)
+        given = parts(input_ids, images.NAMES)
         cut = _cut(input_ids, 0)
         ids = _unpadded(_ids(given["input_ids"]), given["attention_mask"])
         token_types = types_of(input_ids)
+        if isinstance(input_ids, Mapping):
+            shown = images.read(input_ids, lambda types: _unpadded(_ids(types), given["attention_mask"]))
     else:
         ids = _ids(input_ids)
-    return Prompt(ids, cut + _notes_of_ids(ids.tolist(), tokenizer), token_types=token_types)
+    return Prompt(ids, cut + _notes_of_ids(ids.tolist(), tokenizer), token_types=token_types, images=shown)
 
 
 def rows(input_ids, attention_mask=None, beside: Mapping | None = None) -> list[tuple[object, tuple[str, ...]]]:
@@ -122,14 +138,14 @@ def rows(input_ids, attention_mask=None, beside: Mapping | None = None) -> list[
     return [(prompt, _cut(batch, row) or _cut(beside, row)) for row, prompt in enumerate(prompts)]
 
 
-def parts(given: Mapping | tokenizers.Encoding) -> dict:
+def parts(given: Mapping | tokenizers.Encoding, read_elsewhere: frozenset[str] = frozenset()) -> dict:
     """ "input_ids" and "attention_mask" (None without one) of what a tokenizer returned."""
     if isinstance(given, tokenizers.Encoding):
         return {"input_ids": given.ids, "attention_mask": given.attention_mask}
     if "input_ids" not in given:
         more = ", and a chat is a list of messages" if "role" in given or "messages" in given else ""
         raise TypeError(f"{_MUST}: it is a dict without 'input_ids'{more}")
-    refuse_others(name for name in given if name not in ("input_ids", "attention_mask"))
+    refuse_others(name for name in given if name not in {"input_ids", "attention_mask"} | read_elsewhere)
     return {name: given.get(name) for name in ("input_ids", "attention_mask")}
 
 
@@ -141,10 +157,11 @@ def types_of(given) -> object:
 def refuse_others(names) -> None:
     """Raise TypeError unless all names are of what a tokenizer returns and no decoder needs."""
     others = [name for name in names if name not in BESIDE]
+    if others and others[0] in images.NAMES:
+        raise TypeError(f"{others[0]!r} is of an image, and attribute_batch takes text alone: explain it by attribute")
     if others:
         raise TypeError(
-            f"{others[0]!r} is not what a tokenizer makes of a text, and the model is given input_ids alone: leave it "
-            "out"
+            f"{others[0]!r} is not what a tokenizer makes of a text, nor of an image that lrp_fast takes: leave it out"
         )
 
 
@@ -282,7 +299,7 @@ def _of_text(given: str, tokenizer: Tokenizer | None) -> Prompt:
         count = plain.count(unknown[0]) - given.count(unknown[1])  # less those that are asked for by name
         notes += _unknown_note(count, ids.index(unknown[0]) if count > 0 else 0, tokenizer)
     notes += _dropped_note(given, plain, tokenizer) if plain else []
-    return Prompt(_ids(ids), tuple(notes), written=True)
+    return Prompt(_ids(ids), tuple(notes), written=True, text=given)
 
 
 def _notes_of_ids(ids: list[int], tokenizer: Tokenizer | None, written_here: bool = False) -> tuple[str, ...]:
@@ -337,7 +354,7 @@ def _short(text: str) -> str:
 
 def _end_note(back: list[int], tokenizer: Tokenizer) -> str:
     last = "the last one" if len(back) == 1 else f"the last {len(back)}"
-    return (
+    return OfTheEnd(
         f"The tokenizer ends the prompt with {tokenizer.named(back)}, so that the next token comes behind that; hand "
         f"in the ids without {last} to explain what comes behind the text."
     )

@@ -16,6 +16,7 @@ _MOST_NESTED = 200  # lists and dicts within each other; Python walks them by re
 FORMATS = {  # what the header calls it: what it is, what writes it, what reads it
     "lrp_fast.attribution/1": ("an attribution", "Attribution.save", "lrp_fast.load"),
     "lrp_fast.graph/1": ("a graph", "Graph.save", "lrp_fast.Graph.load"),
+    "lrp_fast.observed/1": ("an observation", "lrp_fast.study.run", "lrp_fast.study.observed.load"),
 }
 
 
@@ -31,8 +32,8 @@ class Header(NamedTuple):
     shapes: dict[str, tuple[int, ...]]
 
 
-def metadata(about: dict[str, Any], format: str) -> dict[str, str]:
-    """``about`` as the metadata of a file, only where `header` would read it.
+def metadata(about: dict[str, Any], format: str, checked: bool = True) -> dict[str, str]:
+    """``about`` as the metadata of a file; where it is ``checked``, only where `header` would read it.
 
     Raises:
         TypeError, ValueError: for what JSON does not hold, or holds twice under one name, or is nested too deep.
@@ -41,6 +42,8 @@ def metadata(about: dict[str, Any], format: str) -> dict[str, str]:
         text = json.dumps({"format": format} | about)
     except RecursionError as error:
         raise ValueError(_too_deep()) from error
+    if not checked:
+        return {_KEY: text}
     parsed(text)
     size = len(json.dumps(text))
     if size > _MOST_HEADER // 2:  # the rest is room for the tensors' names

@@ -77,6 +77,8 @@ def graph(size: LayerSize, context: Context) -> int:
         features += 2 * size.hidden
     if rules.attention_gamma:
         features += size.query
+    if rules.treatment.temperature != 1:  # the other attention's output
+        features += size.query
     if rules.epsilon or rules.gamma:  # the linear maps' outputs, of which an activation or the attention keeps some
         features += size.query + size.key + 2 * size.hidden
     if rules.gamma:  # and their inputs
@@ -90,6 +92,7 @@ def work_replayed(size: LayerSize, context: Context, rows: int) -> int:
     b, w, rules = context.dtype.itemsize, context.wide, context.rules
     h, q, k = size.hidden, size.query, size.key
     on_host, scored = size.device == HOST, rules.treatment.score != 0
+    tempered = rules.treatment.temperature != 1
     widened = on_host and b < 4  # PyTorch's forms compute 16-bit numbers in float32
     targets = (context.targets - 1) * h
 
@@ -103,12 +106,14 @@ def work_replayed(size: LayerSize, context: Context, rows: int) -> int:
         attention += b * 2 * h
     if rules.attention_gamma:
         attention += b * (6 * q + 6 * k)
+    if tempered:  # a second attention beside the first
+        attention += b * (3 * q + 3 * k)
     if rules.epsilon or rules.gamma:  # what the linear maps save
         attention += b * (2 * q + 2 * k + 2 * h) + (b * (2 * h + q) if rules.gamma else 0)
         inside += 8 if rules.gamma else 5
     attention = context.tokens * (attention + targets * w + _flash_attention(size, context))
     chosen = _choices(size, context)
-    if chosen or (on_host and not (scored and rules.attention_gamma == 0)):  # a few tiles of scores
+    if chosen or (on_host and not (scored and rules.attention_gamma == 0 and not tempered)):  # a few tiles of scores
         attention += 7 * min(1 << 21, 64 * size.heads * context.tokens)
     if on_host and size.window is not None and size.window < context.length:  # masks of blocks of queries
         attention += 12 * 1024 * (size.window + 1536)
@@ -175,7 +180,7 @@ def _work_on_edges(size: LayerSize, context: Context) -> tuple[int, float]:
         if context.bounded:
             held += w * (2 * q + 2 * k)
     if context.graph.mass is not None:
-        chosen += w * min(HELD, length * min(length // 2 + 32, (size.window or length) + 64))
+        chosen += w * min(HELD, length * min(length // (1 + size.causal) + 32, (size.window or length) + 64))
     rules = context.rules
     if not size.plain or rules.epsilon or rules.gamma or not rules.treatment.frozen_norm:
         # What the input contributes to keys and values takes a pass of its own, up to the attention, beforehand.
@@ -217,11 +222,13 @@ def rows(size: LayerSize, context: Context) -> int:
 def flops(sizes: list[LayerSize], tiers: list[str], context: Context, rows: int) -> dict[str, int]:
     n, length, rules = context.tokens, context.length, context.rules
     gamma = 2 if rules.gamma else 1
-    products = {"attnlrp": 5, "gradient": 5, "cp": 2}[rules.name]
+    products = {"attnlrp": 5, "gradient": 5, "cp": 2, "gim": 9}[rules.name]  # of gim, two forward
     forward = replay = backward = 0
     for index, (size, tier) in enumerate(zip(sizes, tiers, strict=True)):
-        hidden = max(0, length - (size.window or length))
-        pairs = n // length * ((length * (length + 1) - hidden * (hidden + 1)) // 2)
+        reach = min(length, size.window or length)
+        hidden = length - reach
+        of_one = (length * (length + 1) - hidden * (hidden + 1)) // 2 if size.causal else length * reach
+        pairs = n // length * of_one
         linear = 2 * gamma * n * (size.attention_weights + size.mlp_weights)
         forward += linear + 4 * pairs * size.query
         if tier != "graph":

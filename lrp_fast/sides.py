@@ -3,7 +3,8 @@
 A route is part of the map out of the node where it begins. What arrives at its end goes back along it, past the layers
 in between, to that node: to (s, i) from keys and values that layer s made of its input for later layers too, and to
 (0, i) from what is made of the input embeddings before the first layer. What else was looked up for a token, besides
-its input embedding, is the token's as well: its relevance, e times its gradient, is counted with node (0, i).
+its input embedding, is the token's as well: its relevance, e times its gradient, is counted with node (0, i). Where the
+first nodes are several streams that are made of the input embedding, so is what this passes by them.
 
 So the nodes of layers that a route passes by lack what it carries. Under cp, without biases, the nodes of a layer and
 what passes by add up to what is explained, and the nodes of layer 0 do by themselves: nothing passes by these. Edges
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from . import float16
-from .hf import here
+from .hf import here, leads_with_streams
 
 
 class Sides:
@@ -31,10 +32,10 @@ class Sides:
         self._first: Tensor | None = None  # of these, what the first layer is given
         self._arrived: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
-    def begin(self, hidden: Tensor) -> None:
-        """The first layer is given ``hidden``."""
+    def begin(self, layer: nn.Module, hidden: Tensor) -> None:
+        """The first ``layer`` is given ``hidden``."""
         self._first = next((one for one in self.looked_up if one is hidden), None)
-        if self._first is None:
+        if self._first is None and not leads_with_streams(layer):
             raise ValueError(
                 "what the first decoder layer is given is not what the input embeddings put out, and lrp_fast cannot "
                 "follow what else was made of these to its nodes"
@@ -68,7 +69,7 @@ class Sides:
         self.forget()
         found = []
         for target, g in enumerate(gs):
-            found.append(g.new_zeros(g.shape[:-1]))
+            found.append(g.new_zeros(g.shape[:2]))
             if not ends:
                 continue
             more = {"retain_graph": target + 1 < len(gs), "allow_unused": True}
@@ -89,7 +90,8 @@ class Sides:
 
 @contextmanager
 def following(model: nn.Module) -> Iterator[Sides]:
-    """While ``model`` runs, what its embeddings look up are leaves of autograd's."""
+    """While ``model`` runs, what its embeddings look up are leaves of autograd's, and so are input embeddings with
+    those of images among them."""
     sides, thread, own = Sides(), here(), model.get_input_embeddings()
 
     def leave(module, args, out):
@@ -98,8 +100,17 @@ def following(model: nn.Module) -> Iterator[Sides]:
         sides.looked_up.append(out.detach().requires_grad_())
         return sides.looked_up[-1]
 
+    def begin(module, args, named):
+        given = named.get("inputs_embeds")
+        if here() is not thread or given is None or any(one is given for one in sides.looked_up):
+            return None
+        sides.looked_up.append(given.detach().requires_grad_())
+        return args, named | {"inputs_embeds": sides.looked_up[-1]}
+
     tables = [one for one in model.modules() if isinstance(one, nn.Embedding) and one not in {*own.modules()}]
     handles = [one.register_forward_hook(leave) for one in (own, *tables)]
+    reader = next(one for one in model.modules() if own in one.children())
+    handles.append(reader.register_forward_pre_hook(begin, with_kwargs=True))
     try:
         yield sides
     finally:

@@ -29,6 +29,31 @@ class Stored(NamedTuple):
     device: torch.device
 
 
+class Sent(NamedTuple):
+    """What is on its way to host memory, see `send`."""
+
+    host: Tensor
+    event: torch.cuda.Event | None  # after which it is there
+
+    def arrived(self) -> Tensor:
+        """Waits for it."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.host
+
+
+def send(x: Tensor) -> Sent:
+    """``x`` on its way to host memory, from CUDA without waiting: a wait at every layer leaves the device without work
+    until the next layer's has been told."""
+    if not x.is_cuda:
+        return Sent(x.cpu(), None)
+    host = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=True)
+    host.copy_(x, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(x.device))
+    return Sent(host, event)
+
+
 class Store:
     """Keeps tensors in the tier that it is told and gives them back, each once.
 

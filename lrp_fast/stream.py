@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,25 +14,30 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from . import float16, ops
 from .hf import (
     Recorded,
+    Sums,
+    as_read,
     attending,
     check_edges,
     check_hooks,
     contributions,
     decoder_layers,
     has_side_routes,
-    head_reads,
     here,
     is_watched,
     keeping_rotations,
-    keeps_logits,
+    logits_at,
     passing,
     recording,
     replaying,
+    showing,
+    summing,
+    tokens_first,
 )
 from .memory import Plan
 from .rules import Rules
 from .sides import Sides, following, given_beside, left_in, lent
-from .store import Heap, Store, Stored
+from .store import Heap, Store, Stored, send
+from .watch import Watch
 
 # Of a float16 model (see `float16`), the scalars are raised by so much, as a mean logit's gradient is one part in the
 # vocabulary; and at every layer the relevance gradient.
@@ -72,6 +77,7 @@ class _Pass:
     traces: list[list] | None = None  # where edges are asked for: an attention or scan each, in it one a target
     dropped: list[Tensor] = field(default_factory=list)  # one a target and attention, as `ops.attention` gives them
     raised: list[Tensor] = field(default_factory=list)  # (B, 1, ...) a target in a float16 model
+    sums: Sums | None = None  # what observers asked for
 
     @property
     def others(self) -> list:
@@ -81,7 +87,10 @@ class _Pass:
     def with_others(self, hidden: Tensor, others: list) -> tuple[tuple, dict]:
         """The arguments of a call, with ``others`` in the place of its others."""
         rest = len(self.rest)
-        return (hidden, *others[:rest]), dict(zip(self.named, others[rest:], strict=True))
+        return (as_read(self.module, hidden), *others[:rest]), dict(zip(self.named, others[rest:], strict=True))
+
+    def summing(self) -> AbstractContextManager:
+        return nullcontext() if self.sums is None else summing(self.module, self.sums)
 
     def most_dropped(self, targets: int, prompts: int) -> list[Tensor]:
         """For each target (B,), the largest share that an attention of the layer left out."""
@@ -101,6 +110,8 @@ def propagate(
     progress: Progress | None = None,
     observe: Callable[[Passed], None] | None = None,
     lengths: list[int] | None = None,
+    watch: Watch | None = None,
+    images: dict[str, Tensor] | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
     """Relevance of every node for scalars of the logits.
 
@@ -108,32 +119,40 @@ def propagate(
     a layer whose autograd graph was not kept is run once more, its attention excepted, with a float32 residual stream.
 
     Args:
-        model: a causal language model of a supported family, in eval mode.
+        model: one of a supported family whose logits `hf.logits_at` knows, in eval mode.
         input_ids: (B, N) on the model's device, a prompt a row.
         positions: whose logits ``objective`` is given, each 0 ... B N - 1.
         observe: called for every layer, target and prompt, from the last layer down.
-        lengths: of the prompts where any is shorter than N, with anything behind it: no token reads a later one, and
-            what nothing reads has a relevance gradient of zero.
+        lengths: of the prompts where any is shorter than N, with anything behind it: no token of a causal model reads a
+            later one, and what nothing reads has a relevance gradient of zero.
+        watch: shown every layer of a single prompt, from the last one down.
+        images: of a single prompt, as `hf.showing` takes them.
 
     Returns:
         For each scalar, and for it each prompt, (L + 1, N) node relevance sum_d x_d g_d, N the prompt's own; float32,
         float64 for a float64 model. And (L,) float64, the share of the attention's mass that each layer left out.
     """
-    tell = progress or _silent
+    tell = progress or (lambda *_: None)
     lengths = [input_ids.shape[1]] * len(input_ids) if lengths is None else lengths
-    with _descent(model, input_ids, positions, objective, rules, plan, tell, observe is not None) as down:
+    wanted = None if watch is None else watch.wanted
+    given = (model, input_ids, positions, objective, rules, plan, tell)
+    with _descent(*given, observe is not None, wanted, images) as down:
+        count = len(down.layers)
         x, gs = down.start()
         nodes = [_relevance(x, g) for g in gs]
-        relevance = [[one.cpu() for one in nodes]]
+        relevance = [list(map(send, nodes))]
         dropped = []
+        if watch is not None:
+            watch.show(count, x, gs, nodes, None, [])
         del x
-        count = len(down.layers)
         tell("backward", 0, count)
         for done in range(1, count + 1):
             layer, x, gs = down.step(gs)
             above, nodes = nodes, down.nodes(x, gs)
-            relevance.append([one.cpu() for one in nodes])
+            relevance.append(list(map(send, nodes)))
             dropped.append(layer.most_dropped(len(nodes), len(x)))
+            if watch is not None:
+                watch.show(count - done, x, gs, nodes, layer.sums, layer.raised)
             if observe is not None:
                 with torch.no_grad():
                     parts = contributions(layer.module, rules, x, layer.rest, layer.named, len(layer.traces))
@@ -147,7 +166,10 @@ def propagate(
                 del parts
             del x, layer
             down.heap.tidy()
+            for one in relevance[-2]:
+                one.arrived()  # no more than this layer's work waits on a CUDA device
             tell("backward", done, count)
+    relevance = [[one.arrived() for one in layer] for layer in relevance]
     nodes, shares = ([torch.stack(one) for one in zip(*found[::-1], strict=True)] for found in (relevance, dropped))
     return [
         (layers[:, prompt, :length].contiguous(), share[:, prompt])
@@ -174,6 +196,7 @@ def propagate_between(
     target: int,
     rows: list[int],
     progress: Progress | None = None,
+    images: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Relevance that the nodes of layer ``source`` pass to each node (``target``, row), by whatever route.
 
@@ -188,13 +211,13 @@ def propagate_between(
     Returns:
         (R, N), row = node of the target layer, column = node of the source layer.
     """
-    tell = progress or _silent
-    with _descent(model, input_ids, positions, objective, rules, plan, tell, False) as down:
+    tell = progress or (lambda *_: None)
+    with _descent(model, input_ids, positions, objective, rules, plan, tell, False, images=images) as down:
         x, gs = down.start()
         count = len(down.layers)
         for layer in range(count, source, -1):
             if layer == target:
-                gs = [_only(row, gs[0]) for row in rows]
+                gs, down.looked_up = [_only(row, gs[0]) for row in rows], []
                 if down.sides is not None:
                     down.sides.forget()
             tell("backward", count - layer, count - source)
@@ -202,10 +225,6 @@ def propagate_between(
             down.heap.tidy()
         tell("backward", count - source, count - source)
         return torch.stack([one[0].cpu() for one in down.nodes(x, gs)])
-
-
-def _silent(phase: str, done: int, total: int) -> None:
-    pass
 
 
 def _relevance(x: Tensor, g: Tensor) -> Tensor:
@@ -231,7 +250,8 @@ class _Descent:
     store: Store
     heap: Heap
     sides: Sides | None
-    looked_up: list[Tensor] | None = None  # (B, N) a target, what reached the tokens past the first nodes
+    added: Mapping[nn.Module, Tensor]  # as of `hf.images.Shown`
+    looked_up: list[list[Tensor]] = field(default_factory=list)  # (B, N) a target, past the first nodes to their tokens
     output: Tensor | None = None  # of the next layer, where others' hooks may change it
 
     def start(self) -> tuple[Tensor, list[Tensor]]:
@@ -250,6 +270,8 @@ class _Descent:
         layer = self.layers.pop()
         if self.layers:
             _fetch(self.layers[-1], self.store)
+        if (added := self.added.get(layer.module)) is not None:
+            self.looked_up.append([_relevance(added.to(g.device), g) for g in gs])
         made = [[] for _ in gs] if self.sides is None else self.sides.depart(layer.made, len(gs))
         gs = [[gs.pop(0), *of_made] for of_made in made]
         x, gs = _back(layer, gs, self.rules, self.store, self.heap, self.plan, self.output)
@@ -258,17 +280,20 @@ class _Descent:
             self.sides.arrive(layer.beside, [beside for _, *beside in gs])
         gs = [g for g, *_ in gs]
         if self.sides is not None and not self.layers:
-            self.looked_up = self.sides.reach(gs)
+            self.looked_up.append(self.sides.reach(gs))
         return layer, x, gs
 
     def nodes(self, x: Tensor, gs: list[Tensor]) -> list[Tensor]:
         """(B, N) relevance, a target."""
         found = [_relevance(x, g) for g in gs]
-        return found if self.looked_up is None else list(map(torch.add, found, self.looked_up))
+        besides = [] if self.layers else self.looked_up
+        return [sum((one[target].to(x.device) for one in besides), own) for target, own in enumerate(found)]
 
 
 @contextmanager
-def _descent(model, input_ids, positions, objective, rules, plan, tell, trace) -> Iterator[_Descent]:
+def _descent(
+    model, input_ids, positions, objective, rules, plan, tell, trace, wanted=None, images=None
+) -> Iterator[_Descent]:
     """Runs the forward pass; for the rest see `propagate`."""
     store, heap = Store(plan.offload_dir), Heap(plan.host_room, plan.working.get("cpu", 0))
     with ExitStack() as leaving, torch.inference_mode(False), torch.enable_grad():
@@ -285,24 +310,18 @@ def _descent(model, input_ids, positions, objective, rules, plan, tell, trace) -
             check_edges(run)
             for layer in layers:
                 layer.traces = []
+        for layer, within in zip(layers, wanted or [()] * len(layers), strict=True):
+            layer.sums = Sums(within) if within else None
         sides = leaving.enter_context(following(model)) if any(map(has_side_routes, run)) else None
+        shown = leaving.enter_context(showing(model, images or {}))
         input_ids = input_ids.clone()  # a caller's inference_mode made it what autograd cannot save
         with _watched(layers, store, heap, plan, lambda done: tell("forward", done, len(layers)), sides) as top:
-            logits = _logits(model, input_ids, positions)
+            logits = logits_at(model, input_ids, positions, **shown.given)
             if not top:
                 raise RuntimeError("the model did not run all of its decoder layers: it runs others at other lengths")
             scalars = objective(logits)
             del logits  # and the graph behind them
-        yield _Descent(layers, top, scalars, rules, plan, store, heap, sides)
-
-
-def _logits(model: nn.Module, input_ids: Tensor, positions: list[int]) -> Tensor:
-    """(P, V) logits at the positions alone: those of a long context would not fit."""
-    if len(input_ids) == 1 and keeps_logits(model):
-        # A list: a tensor would have to lie where the last layer does.
-        return model(input_ids=input_ids, use_cache=False, logits_to_keep=positions).logits[0]
-    with head_reads(model, positions):
-        return model(input_ids=input_ids, use_cache=False).logits[0]
+        yield _Descent(layers, top, scalars, rules, plan, store, heap, sides, shown.added)
 
 
 def _version(x: Tensor) -> int:
@@ -330,15 +349,16 @@ def _back(
     They come of those at its output and at what it made. ``known`` is the output of its first run, or None.
     """
     if layer.tier == "graph":
-        return layer.x, _gradients(list(map(get_gradient_edge, layer.outputs)), [layer.x, *layer.beside], gs)
+        edges = list(map(get_gradient_edge, layer.outputs))
+        return layer.x, _gradients(edges, [layer.x, *layer.beside], gs, layer.sums)
     x = store.take(layer.x)
     recorded = layer.recorded.each(store.take)
     leaf = x.to(torch.promote_types(x.dtype, torch.float32)).requires_grad_()
     bounded = (layer.traces, plan.tolerance, layer.dropped)
-    with replaying(layer.module, rules, recorded, plan.chunk_tokens, *bounded):
+    with replaying(layer.module, rules, recorded, plan.chunk_tokens, *bounded), layer.summing():
         others = lent(layer.others)
         args, named = layer.with_others(_for_others(leaf, layer), others)
-        output = _hidden(layer.module(*args, **named))
+        output = tokens_first(layer.module, _hidden(layer.module(*args, **named)))
         left = left_in(layer.others, others) if layer.made else ()
         outputs = [output, *(one for *_, made in left for one in made)]
         gs = [[None if g is None else g.to(output.device) for g in gs.pop(0)] for _ in range(len(gs))]
@@ -353,7 +373,7 @@ def _back(
             )
         del output, outputs, others, args, named, known  # nobody else reads their values
         heap.tidy()
-        found = _gradients(edges, [leaf, *layer.beside], gs)
+        found = _gradients(edges, [leaf, *layer.beside], gs, layer.sums)
         return x, list(map(float16.lower, found, layer.raised)) if layer.raised else found
 
 
@@ -368,7 +388,7 @@ def _as(g: Tensor | None, output: Tensor) -> Tensor | None:
 
 
 def _gradients(
-    edges: list[GradientEdge], inputs: list[Tensor], gs: list[list[Tensor | None]]
+    edges: list[GradientEdge], inputs: list[Tensor], gs: list[list[Tensor | None]], sums: Sums | None
 ) -> list[list[Tensor | None]]:
     found = []
     while gs:  # each is let go as soon as it has been used
@@ -376,6 +396,8 @@ def _gradients(
         more = {"retain_graph": len(gs) > 0, "allow_unused": len(inputs) > 1}
         found.append(list(torch.autograd.grad([edge for edge, _ in there], inputs, [g for _, g in there], **more)))
         del there
+        if sums is not None:
+            sums.turn()
     return found
 
 
@@ -424,11 +446,12 @@ def _watched(
             )
         entered.append(layer)
         layer.named = {name: value for name, value in named.items() if name != "hidden_states"}
-        layer.x = hidden.detach()
+        layer.x = tokens_first(module, hidden.detach())
         if layer.tier == "graph":
             hidden = layer.x.requires_grad_()
             if layer.traces is not None or plan.tolerance:
                 running.enter_context(attending(module, layer.traces, plan.tolerance, layer.dropped))
+            running.enter_context(layer.summing())
         else:
             hidden = layer.x.detach().requires_grad_(layer.watched)
             running.enter_context(torch.set_grad_enabled(layer.watched))
@@ -436,7 +459,7 @@ def _watched(
         if sides is not None:
             layer.beside = given_beside(layer.others)
             if layer is layers[0]:
-                sides.begin(last)
+                sides.begin(module, last)
             borrowed.append(lent(layer.others))
         return layer.with_others(_for_others(hidden, layer), layer.others if sides is None else borrowed[-1])
 
@@ -444,7 +467,7 @@ def _watched(
         if here() is not thread:
             return None
         layer = entered.pop()
-        hidden = _hidden(output)
+        hidden = tokens_first(module, _hidden(output))
         running.close()
         layer.outputs = [hidden]
         for own, key, made in () if sides is None else list(left_in(layer.others, borrowed.pop())):
@@ -462,6 +485,7 @@ def _watched(
         if done == len(layers):
             top.append(hidden.detach().requires_grad_())
             hidden = top[0]
+        hidden = as_read(module, hidden)
         handed_on[:] = [(hidden, _version(hidden))]
         return (hidden, *output[1:]) if isinstance(output, tuple | list) else hidden
 

@@ -1,170 +1,15 @@
-"""What is explained: token ids, logits and positions, chosen by the caller or by the model itself."""
+"""What is to be explained: the caller's targets and contrasts read and checked, and what scalar they make of logits."""
 
 from __future__ import annotations
 
-import functools
-import math
-import operator
-from dataclasses import dataclass, is_dataclass
-from itertools import pairwise
-from types import UnionType
-from typing import get_args, get_origin, get_type_hints
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
-from .tokenizer import BLANK, Tokenizer, plain_text
-from .tokenizer import read as read_tokenizer
-
-
-@dataclass(frozen=True)
-class Token:
-    """A next-token candidate; ``text`` is None without a tokenizer, ``rank`` 0 is the model's first choice."""
-
-    id: int
-    text: str | None
-    logit: float
-    rank: int
-
-
-@dataclass(frozen=True)
-class Term:
-    """The share of one position in what is explained: ``value = target.logit - contrast_logit``.
-
-    ``contrast`` is None for a plain logit and where the contrast is a mean over several tokens.
-    """
-
-    position: int  # index into the tokens; this position's next-token logits are meant
-    target: Token
-    contrast: Token | None
-    contrast_logit: float | None  # what was subtracted; None for a plain logit
-    runner_up: Token  # the best token other than the target
-
-
-@dataclass(frozen=True)
-class Explained:
-    """What was explained: ``value`` is the sum of its terms, one per position.
-
-    Attributes:
-        kind: "logit", "difference" (of two tokens), "mean" (against the mean of all logits) or "top" (against the mean
-            of the k > 1 best others).
-        terms: one per position.
-        best: the ten best next tokens at the last of the positions.
-        note: what the reader should know, e.g. that strings were compared after a common prefix; may be empty.
-        others: the k of kind "top"; None for the other kinds.
-    """
-
-    kind: str
-    terms: list[Term]
-    best: list[Token]
-    note: str = ""
-    others: int | None = None
-
-    @classmethod
-    def from_dict(cls, data: dict) -> Explained:
-        """The inverse of ``dataclasses.asdict``.
-
-        Raises:
-            TypeError: one sentence, for what does not come from there: other names or types, numbers out of range,
-                ranks, logits and tokens that contradict each other, a kind that its terms are not of.
-        """
-        found = _read(cls, data, "explained")
-        _check(found)
-        return found
-
-
-@functools.cache
-def _parts(hint: type) -> dict[str, type]:
-    return get_type_hints(hint)
-
-
-def _read(hint, value, name: str):
-    """``value``, of dicts, lists and scalars, as the type that ``hint`` declares; it is called ``name`` in errors."""
-    if is_dataclass(hint):
-        parts = _parts(hint)
-        if not isinstance(value, dict) or value.keys() != parts.keys():
-            raise TypeError(f"{name} must hold {', '.join(parts)}, and nothing else")
-        return hint(**{part: _read(parts[part], value[part], f"{name}.{part}") for part in parts})
-    if get_origin(hint) is list:
-        if not isinstance(value, list) or not value:
-            raise TypeError(f"{name} must be a list that is not empty")
-        return [_read(*get_args(hint), one, f"{name}[{i}]") for i, one in enumerate(value)]
-    if get_origin(hint) is UnionType:  # with None
-        return None if value is None else _read(get_args(hint)[0], value, name)
-    if hint is str:
-        if not isinstance(value, str):
-            raise TypeError(f"{name} must be a string")
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | hint):
-        raise TypeError(f"{name} must be a {'whole ' * (hint is int)}number")
-    if hint is int:
-        if not 0 <= value < 2**63:
-            raise TypeError(f"{name} must be 0 or above and below 2**63")
-        return value
-    try:
-        value = float(value)
-    except OverflowError:
-        value = math.nan
-    if math.isnan(value) or value == math.inf:
-        raise TypeError(f"{name} must be a logit: finite, or -Infinity of a masked token")
-    return value
-
-
-# What a kind says of its terms: whether they have a contrast, and whether they have its logit.
-_KINDS = {"logit": (False, False), "difference": (True, True), "mean": (False, True), "top": (False, True)}
-
-
-def _check(explained: Explained) -> None:
-    """TypeError where the parts of ``explained`` contradict each other."""
-    if explained.kind not in _KINDS:
-        raise TypeError(f"explained.kind must be one of {', '.join(_KINDS)}")
-    if (explained.others is not None) != (explained.kind == "top") or explained.others in (0, 1):
-        raise TypeError('explained.others must be 2 or more of the kind "top", and null of the others')
-    for i, term in enumerate(explained.terms):
-        name = f"explained.terms[{i}]"
-        if (term.contrast is not None, term.contrast_logit is not None) != _KINDS[explained.kind]:
-            raise TypeError(f"{name} has not the contrast of the kind {explained.kind!r}")
-        summed = (term.target.logit, 0.0 if term.contrast_logit is None else term.contrast_logit)
-        if not all(map(math.isfinite, summed)):
-            raise TypeError(f"{name} must have finite logits of target and contrast")
-        highest = max(term.target.logit, term.runner_up.logit)
-        if explained.kind in ("mean", "top") and summed[1] - highest > 1e-5 * abs(highest):  # it is rounded
-            raise TypeError(f"{name}.contrast_logit must be a mean of logits, and is above the highest")
-        if term.contrast is not None and term.contrast.logit != term.contrast_logit:
-            raise TypeError(f"{name}.contrast_logit must be the contrast's logit")
-        if term.contrast is not None and term.contrast.id == term.target.id:
-            raise TypeError(f"{name} must have two different tokens for target and contrast")
-        if term.runner_up.rank != (term.target.rank == 0):
-            raise TypeError(f"{name}.runner_up must be the best token other than the target")
-        _check_ranks(_tokens(term), name)
-    if len({term.position for term in explained.terms}) < len(explained.terms):
-        raise TypeError("explained.terms must not name a position twice")
-    if [token.rank for token in explained.best] != list(range(len(explained.best))):
-        raise TypeError("explained.best must be the best tokens in their order, ranks 0, 1, 2 and so on")
-    _check_ranks(explained.best, "explained.best")
-    last = _tokens(explained.terms[-1])
-    if any((token.id == one.id) != (token.rank == one.rank) for token in last for one in explained.best):
-        raise TypeError("explained.best must be of the last term's position, and ranks other tokens than that does")
-    _check_ranks([*explained.best, *last], "explained.best with the last term's")
-    texts: dict[int, str | None] = {}
-    for token in (*explained.best, *(token for term in explained.terms for token in _tokens(term))):
-        if texts.setdefault(token.id, token.text) != token.text:
-            raise TypeError(f"explained gives token {token.id} two texts")
-
-
-def _tokens(term: Term) -> list[Token]:
-    """All that a term tells of its position's candidates."""
-    return [term.target, term.runner_up, *([term.contrast] if term.contrast else [])]
-
-
-def _check_ranks(tokens: list[Token], name: str) -> None:
-    """The same rank is the same token with the same logit, and a better one has no smaller logit."""
-    ordered = sorted(tokens, key=lambda token: token.rank)
-    for better, worse in pairwise(ordered):
-        same = (better.id, better.logit) == (worse.id, worse.logit)
-        if better.logit < worse.logit or (better.rank == worse.rank and not same):
-            raise TypeError(f"{name} ranks its tokens otherwise than by their logits")
-    if len({token.rank for token in tokens}) != len({token.id for token in tokens}):
-        raise TypeError(f"{name} gives one token two ranks")
+from .choices import EXPECTED, Choices
+from .explained import Explained, Term, Token
+from .reading import cut
 
 
 @dataclass(frozen=True)
@@ -176,59 +21,152 @@ class Request:
         contrast: token id, None (plain logit), "mean" or ("top", k).
         prefix: ids that belong behind the prompt, the common beginning of the strings that are compared.
         note: what the reader should know of all this.
+        logprob: whether the target's log-probability is meant, which has no contrast.
+        each: a request for each position, all of one kind, which then says what is meant there; empty for one that
+            holds at every position.
+        function: of the logits, in place of a target and a contrast.
+        row: the one of the positions that is meant; None: all.
     """
 
     target: int | None
     contrast: int | str | tuple[str, int] | None
     prefix: tuple[int, ...] = ()
     note: str = ""
+    logprob: bool = False
+    each: tuple[Request, ...] = ()
+    function: Callable[[torch.Tensor], torch.Tensor] | None = None
+    row: int | None = None
 
 
-def read(target, contrast, *, tokenizer=None, vocab_size: int) -> Request:
+def read(target, contrast, choices: Choices) -> Request:
     """Check what the caller asks for (see `lrp_fast.attribute`) and turn strings into ids.
 
     Raises:
         TypeError, ValueError: one sentence that names the culprit and the mend.
     """
-    tokenizer = read_tokenizer(tokenizer)
+    if is_pair(target, "logprob"):
+        return _log_probability(target[1], contrast, choices)
+    if isinstance(target, tuple):
+        return _one_each(target, contrast, choices)
+    if callable(target):
+        return _of_function(target, contrast, choices)
+    choices.check(contrast, logprob=False)
     if contrast is None or (isinstance(contrast, str) and contrast == "mean"):
         other = contrast
-    elif isinstance(contrast, tuple) and len(contrast) == 2 and isinstance(contrast[0], str) and contrast[0] == "top":
-        other = ("top", _count(contrast[1], vocab_size))
+    elif is_pair(contrast, "top"):
+        other = ("top", _count(contrast[1], choices))
     else:
-        other = _ids("contrast", contrast, tokenizer, vocab_size)
-    ids = None if target is None else _ids("target", target, tokenizer, vocab_size)
+        other = choices.ids_of("contrast", contrast)
+    ids = None if target is None else choices.ids_of("target", target)
 
     if not isinstance(other, tuple) or other[0] == "top":  # nothing to diverge from
         if ids is not None and len(ids) > 1:
+            others = "or the id of one token"
+            if choices.what == "token":  # others are not answered with
+                others = "the id of one token, or answer= for all of them"
             raise ValueError(
                 f"target {target!r} is {len(ids)} tokens {list(ids)}, and no contrast says where to look: "
-                "give a contrast string, or the id of one token"
+                f"give a contrast string, {others}"
             )
         return Request(ids[0] if ids else None, other)
     if ids is None:
-        note = _first_token_note("contrast", contrast, other, tokenizer)
+        note = _first_token_note("contrast", contrast, other, choices)
         return Request(None, other[0], note=note)
+    return diverging(("target", target, ids), ("contrast", contrast, other), choices)
 
+
+def diverging(one: tuple, another: tuple, choices: Choices) -> Request:
+    """The difference at the first token in which two texts differ, behind what they share; name, text and ids of each.
+
+    Raises:
+        ValueError: if one of them is the other's beginning.
+    """
+    (name, target, ids), (other_name, contrast, other) = one, another
+    target, contrast = cut(repr(target)), cut(repr(contrast))
     shared = 0
     while shared < min(len(ids), len(other)) and ids[shared] == other[shared]:
         shared += 1
     if shared == min(len(ids), len(other)):
         raise ValueError(
-            f"target {target!r} and contrast {contrast!r} never diverge: their tokens are {list(ids)} and {list(other)}"
+            f"{name} {target} and {other_name} {contrast} never diverge: their {choices.what}s are "
+            f"{cut(str(list(ids)))} and {cut(str(list(other)))}"
         )
     note = ""
     if shared:
         count = f"{shared} token{'s' * (shared > 1)}"
-        end = f"{tokenizer.named(ids[:shared])}, which now end{'s' * (shared == 1)} the prompt"
-        note = f"{target!r} and {contrast!r} share their first {count} {end}; compared at the next one."
+        end = f"{choices.named(ids[:shared])}, which now end{'s' * (shared == 1)} the prompt"
+        note = f"{target} and {contrast} share their first {count} {end}; compared at the next one."
     elif max(len(ids), len(other)) > 1:
         longer = [
-            _first_token_note(name, given, found, tokenizer)
-            for name, given, found in (("target", target, ids), ("contrast", contrast, other))
+            _first_token_note(name, given, found, choices)
+            for name, given, found in (one, another)
         ]
         note = " ".join(filter(None, longer))
-    return Request(ids[shared], other[shared], ids[:shared], note)
+    return Request(ids[shared], other[shared], tuple(ids[:shared]), note)
+
+
+def is_pair(given, word: str) -> bool:
+    """Whether it is ``(word, something)``, as ("top", 3) is and ("logprob", 5)."""
+    return isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], str) and given[0] == word
+
+
+def _log_probability(target, contrast, choices: Choices) -> Request:
+    if contrast is not None:
+        raise ValueError(
+            "a log-probability takes no contrast, as two of them differ by what their logits differ by: leave out "
+            'either the contrast or "logprob"'
+        )
+    if isinstance(target, tuple) and not is_pair(target, "logprob"):
+        return _one_each(tuple(("logprob", one) for one in target), None, choices)
+    if isinstance(target, tuple) or callable(target):
+        raise TypeError(f'target ("logprob", token) takes a token id or a string, or None, not {target!r}')
+    choices.check(None, logprob=True)
+    return replace(read(target, None, choices), logprob=True)
+
+
+def _one_each(target: tuple, contrast, choices: Choices) -> Request:
+    """Of a target for each position, and a contrast for each or one for all."""
+    if not target:
+        raise ValueError("target is an empty tuple: give a target for each position")
+    several = isinstance(contrast, tuple) and not is_pair(contrast, "top")
+    if several and len(contrast) != len(target):
+        raise ValueError(
+            f"target is a tuple of {len(target)} and contrast one of {len(contrast)}, one a position: give as many of "
+            "both"
+        )
+    each = []
+    for one, other in zip(target, contrast if several else (contrast,) * len(target), strict=True):
+        if (isinstance(one, tuple) and not is_pair(one, "logprob")) or callable(one):
+            raise TypeError(f"target is a tuple, one a position, and holds {one!r}: a token id or a string is meant")
+        each.append(read(one, other, choices))
+        if each[-1].prefix:
+            raise ValueError(
+                f"target {one!r} and contrast {other!r} begin alike, so they cannot be compared at one position among "
+                "others: give strings that differ in their first token, or ids"
+            )
+    kinds = list(dict.fromkeys(map(_kind, each)))
+    if len(kinds) > 1:
+        one, other = (" ".join(map(str, kind)) for kind in kinds[:2])
+        raise ValueError(
+            f"the positions' targets are of different kinds, {one} and {other}: explain them one by one, or give a "
+            "function of the logits"
+        )
+    note = " ".join(dict.fromkeys(request.note for request in each if request.note))
+    return Request(None, None, note=note, each=tuple(each))
+
+
+def _of_function(function: Callable, contrast, choices: Choices) -> Request:
+    if contrast is not None:
+        raise ValueError("a function of the logits says by itself what is compared: leave the contrast out")
+    note = (
+        f"What is explained is {_name(function)}, a function of the logits: the {choices.what}s named here are the "
+        "model's first choices."
+    )
+    return Request(None, None, note=note, function=function)
+
+
+def _name(function: Callable) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def several(name: str, given):
@@ -245,8 +183,7 @@ def several(name: str, given):
         how = f"of layout {getattr(given, 'layout', None)} on {getattr(given, 'device', None)}"
         raise TypeError(f"{name} is a tensor {how}, which holds no list of numbers: give a token id") from error
     if not of_text and not _are_whole(found):
-        choices = 'a token id or a string, "mean" or ("top", k)' if name == "contrast" else "a token id or a string"
-        raise TypeError(f"{name} must be {choices}, not {given!r}")
+        raise TypeError(f"{name} must be {EXPECTED[name]}, not {given!r}")
     while isinstance(found, list) and len(found) == 1:
         found = found[0]
     if isinstance(found, list) and any(isinstance(one, list) for one in found):
@@ -260,125 +197,119 @@ def _are_whole(found) -> bool:
     return isinstance(found, int) and not isinstance(found, bool)
 
 
-def _ids(name: str, given, tokenizer: Tokenizer | None, vocab_size: int) -> tuple[int, ...]:
-    if isinstance(given, str):
-        if tokenizer is None:
-            raise ValueError(f"{name} {given!r} is a string: give tokenizer= with it, or a token id")
-        given = plain_text(given, name)
-        ids = made = tuple(tokenizer.encode(given, f"{name} {given!r}", added=False))
-        pieces = tokenizer.pieces(list(made))
-        blank = given.startswith(" ") and len(ids) > 1 and pieces[0] == BLANK
-        if blank and (pieces[1] or "").startswith(BLANK):
-            ids = ids[1:]  # SentencePiece puts a blank before every text: of " word" it makes two
-        if not ids:
-            raise ValueError(f"{name} {given!r} is no token at all: give a string that the tokenizer does not drop")
-        unknown = tokenizer.unknown
-        if unknown is not None and unknown[0] in ids and unknown[1] not in given:
-            pieces = [piece or tokenizer.text([one]) for one, piece in zip(made, pieces, strict=True)]
-            raise ValueError(
-                f"{name} {given!r} holds what the tokenizer does not know, and becomes {pieces}: give a string that it "
-                "knows, or a token id"
-            )
-        dropped = tokenizer.dropped(given, list(made))
-        if dropped:
-            raise ValueError(
-                f"{name} {given!r} holds {dropped[0]!r}, which the tokenizer drops: give a string without it, or a "
-                "token id"
-            )
-        wrong = [one for one in ids if not 0 <= one < vocab_size]
-        if wrong:
-            raise ValueError(
-                f"{name} {given!r} becomes token {wrong[0]}, outside the model's vocabulary, 0 to {vocab_size - 1}: "
-                "give the tokenizer that belongs to the model"
-            )
-        return ids
-    if isinstance(given, bytes | bytearray | memoryview):
-        raise TypeError(f"{name} is {type(given).__name__}, which is no text yet: decode it, as .decode('utf-8') does")
-    try:
-        one = None if isinstance(given, bool) else operator.index(given)
-    except TypeError:
-        one = None
-    if one is None:
-        choices = 'a token id or a string, "mean" or ("top", k)' if name == "contrast" else "a token id or a string"
-        raise TypeError(f"{name} must be {choices}, not {given!r}")
-    if not 0 <= one < vocab_size:
-        raise ValueError(f"{name} {one} is outside the vocabulary, 0 to {vocab_size - 1}")
-    return (one,)
-
-
-def _count(k, vocab_size: int) -> int:
+def _count(k, choices: Choices) -> int:
     if isinstance(k, bool) or not hasattr(k, "__index__"):
         raise TypeError(f'contrast ("top", k) takes a whole number k, not {k!r}')
-    if not 1 <= int(k) < vocab_size:
-        raise ValueError(f'contrast ("top", {k}) needs k from 1 to {vocab_size - 1}, all tokens but the target')
+    if not 1 <= int(k) < choices.size:
+        most = f"{choices.size - 1}, all {choices.what}s but the target"
+        raise ValueError(f'contrast ("top", {k}) needs k from 1 to {most}')
     return int(k)
 
 
-def _first_token_note(name: str, given, ids: tuple[int, ...], tokenizer: Tokenizer | None) -> str:
+def _first_token_note(name: str, given, ids: tuple[int, ...], choices: Choices) -> str:
     if len(ids) == 1:
         return ""
-    return f"{name} {given!r} is {len(ids)} tokens; its first, {tokenizer.named(ids[:1])}, is compared."
+    return f"{name} {cut(repr(given))} is {len(ids)} tokens; its first, {choices.named(ids[:1])}, is compared."
 
 
 def explain(
-    request: Request, logits: torch.Tensor, positions: list[int], tokenizer=None
+    request: Request, logits: torch.Tensor, positions: list[int], choices: Choices
 ) -> tuple[torch.Tensor, Explained]:
     """The scalar to explain, differentiable in ``logits`` (P, V), and its description. One term a position.
 
     Raises:
-        ValueError: for a logit that is not a number.
+        ValueError: for a logit that is not a number, and for a function of the logits that gives no scalar of them.
     """
-    if not torch.isfinite(logits).all():
-        raise ValueError(f"the logits hold {_flaw(logits)}: nothing can be explained; {_mend(logits)}")
+    check_finite(logits)
+    if request.row is not None:
+        logits, positions = logits[request.row : request.row + 1], [positions[request.row]]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    tokenizer = read_tokenizer(tokenizer)
     known = logits.detach()
 
     def token(row: int, one: int, rank: int | None = None) -> Token:
-        text = None if tokenizer is None else tokenizer.text([one])
-        return Token(one, text, float(known[row, one]), _rank(known[row], one) if rank is None else rank)
+        return Token(one, choices.text(one), float(known[row, one]), _rank(known[row], one) if rank is None else rank)
 
     terms, total = [], logits.new_zeros(())
+    own = logits.unbind(0)  # whose gradients are put together once: a row taken from all fills all with zeros
     for row, position in enumerate(positions):
-        best = _best(known[row], 2).tolist()
-        target = best[0] if request.target is None else request.target
-        runner_up = best[1] if target == best[0] else best[0]
+        asked = request.each[row] if request.each else request
+        best = best_of(known[row], 2).tolist()
+        target = best[0] if asked.target is None else asked.target
+        runner_up = best[-1] if target == best[0] else best[0]
         contrast, against = None, None
-        match request.contrast:
+        match asked.contrast:
             case None:
-                pass
+                against = own[row].logsumexp(-1) if asked.logprob else None
             case "mean":
-                against = logits[row].mean()
+                against = own[row].mean()
             case ("top", k):
-                others = _best(known[row], k + 1)
-                against = logits[row, others[others != target][:k]].mean()
+                against = own[row][others(known[row], target, k)].mean()
                 contrast = token(row, runner_up) if k == 1 else None
             case one:
                 if one == target:
                     raise ValueError(
-                        f"target and contrast are both token {target} {token(row, one).text!r} at position {position}: "
-                        "they never diverge; give two different tokens"
+                        f"target and contrast are both {choices.what} {target} {choices.text(one)!r} at position "
+                        f"{position}: they never diverge; give two different {choices.what}s"
                     )
-                contrast, against = token(row, one), logits[row, one]
-        total = total + logits[row, target] - (0 if against is None else against)
+                contrast, against = token(row, one), own[row][one]
+        total = total + own[row][target] - (0 if against is None else against)
         terms.append(
             Term(
                 position=position,
                 target=token(row, target),
                 contrast=contrast,
                 contrast_logit=None if against is None else float(against.detach()),
-                runner_up=token(row, runner_up),
+                runner_up=None if runner_up == target else token(row, runner_up),
             )
         )
+    if request.function is not None:
+        total = _scalar(request.function, logits)
     kind = _kind(request)
-    best = [token(-1, one, rank) for rank, one in enumerate(_best(known[-1], 10).tolist())]
-    return total, Explained(kind, terms, best, request.note, request.contrast[1] if kind == "top" else None)
+    best = [token(-1, one, rank) for rank, one in enumerate(best_of(known[-1], 10).tolist())]
+    return total, Explained(kind[0], terms, best, request.note, kind[1] if len(kind) > 1 else None, choices.what)
+
+
+def _scalar(function: Callable[[torch.Tensor], torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+    """What the caller's function makes of the logits.
+
+    Raises:
+        ValueError: one sentence, never a TypeError: of a batch, the row that it goes wrong at is known only now.
+    """
+    said = f"target, the function {_name(function)},"
+    given = logits.clone()  # which it may write into: other targets read the same logits
+    try:
+        found = function(given)
+    except Exception as error:  # the caller's code
+        reason = (str(error).strip().splitlines() or [""])[0]
+        shape = tuple(logits.shape)
+        raise ValueError(f"{said} failed at logits of shape {shape}: {type(error).__name__}: {reason}") from error
+    if not isinstance(found, torch.Tensor) or found.shape != () or not found.is_floating_point():
+        what = f"a {type(found).__name__}"
+        if isinstance(found, torch.Tensor):
+            what = f"a tensor of shape {tuple(found.shape)} and {found.dtype}"
+        raise ValueError(f"{said} gave {what}: it must give one number as a tensor without dimensions, as .sum() does")
+    g = None
+    if found.requires_grad and found.grad_fn is not None:  # a view made under no_grad has the one without the other
+        (g,) = torch.autograd.grad(found, logits, retain_graph=True, allow_unused=True)
+    if g is None:
+        raise ValueError(
+            f"{said} gave what does not depend on the logits: compute it from them in torch, without detach or item"
+        )
+    if not found.isfinite() or not g.isfinite().all():
+        raise ValueError(f"{said} gave {found.item()}, which has no finite gradient at these logits: mend it there")
+    return found
+
+
+def others(logits: torch.Tensor, target: int, k: int) -> torch.Tensor:
+    """The ``k`` best of (V,) logits other than the target's: what the contrast ("top", k) is the mean of."""
+    best = best_of(logits, k + 1)
+    return best[best != target][:k]
 
 
 # To sort all of a vocabulary takes longer than the rest of a short prompt's bookkeeping together.
 
 
-def _best(logits: torch.Tensor, count: int) -> torch.Tensor:
+def best_of(logits: torch.Tensor, count: int) -> torch.Tensor:
     """The ``count`` best of (V,) logits, best first; of equal ones the lower id is the better."""
     least = logits.topk(min(count, len(logits))).values[-1]
     among = (logits >= least).nonzero().squeeze(-1)
@@ -391,19 +322,27 @@ def _rank(logits: torch.Tensor, one: int) -> int:
     return int((logits > own).sum() + (logits[:one] == own).sum())
 
 
-def _kind(request: Request) -> str:
+def _kind(request: Request) -> tuple[str] | tuple[str, int]:
+    """As of `Explained`, with the number of others where that counts."""
+    if request.function is not None:
+        return ("function",)
+    if request.each:
+        return _kind(request.each[0])
     match request.contrast:
         case None:
-            return "logit"
+            return ("logprob" if request.logprob else "logit",)
         case "mean":
-            return "mean"
+            return ("mean",)
         case ("top", k) if k > 1:
-            return "top"
-    return "difference"
+            return ("top", k)
+    return ("difference",)
 
 
-def _flaw(logits: torch.Tensor) -> str:
-    return "NaN" if logits.isnan().any() else "infinities"
+def check_finite(logits: torch.Tensor) -> None:
+    """ValueError for a logit that is not a number."""
+    if not torch.isfinite(logits).all():
+        flaw = "NaN" if logits.isnan().any() else "infinities"
+        raise ValueError(f"the logits hold {flaw}: nothing can be explained; {_mend(logits)}")
 
 
 def _mend(logits: torch.Tensor) -> str:

@@ -145,8 +145,11 @@ class Tokenizer:
                 return text
             found = "".join(f"<{i}>" if one is None else _spelled(one) for i, one in zip(ids, pieces, strict=True))
             return found.replace(BLANK, " ") if text is None else found
-        # SentencePiece marks a word's beginning by a sign, and drops the space that it stands for at a text's front.
-        return f" {text}" if (pieces[0] or "").startswith(BLANK) and not text.startswith(" ") else text
+        return _behind(text, pieces)
+
+    def behind(self, ids: list[int]) -> str:
+        """What ids stand for behind other text, the space before a first word included; "" if the tokenizer fails."""
+        return _behind(self.decode(ids) or "", self.pieces(ids[:1]))
 
     def _is_blank(self, one: int) -> bool:
         return not (self.text([one]) or "?").strip(f" {BLANK}")
@@ -252,6 +255,12 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         """Whether a template is told; some tokenizers write chats without one."""
         return bool(self._table("chat_template") or self._template)
+
+
+def _behind(text: str, pieces: list[str | None]) -> str:
+    """SentencePiece marks a word's beginning by a sign, and drops the space that it stands for at a text's front."""
+    begins = bool(pieces) and (pieces[0] or "").startswith(BLANK)
+    return f" {text}" if begins and not text.startswith(" ") else text
 
 
 def read(given) -> Tokenizer | None:

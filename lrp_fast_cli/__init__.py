@@ -1,4 +1,4 @@
-"""Where ``lrp-fast`` begins: ``lrp-fast attribute``, ``graph``, ``plan``, ``doctor`` and ``tune``.
+"""Where ``lrp-fast`` begins: ``lrp-fast attribute``, ``graph``, ``study``, ``plan`` and more.
 
 Results go to stdout, progress to stderr; the exit status is 0, 1 (failed), 2 (asked wrongly) or 130 (interrupted).
 `import lrp_fast` brings torch and transformers with it, which takes seconds. This package lies beside it and needs
@@ -19,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in filter(None, (sys.stdout, sys.stderr)):  # a token is anything: no terminal's encoding may fail on it
         stream.reconfigure(errors="backslashreplace")
     options = build().parse_args(arguments)
+    options.command_line = ["lrp-fast", *(sys.argv[1:] if arguments is None else arguments)]
     try:
         return importlib.import_module(f"lrp_fast.cli.{options.command}").run(options)
     except KeyboardInterrupt:

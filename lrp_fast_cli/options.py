@@ -22,22 +22,35 @@ def add_decision(command: argparse.ArgumentParser, required: bool) -> None:
     command.add_argument(
         "--target",
         metavar="TOKEN",
-        help="the token to explain: a string, or id:N; the model's own first choice if left out",
+        help="the token to explain, or the label of a model that classifies: a string, or id:N; the model's own first "
+        "choice if left out",
+    )
+    command.add_argument(
+        "--answer",
+        metavar="TEXT",
+        help="in place of a target, a whole answer behind the prompt: the sum over its tokens is explained; with "
+        "another answer as the contrast, the difference where the two diverge",
     )
     command.add_argument(
         "--contrast",
         metavar="TOKEN",
-        default="top:1",
         help="what it is compared with: a string, id:N, mean (of all logits), top:K (mean of the K best others) "
-        "or none (the plain logit); the best other token if left out",
+        "or none (the plain logit); the best other one if left out (none, where a model gives one score)",
     )
+    command.add_argument("--logprob", action="store_true", help="explain log-probabilities, which take no contrast")
     command.add_argument(
         "--position",
         type=int,
         default=-1,
         metavar="I",
-        help="whose next token is meant: an index into the prompt (-1: the last)",
+        help="whose next token, or label, is meant: an index into the prompt (-1: the last; of a masked language model "
+        "the one mask token, whose own position is meant)",
     )
+    add_running(command)
+
+
+def add_running(command: argparse.ArgumentParser) -> None:
+    """By which rule, how exactly, and where."""
     command.add_argument("--rule", default="attnlrp", choices=("attnlrp", "cp", "gradient"), help="propagation rule")
     command.add_argument(
         "--tolerance",
@@ -46,7 +59,21 @@ def add_decision(command: argparse.ArgumentParser, required: bool) -> None:
         metavar="X",
         help="share of the attention's mass that a layer's backward pass may leave out, such as 0.01 (0: exact)",
     )
+    add_device(command)
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", help="a model directory, or a name on the Hugging Face hub")
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+
+
+def add_dtype(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="float32 on a CPU, else the model's own"
+    )
 
 
 def add_building(command: argparse.ArgumentParser, default: str) -> None:
@@ -71,12 +98,7 @@ def add_building(command: argparse.ArgumentParser, default: str) -> None:
 
 
 def add_dtype_and_memory(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--dtype",
-        default=None,
-        choices=("float32", "bfloat16", "float16"),
-        help="float32 on a CPU, else the model's own",
-    )
+    add_dtype(command)
     command.add_argument(
         "--device-budget", type=size, metavar="SIZE", help="memory above the model on each CUDA device, such as 60GB"
     )
@@ -91,8 +113,17 @@ def add_dtype_and_memory(command: argparse.ArgumentParser) -> None:
 def count(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of tokens: give 1 or more")
+        raise argparse.ArgumentTypeError(f"{text} is too few: give 1 or more")
     return value
+
+
+def span(text: str) -> range:
+    """Positions as START:END, the last one left out; -20: are the last twenty."""
+    match = re.fullmatch(r"(-?\d+):(-?\d+)?", text)
+    start, end = (int(match[1]), int(match[2] or 0)) if match else (0, 0)
+    if match is None or (start >= 0 and match[2] is None) or not (start < end and (start >= 0 or end <= 0)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no span of positions: write START:END, such as 58:94, or =-36:")
+    return range(start, end)
 
 
 def size(text: str) -> int:

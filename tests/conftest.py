@@ -15,7 +15,7 @@ from lrp_fast.reference import rounding
 from tests import selection
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = Path(lrp_fast.__file__).resolve().parent.parent / "benchmarks" / "families.py"
+TABLE = ROOT / "benchmarks" / "families.py"
 
 SLIDING = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 GEMMA = {"head_dim": 24, "query_pre_attn_scalar": 10, "final_logit_softcapping": 4.0} | SLIDING
@@ -271,6 +271,73 @@ class FlashAttention:
         if left >= 0:
             hidden |= j < i - left
         return (q @ k.mT * given["scale"]).masked_fill(hidden, -torch.inf)
+
+
+class CudnnAttention:
+    """As `FlashAttention`, of PyTorch's two operations by cuDNN; with lse as a column, as some versions have it, or
+    not."""
+
+    def __init__(self, column):
+        self.calls, self.column = [], column
+
+    def forward(self, query, key, value, bias, keep, dropout, causal, debug, *, scale):
+        self.calls.append("aten::_scaled_dot_product_cudnn_attention")
+        assert bias is None and keep is True and dropout == 0.0 and debug is False
+        self._check(query, key, value)
+        scores = self._scores(query, key, causal, scale)
+        lse = torch.logsumexp(scores, -1)
+        out = (torch.exp(scores - lse.unsqueeze(-1)) @ self._each(value, query)).to(query.dtype)
+        nothing = torch.empty(0)
+        lse = lse.unsqueeze(-1) if self.column else lse
+        return torch.empty_like(query).copy_(out), lse, None, None, query.shape[2], key.shape[2], *[nothing] * 3
+
+    def backward(self, g, query, key, value, out, lse, seed, offset, bias, cum_q, cum_k, max_q, max_k, dropout, causal,
+                 *, scale):  # fmt: skip
+        self.calls.append("aten::_scaled_dot_product_cudnn_attention_backward")
+        assert bias is None and cum_q is None and cum_k is None and dropout == 0.0
+        assert (max_q, max_k) == (query.shape[2], key.shape[2]) and seed.dtype == offset.dtype == torch.int64
+        self._check(query, key, value)
+        for one in (g, out):
+            assert one.shape == query.shape and one.dtype == query.dtype and one.stride(3) == 1
+        rows = query.shape[:3]
+        assert lse.shape == ((*rows, 1) if self.column else rows) and lse.is_contiguous()
+        lse = lse.view(*rows, 1)
+        q, k, v, u, o = (self._each(one, query) for one in (query, key, value, g, out))
+        p = torch.exp(self._scores(query, key, causal, scale) - lse)
+        ds = p * (u @ v.mT - (u * o).sum(-1, keepdim=True)) * scale
+        grads = [ds @ k]
+        for like, grad in ((key, ds.mT @ q), (value, p.mT @ u)):
+            grads.append(grad.unflatten(1, (like.shape[1], -1)).sum(2))
+        return tuple(one.to(like.dtype) for one, like in zip(grads, (query, key, value), strict=True))
+
+    def _check(self, query, key, value):
+        assert key.shape == value.shape and query.shape[1] % key.shape[1] == 0
+        assert query.shape[3] % 8 == 0 and query.shape[3] <= 128
+        assert all(one.stride(3) == 1 and one.data_ptr() % 16 == 0 for one in (query, key, value))
+
+    def _each(self, x, query):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return wide.repeat_interleave(query.shape[1] // x.shape[1], 1)
+
+    def _scores(self, query, key, causal, scale):
+        """A causal mask starts at the first key."""
+        scores = self._each(query, query) @ self._each(key, query).mT * scale
+        if causal:
+            hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+            scores = scores.masked_fill(hidden, -torch.inf)
+        return scores
+
+
+@pytest.fixture(params=[False, True], ids=["lse in rows", "lse in a column"])
+def cudnn_attention(request, monkeypatch):
+    """`CudnnAttention`, where lrp_fast would call PyTorch's."""
+    stand_in, module = CudnnAttention(request.param), lrp_fast.ops.attention_cudnn
+    monkeypatch.setattr(module, "_forward", stand_in.forward)
+    monkeypatch.setattr(module, "_backward", stand_in.backward)
+    monkeypatch.setattr(module, "_is_available", lambda *_: True)
+    module._keeps_a_column.cache_clear()
+    yield stand_in
+    module._keeps_a_column.cache_clear()
 
 
 @pytest.fixture

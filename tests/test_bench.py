@@ -16,6 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 pytest.importorskip("pytest_benchmark")
 from pytest_benchmark.stats import Stats  # noqa: E402
 
+from lrp_fast.hf import check  # noqa: E402
+
 KINDS = ("benchmarks", "not_counted")
 PEER = """
 import os, time
@@ -246,27 +248,94 @@ def test_linear_maps_agree_with_zennit_and_the_file_names_no_host(root, tmp_path
     assert "| Zennit's gamma | " in modules("tables").section(tmp_path)
 
 
+def test_this_package_of_an_older_commit_is_a_peer_like_any_other(modules, monkeypatch, tmp_path, root):
+    """In whose place the same commit stands here."""
+    turns, before = modules("turns"), modules("bench_before")
+    monkeypatch.setitem(turns.PACKAGES, "ours@before", os.fspath(root))
+    config = SimpleNamespace(getoption={"--model": os.fspath(tiny_llama(tmp_path))}.get)
+    found, run = turns.Turns(config), []
+
+    def contender(*given, **named):
+        one = benchmark(given[0], given[1], turn, 1.0)
+        one.pedantic = lambda call, setup, rounds: (setup(), call())
+        run.append(one)
+        found.contender(one, {"turn": turn}, *given, **named)
+
+    try:
+        for turn in (0, 1):
+            for case in before.CASES:
+                before.test_before(contender, ("gemma2", 16), turn, case)
+    finally:
+        found.close()
+    counted = {one.extra_info["case"]: one for one in found.folded(run)}
+    assert set(counted) == set(before.CASES) and found.not_counted == []
+    assert counted["ours"].extra_info["against"] == "before" and counted["ours"].stats.rounds == 2
+    assert {one.group for one in run} == {"before, gemma2, 16 tokens"}
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3_next", "bamba", "mamba", "lfm2", "recurrent_gemma", "qwen3", "gemma2", "mixtral"]
+)
+def test_models_of_the_benchmarks_are_those_that_are_explained(name, modules):
+    hybrids, before = modules("hybrids"), modules("bench_before")
+    model_class, told = hybrids.config_of(name)
+    config = model_class.config_class(**told)
+    with torch.device("meta"):
+        model = model_class(config)
+    check(model)
+    kinds = getattr(config, "layer_types", [])
+    attending = sum(kinds.count(one) for one in ("attention", "full_attention", "sliding_attention"))
+    assert name in hybrids.ATTENTION or attending == (name != "mamba")
+    tokens = before.RUNS[name][0][0] if name in hybrids.ATTENTION else modules("bench_hybrids").TOKENS
+    window = getattr(config, "sliding_window", None)
+    assert window is None or window < tokens  # it hides something
+
+
+def tiny_llama(folder):
+    config = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+                         vocab_size=49152, max_position_embeddings=256, tie_word_embeddings=True)  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def test_a_study_has_the_values_of_attribute_batch(root, tmp_path, modules):
+    pytest.importorskip("pyarrow")
+    found = bench(root, tmp_path, "benchmarks/bench_study.py")
+    assert found["not_counted"] == [] and [one["stats"]["rounds"] for one in found["benchmarks"]] == [2, 2]
+    assert found["benchmarks"][1]["extra_info"]["error_greatest"] <= 1e-4
+    (tmp_path / "study.json").write_text(json.dumps(found))
+    assert "| study.run | " in modules("tables").section(tmp_path)
+
+
 @pytest.mark.slow
 def test_contenders_agree_on_a_small_model(root, tmp_path, smollm2, modules):
     """The groups that ask workers, on a model whose answers mean nothing."""
     _, tokenizer = smollm2
-    config = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-                         vocab_size=49152, max_position_embeddings=256, tie_word_embeddings=True)  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tiny_llama(tmp_path)
     tokenizer.save_pretrained(tmp_path / "model")
-    groups = ("attribution", "batch", "graph")
+    groups = ("attribution", "batch", "graph", "hybrids", "before")
     files = [f"benchmarks/bench_{group}.py" for group in groups]
-    found = bench(root, tmp_path, "--model", tmp_path / "model", "-k", "not cp and not gradient", *files)
-    without_lxt = importlib.util.find_spec("lxt") is None
-    assert all("lxt" in one["why"] for one in found["not_counted"]) and bool(found["not_counted"]) == without_lxt
-    cases = {one["extra_info"]["case"]: one["extra_info"] for one in found["benchmarks"]}
+    others = [one for one in modules("hybrids").MODELS | modules("hybrids").ATTENTION if one != "lfm2"]
+    chosen = " and ".join(f"not {one}" for one in ("cp", "gradient", *others))
+    found = bench(root, tmp_path, "--model", tmp_path / "model", "-k", chosen, *files)
+    without = {"lxt"} if importlib.util.find_spec("lxt") is None else set()
+    without |= set() if (root / ".venv" / "before").is_dir() else {".venv/before is not there", "before, which"}
+    why = [one["why"] for one in found["not_counted"]]
+    assert all(any(word in one for word in without) for one in why)
+    assert all(any(word in one for one in why) for word in without)
+    for group, length in (("hybrid lfm2", 64), ("before, smollm2", 16)):
+        mine = [one for one in found["benchmarks"] if one["group"] == f"{group}, {length} tokens"]
+        assert "forward" in {one["extra_info"]["case"] for one in mine} and all(one["stats"]["rounds"] for one in mine)
+    needle = (one for one in found["benchmarks"] if not one["group"].startswith(("hybrid", "before")))
+    cases = {one["extra_info"]["case"]: one["extra_info"] for one in needle}
     assert cases["ours"]["against"] == "float64" and cases["ours, attribute_batch"]["against"] == "float64"
     assert cases["closed form"]["error_greatest"] < 1e-5
     for group in groups:
-        mine = (group, "transition") if group == "graph" else (group,)
+        mine = {"graph": ("graph", "transition"), "hybrids": ("hybrid ",)}.get(group, (group,))
         parts = {what: [one for one in found[what] if one["group"].startswith(mine)] for what in KINDS}
         (tmp_path / f"{group}.json").write_text(json.dumps(found | parts))
     section = modules("tables").section(tmp_path)
-    for name in ("ours, tolerance", "ours, attribute_batch", "topk 16", "batch packing"):
+    for name in ("ours, tolerance", "ours, attribute_batch", "topk 16", "batch packing", "ours, topk 16"):
         assert f" {name} | " in section
+    assert "| SmolLM2-135M-Instruct | 16 | " in section

@@ -24,7 +24,7 @@ TIMED = [
     *("linear gamma", "linear epsilon", "gated MLP forward", "gated MLP backward attnlrp", "gated MLP backward cp"),
     *("RMSNorm forward", "RMSNorm forward + residual", "RMSNorm backward", "node relevance"),
     *("activation forward", "activation backward"),
-    *(f"attention {part}, head_dim 128, float32" for part in ("forward", "backward attnlrp", "backward cp")),
+    *(f"attention {part}, head_dim 128, float32" for part in ("forward", "backward attnlrp", "backward cp", "edges")),
     *("linear gamma, float32", "linear epsilon, float32"),
 ]
 

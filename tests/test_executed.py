@@ -53,7 +53,7 @@ def test_faults_fail_by_name_line_and_kind(target, root):
 
 def test_the_readme_says_what_was_found(executed, report, root):
     readme = (root / "README.md").read_text("utf-8")
-    _, inside, _ = executed.between_marks(readme, executed.MARKS)
+    _, inside, _ = importlib.import_module("families").between_marks(readme, executed.MARKS)
     assert inside == executed.section(report, executed.sources()), ANEW
 
 

@@ -56,6 +56,8 @@ def test_a_family_has_what_all_of_its_tests_show(families, root, tmp_path):
     (folder / "test_showing.py").write_text(SHOWING)
     for name in ("conftest.py", "selection.py"):
         shutil.copy(root / "tests" / name, folder)
+    (tmp_path / "benchmarks").mkdir()
+    shutil.copy(root / "benchmarks" / "families.py", tmp_path / "benchmarks")
     pytest_here = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "-c", root / "pyproject.toml"]
     counts = []
     for shard in ("0/2", "1/2"):

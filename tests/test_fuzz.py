@@ -72,12 +72,13 @@ def files(tiny, folder):
         if spec.mass is None:
             graph = replace(result.graph, tokens=texts)
             result = replace(result, tokens=texts, special=[True, False, False, False, False])
+            result = result.by_source({"left": (0, 2), "right": (3, 4)} if contrast else {"\ud800": (0, 5)})
         else:
             graph = result.graph.prune(influence=(0.9, 0.98))
         result.save(folder / "case")
         found["attribution"].append(opened(folder / "case"))
         for half in (False, True):
-            graph.save(folder / "case", half=half)
+            replace(graph, causal=half).save(folder / "case", half=half)
             found["graph"].append(opened(folder / "case"))
     (graph - graph.prune(mass=0.5)).group_by([0, 0, 1, 1, 1], ["left", "right"]).save(folder / "case")
     found["graph"].append(opened(folder / "case"))
@@ -246,7 +247,7 @@ def mutants(draw, files):
     about, tensors = copy.deepcopy(about), dict(tensors)
     kinds = draw(
         st.lists(
-            st.sampled_from(["about", "about", "tensor", "tensor", "mix", "header", "bytes"]), min_size=1, max_size=3
+            st.sampled_from(["about", "about", "tensor", "tensor", "mix", "header", "bytes"]), max_size=3
         )
     )
     for kind in kinds:
@@ -325,6 +326,10 @@ def test_attributions(files, folder):
         assert torch.equal(again.layers, result.layers) and torch.equal(again.input_ids, result.input_ids)
         for name in ("value", "explained", "rules", "model", "tokens", "special"):
             assert getattr(again, name) == getattr(result, name)
+        assert (again.sources is None) == (result.sources is None)
+        if result.sources is not None:
+            assert again.sources.names == result.sources.names
+            assert torch.equal(again.sources.groups, result.sources.groups)
 
     check()
     refused, read = counts["attribution"]

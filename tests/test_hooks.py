@@ -223,3 +223,12 @@ def test_gradients_of_the_embeddings_are_not_promised(what, tiny, ids):
     for memory in (None, Memory(host_budget=plan(model, 23).least["cpu"])):
         with pytest.raises(ValueError, match="asked the embeddings for their gradient"):
             attribute_batch(model, [ids[0]], memory=memory)
+
+
+def test_hooks_that_transformers_leaves_behind_do_not_count(tiny, ids):
+    """A model that was once asked for its hidden states keeps hooks that see them where it is asked again."""
+    model, spec = tiny("llama"), GraphSpec(topk=4)
+    before = attribute(model, ids, 3, 5, graph=spec).graph
+    model(ids, output_hidden_states=True)
+    after = attribute(model, ids, 3, 5, graph=spec).graph
+    assert torch.equal(before.nodes, after.nodes) and torch.equal(before.weights, after.weights)

@@ -180,7 +180,9 @@ def test_edges_that_no_budget_holds_are_refused():
         plan(model(), 10, graph=GraphSpec(topk=1, layers=[9]))
 
 
-@pytest.mark.parametrize("rule", ["gradient", Rules(epsilon=0.1), Rules(gamma=0.1), Rules("cp", attention_gamma=0.1)])
+@pytest.mark.parametrize(
+    "rule", ["gradient", "gim", Rules(epsilon=0.1), Rules(gamma=0.1), Rules("cp", attention_gamma=0.1)]
+)
 def test_other_rules_take_no_more_than_planned(rule, monkeypatch):
     monkeypatch.setattr(lrp_fast.store, "_BLOCK", 0)
     monkeypatch.setattr(lrp_fast.reckoning, "_heap_loss", lambda size, context: 1.0)

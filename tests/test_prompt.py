@@ -174,8 +174,24 @@ def test_padding_is_left_out_where_a_mask_tells_it():
         read({"input_ids": [1, 2, 3], "attention_mask": [1, 0, 1]})
     with pytest.raises(ValueError, match=r"of one shape, not \(3,\) and \(2,\)"):
         read({"input_ids": [1, 2, 3], "attention_mask": [1, 1]})
-    with pytest.raises(TypeError, match="'pixel_values' is not what a tokenizer makes of a text"):
-        read({"input_ids": [1, 2, 3], "pixel_values": 0})
+    with pytest.raises(TypeError, match="'pixel_values_videos' is not what a tokenizer makes of a text, nor of"):
+        read({"input_ids": [1, 2, 3], "pixel_values_videos": 0})
+
+
+def test_what_a_processor_made_of_images():
+    types, pixels = {"mm_token_type_ids": [[0, 1, 1, 0]]}, {"pixel_values": np.ones((1, 3, 2, 2))}
+    given = {"input_ids": [[0, 7, 7, 3]], "attention_mask": [[0, 1, 1, 1]]} | types | pixels
+    found = read(given).images
+    assert list(found) == ["mm_token_type_ids", "pixel_values"]
+    assert torch.equal(found["mm_token_type_ids"], torch.tensor([[1, 1, 0]])) and found["pixel_values"].ndim == 4
+    assert read({"input_ids": [1, 2], "mm_token_type_ids": [0, 0], "pixel_values": None}).images == {}  # of a text
+    for name, one in (types | {"image_grid_thw": [[1, 2, 2]]}).items():
+        with pytest.raises(ValueError, match=f"^{name} came with the prompt, and no pixel_values of images"):
+            read({"input_ids": [0, 7, 7, 3], name: one})
+    with pytest.raises(TypeError, match="^pixel_values is no array: call the processor with return_tensors="):
+        read(given | {"pixel_values": [np.ones(2), np.ones(3)]})
+    with pytest.raises(ValueError, match="input_ids and attention_mask must be of one shape"):
+        read(given | {"mm_token_type_ids": [[0, 1]]})
 
 
 @pytest.mark.parametrize(("single", "pad"), [("$A", "</s>"), ("<s> $A", "</s>"), ("$A", "<s>"), ("<s> $A", "<s>")])
@@ -293,7 +309,7 @@ def test_what_a_message_holds_beside_its_text():
         ([{"content": "x"}], TypeError, "message 0 of the chat has no role: write {"),
         ([{"role": "user"}], TypeError, "message 0 of the chat has no text as its content, but None: write {"),
         ([USER | {"content": 5}], TypeError, "has no text as its content, but 5"),
-        ([USER | {"content": [{"type": "image", "url": "x"}]}], ValueError, "a part of type 'image': lrp_fast expl"),
+        ([USER | {"content": [{"type": "image", "url": "x"}]}], ValueError, "a part of type 'image', and lrp_fast"),
         ([USER | {"content": "a\ud800"}], ValueError, "message 0 of the chat is no text: .* at index 1; "),
         (USER, TypeError, "a dict without 'input_ids', and a chat is a list of messages"),
         ([TEXT, TEXT], TypeError, "input_ids is a list of strings: attribute_batch takes several prompts"),

@@ -112,7 +112,7 @@ EDITED = [  # where in the description, what stands there now, what is said of i
     (("rules", "epsilon"), True, "epsilon must be a finite number >= 0, not True"),
     (("rules", "epsilon"), math.nan, "epsilon must be a finite number >= 0, not nan"),
     (("rules", "epsilon"), 10**400, "epsilon must be a finite number >= 0, not 1000"),
-    (("explained",), [], "explained must hold kind, terms, best, note, others, and nothing else"),
+    (("explained",), [], "explained must hold kind, terms, best, note, others, of, and nothing else"),
     (("explained", "more"), 1, "explained must hold"),
     (("explained", "note"), GONE, "explained must hold"),
     (("explained", "note"), 7, "explained.note must be a string"),
@@ -159,7 +159,9 @@ EDITED = [  # where in the description, what stands there now, what is said of i
     ((*TERM, "contrast", "rank"), 10**6, "ranks its tokens otherwise than by their logits|gives one token two ranks"),
     ((*TERM, "contrast_logit"), None, r"explained.terms\[1\] has not the contrast of the kind 'difference'"),
     ((*TERM, "contrast_logit"), 1.0, r"explained.terms\[1\].contrast_logit must be the contrast's logit"),
-    ((*TERM, "runner_up"), None, r"explained.terms\[1\].runner_up must hold"),
+    ((*TERM, "runner_up"), [], r"explained.terms\[1\].runner_up must hold"),
+    ((*TERM, "runner_up"), None, r"explained.terms\[1\].runner_up must be the best token other than .*, null if none"),
+    (("explained", "of"), "word", "explained.of must be one of token, masked token, label"),
     ((*TERM, "runner_up", "rank"), 5, r"explained.terms\[1\].runner_up must be the best token other than the target"),
     ((*TERM, "runner_up", "logit"), 1e308, "explained.best with the last term's ranks its tokens otherwise"),
     ((*TERM, "runner_up", "text"), "x", "explained gives token [0-9]+ two texts"),
@@ -353,3 +355,10 @@ def test_attributions_and_graphs_say_who_reads_them(tiny, ids, tmp_path):
     with pytest.raises(ValueError, match="it is an attribution, which lrp_fast.load reads$"):
         lrp_fast.Graph.load(tmp_path / "attribution")
     lrp_fast.load(tmp_path / "attribution"), lrp_fast.Graph.load(tmp_path / "graph")  # as advised
+
+
+@pytest.mark.parametrize("asked", [{"contrast": 5}, {"contrast": None, "position": (0, 2)}, {"contrast": ("top", 3)}])
+def test_what_was_explained_is_written_as_dataclasses_say(asked, tiny, ids):
+    explained = attribute(tiny("llama"), ids, target=3, **asked).explained
+    assert explained.as_dict() == asdict(explained)
+    assert list(explained.as_dict()) == list(asdict(explained))

@@ -1,6 +1,7 @@
 """The streamed pass: the same numbers whatever waits where, less rounding in 16 bits, and nothing left behind."""
 
 import copy
+import importlib
 import os
 import signal
 import subprocess
@@ -289,6 +290,26 @@ def test_an_error_within_a_layer_leaves_the_model_as_it_was(tiny, ids):
         run(model, ids, ["host"] * 3, 7)
     assert torch.is_grad_enabled() and [sorted(m.__dict__) for m in model.modules()] == before
     handle.remove()
+
+
+def test_nobody_waits_for_a_layer_before_the_next_has_been_told(tiny, ids, monkeypatch):
+    """On CUDA a wait at every layer leaves the device without work. No more than one layer is ahead, though."""
+    order = []
+
+    class Sent:
+        def __init__(self, x):
+            self.x, self.number = x, len([one for one in order if one.startswith("sent")])
+            order.append(f"sent {self.number}")
+
+        def arrived(self):
+            order.append(f"arrived {self.number}")
+            return self.x
+
+    expected = attribute(tiny("llama"), ids, target=3, contrast=5).layers
+    monkeypatch.setattr(importlib.import_module("lrp_fast.stream"), "send", Sent)
+    assert torch.equal(attribute(tiny("llama"), ids, target=3, contrast=5).layers, expected)
+    assert order[:7] == ["sent 0", "sent 1", "arrived 0", "sent 2", "arrived 1", "sent 3", "arrived 2"]
+    assert order[7:] == [f"arrived {layer}" for layer in range(4)]
 
 
 def test_progress_tells_every_layer_of_both_phases(tiny, ids):

@@ -5,6 +5,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
+from lrp_fast.choices import Vocabulary
 from lrp_fast.targets import explain, read
 from lrp_fast.tokenizer import read as read_tokenizer
 from lrp_fast.tokenizer import token_texts
@@ -15,7 +16,7 @@ def ask(smollm2):
     model, tokenizer = smollm2
 
     def call(target, contrast):
-        return read(target, contrast, tokenizer=tokenizer, vocab_size=model.config.vocab_size)
+        return read(target, contrast, Vocabulary(model.config.vocab_size, read_tokenizer(tokenizer)))
 
     return call
 
@@ -83,12 +84,12 @@ def test_sentencepiece_targets_with_and_without_a_blank():
     backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Strip(" ", 1, 0)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
     for target, contrast in ((" Sydney", " Canberra"), ("Sydney", "Canberra")):
-        request = read(target, contrast, tokenizer=tokenizer, vocab_size=10)
+        request = read(target, contrast, Vocabulary(10, read_tokenizer(tokenizer)))
         assert (request.prefix, request.target, request.contrast) == ((), 2, 3)
     assert token_texts([2], tokenizer) == ([" Sydney"], "")
     with pytest.raises(ValueError, match=r"contrast ' Perth' holds what the tokenizer does not know, and becomes \["):
-        read(" Sydney", " Perth", tokenizer=tokenizer, vocab_size=10)
-    assert read("<unk>", " Sydney", tokenizer=tokenizer, vocab_size=10).contrast == 2  # asked for by name
+        read(" Sydney", " Perth", Vocabulary(10, read_tokenizer(tokenizer)))
+    assert read("<unk>", " Sydney", Vocabulary(10, read_tokenizer(tokenizer))).contrast == 2  # asked for by name
 
 
 def test_special_tokens_include_those_that_only_the_added_tokens_mark(smollm2):
@@ -106,13 +107,13 @@ def test_ranks_are_those_of_a_stable_sort(equal):
     logits = torch.randn(2, 300, generator=generator)
     logits = logits.round() if equal else logits
     order = logits.argsort(dim=-1, descending=True, stable=True)
-    request = read(int(order[0, 200]), int(order[0, 100]), vocab_size=300)
-    _, explained = explain(request, logits, [3, 8])
+    request = read(int(order[0, 200]), int(order[0, 100]), Vocabulary(300))
+    _, explained = explain(request, logits, [3, 8], Vocabulary(300))
     first, last = explained.terms
     assert (first.target.rank, first.contrast.rank, first.runner_up.id) == (200, 100, order[0, 0])
     assert last.target.rank == order[1].tolist().index(request.target)
     assert [token.id for token in explained.best] == order[1, :10].tolist()
     assert [token.rank for token in explained.best] == list(range(10))
-    value, _ = explain(read(None, ("top", 20), vocab_size=300), logits, [3, 8])
+    value, _ = explain(read(None, ("top", 20), Vocabulary(300)), logits, [3, 8], Vocabulary(300))
     ranked = logits.gather(1, order)
     torch.testing.assert_close(value, (ranked[:, 0] - ranked[:, 1:21].mean(1)).sum())

@@ -202,11 +202,16 @@ def test_stress(family, tier, tiny, pair):
     calls = [explained, lambda ids: logits(model, ids), generated, relevance]
     truths = [[call(ids) for ids in pair] for call in calls]
     wrong, counts = [], [[0, 0] for _ in calls]
-    until = time.monotonic() + SECONDS
+    start = time.monotonic()
+
+    def goes_on():  # on a busy machine a call may meet patched blocks again and again
+        return time.monotonic() < start + SECONDS or (
+            not wrong and not all(returned for returned, _ in counts) and time.monotonic() < start + SECONDS + 120
+        )
 
     def work(seed):
         choose = random.Random(seed)
-        while time.monotonic() < until:
+        while goes_on():
             which, row = choose.choices(range(4), (4, 4, 1, 1))[0], choose.randrange(2)
             try:
                 found = calls[which](pair[row])

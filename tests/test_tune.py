@@ -124,10 +124,11 @@ RIGHT = operations.Held("", "", "bfloat16", "triton", (), 0.1, 0.2, True)
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
     """``machine(time, checks, vendor)``: lines of a tuner of head_dim 64 whose rows take ``time(row, entry)``. Its
-    operations are right unless ``checks`` says otherwise, and PyTorch's attention takes ``vendor`` milliseconds."""
+    operations are right unless ``checks`` says otherwise, and PyTorch's attentions take ``vendor`` and ``cudnn``
+    milliseconds."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    def call(time, checks=lambda case, impl: RIGHT, vendor=2.0, pattern=None, **given):
+    def call(time, checks=lambda case, impl: RIGHT, vendor=2.0, cudnn=3.0, pattern=None, **given):
         held = lambda case, device, dtype, impl: checks(case, impl)  # noqa: E731
         monkeypatch.setattr(operations, "hold", held)
         timed = lambda row, table, bench: lambda trial: time(row, tiles.find(trial, row, ON))  # noqa: E731
@@ -135,7 +136,7 @@ def machine(monkeypatch, tmp_path):
         names = ("attention", "attention backward")
         large = [operations.Case(name, "", lambda generator: (), lambda impl: impl, None, ()) for name in names]
         monkeypatch.setattr(importlib.import_module("lrp_fast.tuning.tune"), "cases_of", lambda form: large)
-        stopwatch = lambda call: vendor if call == "vendor" else 1.5  # noqa: E731
+        stopwatch = lambda call: {"triton": 1.5, "vendor": vendor, "cudnn": cudnn}.get(call, 1.5)  # noqa: E731
         return tune(a_bench(milliseconds=stopwatch, **given), (64,), pattern=pattern)
 
     return call
@@ -149,7 +150,8 @@ def test_what_is_fastest_is_written_and_read(machine):
     found = list(machine(lambda row, entry: entry[0] + entry[1]))
     assert not any(step.wrong for step in found)
     told = [step.told for step in found]
-    assert told[0] == "attention backward, head_dim 64, 2 bytes: triton 1.500 ms, vendor 2.000 ms: triton"
+    times = "triton 1.500 ms, vendor 2.000 ms, cudnn 3.000 ms"
+    assert told[0] == f"attention backward, head_dim 64, 2 bytes: {times}: triton"
     shipped = tiles.find(tiles.TABLE, "dkv, head_dim 64, 2 bytes", DEVICE.capability)
     best = [16, 16, *shipped[2:]]
     assert told[2] == f"dkv, head_dim 64, 2 bytes: {shipped} {sum(shipped[:2])}.000 ms, {best} 32.000 ms"
@@ -198,11 +200,20 @@ def test_what_is_wrong_is_not_timed(machine):
 def test_a_vendor_that_is_wrong_or_absent_is_not_chosen(machine):
     by = {"wrong": RIGHT._replace(error=0.5), "absent": RIGHT._replace(failed="ValueError: it does not serve")}
     for name, held in by.items():
-        checks = lambda case, impl, held=held: held if impl == "vendor" else RIGHT  # noqa: E731
+        checks = lambda case, impl, held=held: RIGHT if impl == "triton" else held  # noqa: E731
         found = list(machine(lambda row, entry: 1.0, checks, vendor=0.1))
         assert found[0].wrong == (name == "wrong") and held.failed in found[0].told
         assert set(written()["paths"].values()) == ({"triton"} if name == "wrong" else set())
         measured.file_of(DEVICE).unlink()
+
+
+def test_of_two_vendors_the_faster_that_is_there_is_chosen(machine):
+    absent = RIGHT._replace(failed="ValueError: it does not serve")
+    for missing, best in ((None, "cudnn"), ("cudnn", "vendor"), ("vendor", "cudnn")):
+        checks = lambda case, impl, missing=missing: absent if impl == missing else RIGHT  # noqa: E731
+        found = list(machine(lambda row, entry: 1.0, checks, vendor=1.0, cudnn=0.5))
+        assert found[0].told.endswith(f": {best}") and set(written()["paths"].values()) == {best}
+        assert (f"{missing}: {absent.failed}" in found[0].told) == (missing is not None) and not found[0].wrong
 
 
 def test_no_row_of_that_name_is_told():

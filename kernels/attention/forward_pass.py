@@ -132,7 +132,8 @@ def forward(
 
     Args:
         query: (B, H, T, D), any strides. key, value: (B, H_kv, S, D).
-        window: query i reads keys i - window + 1 ... i. softcap: scores become softcap * tanh(score / softcap).
+        window: query i reads keys i - window + 1 ... i, or up to i + window - 1 where not causal.
+        softcap: scores become softcap * tanh(score / softcap).
         sinks: (H,), one more logit a head in the denominator, which lse includes.
         bounds: (B, 2) integers, the real tokens of a batch row are bounds[b, 0] ... bounds[b, 1] - 1. Others are
             not read, and their output is zero.

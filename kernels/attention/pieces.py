@@ -68,6 +68,9 @@ def key_tiles(t_lo, t_hi, offset, first, end, window, CAUSAL: tl.constexpr, WIND
     if WINDOW:
         lo = tl.maximum(lo, t_lo + offset - window + 1)
         full_lo = tl.maximum(full_lo, t_hi + offset - window)
+        if not CAUSAL:
+            hi = tl.minimum(hi, t_hi - 1 + offset + window)
+            full_hi = tl.minimum(full_hi, t_lo + offset + window)
     hi = tl.where(t_lo < t_hi, hi, 0)
     # Nothing below zero is divided: hardware truncates where Python floors.
     return clamp_tiles(
@@ -92,6 +95,9 @@ def query_tiles(j_lo, j_hi, offset, first, end, t_first, t_end, window, CAUSAL: 
     if WINDOW:
         hi = tl.minimum(hi, j_hi - 1 + window - offset)
         full_hi = tl.minimum(full_hi, j_lo + window - offset)
+        if not CAUSAL:
+            lo = tl.maximum(lo, j_lo + 1 - window - offset)
+            full_lo = tl.maximum(full_lo, j_hi - window - offset)
     hi = tl.where((j_lo < end) & (j_hi > first), hi, 0)
     full_hi = tl.where((j_lo >= first) & (j_hi <= end), full_hi, 0)
     return clamp_tiles(
@@ -132,6 +138,8 @@ def scores(b_qk, o_i, o_j, first, end, window, qk_scale, cap_scale, CAUSAL: tl.c
             m = m & (o_j <= o_i)
         if WINDOW:
             m = m & (o_j > o_i - window)
+            if not CAUSAL:
+                m = m & (o_j < o_i + window)
         b_s = tl.where(m, b_s, float("-inf"))
     return b_s, b_factor
 

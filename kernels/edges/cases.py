@@ -1,5 +1,7 @@
 """What the compile gate compiles of edges."""
 
+import itertools
+
 import torch
 import triton
 
@@ -21,9 +23,10 @@ def compile_cases(on: tuple[int, int] = (9, 0)) -> list[Case]:
                 name = f"{dim}-{str(dtype)[6:]}-{form}".replace(" ", "-")
                 calls[name] = lambda dim=dim, dtype=dtype, form=form: _both(dim, dtype, form)
     calls["128-float16-plain"] = lambda: _both(128, torch.float16, "plain")
-    for form in ("single", "kept single"):
-        name = form.replace("single", "plain")
-        calls[f"64-bfloat16-{form}".replace(" ", "-")] = lambda form=name: _both(64, torch.bfloat16, form, groups=1)
+    singles = [*itertools.product((64, 128, 256), ("plain", "all flags")), (64, "kept"), (128, "parts")]
+    for dim, form in singles:  # of heads that share no keys
+        name = f"{dim}-bfloat16-single-{form}".replace(" ", "-")
+        calls[name] = lambda dim=dim, form=form: _both(dim, torch.bfloat16, form, groups=1)
     cases = record(calls, on)
     return [
         (f"{case[0]}-{case[1].fn.__name__}", *case[1:])

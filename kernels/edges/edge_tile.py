@@ -158,4 +158,6 @@ def edge_tile(q, u, more, k, v, k_part, v_part, v_abs, v_more, lse, passed, kept
         m = m & (o_j[None, :] <= o_i)
     if WINDOW:
         m = m & (o_j[None, :] > o_i - window)
+        if not CAUSAL:
+            m = m & (o_j[None, :] < o_i + window)
     return tl.where(m, b_a * value_share, 0.0)

@@ -138,6 +138,8 @@ def launch_arguments(given: Pass, table: Table):
     )  # fmt: skip
     steps = [x.stride()[1:] if x is not None else (0, 0, 0) for x in (query, u, key, value, key_part, value_part)]
     groups = query.shape[1] // key.shape[1]
+    if groups == 1:  # keys and values come in the same loop as queries then, and a third stage of all has no room
+        tiles = tiles._replace(num_stages=min(tiles.num_stages, 2))
     sizes = (query.shape[2], key.shape[2], key.shape[1], groups)
     forms = flags | {"GROUPED": groups > 1, "HEAD_DIM": head_dim, "BLOCK_D": block_d(head_dim)}
     return tiles, tensors, [one for three in steps for one in three], sizes, forms

@@ -15,9 +15,11 @@ from .given import Pass, head_lists, launch_arguments, visits
 
 MOST = 64  # edges of a row that `strongest` keeps at most: they lie in registers
 
-# Keys that one program looks through for the strongest: few rows then still make many programs, and those that run
-# together share their queries in the cache.
-_SEGMENT = 4096
+# Keys that one program looks through for the strongest, at most and at least, and how many programs are enough: the
+# programs of many rows share their queries in the cache, few rows leave most multiprocessors idle (an H200 with 4,096
+# keys a program: 8 % of its peak at 4,096 tokens, which make 64 programs, and 32 % at 65,536).
+_SEGMENT, _LEAST_SEGMENT = 4096, 512
+_PROGRAMS = 512
 _LISTED = 2**23  # candidates in memory at a time, 8 bytes each, of all segments
 
 _MOST_KEYS = 2**31 - 1  # what a column is counted down from in a candidate
@@ -140,8 +142,7 @@ def strongest(given: Pass, rows: Tensor, k: int, table: Table = TABLE) -> tuple[
         (R, 2), the sums of the positive and of the negative edges that were left out.
     """
     tiles, tensors, steps, sizes, forms = launch_arguments(given, table)
-    segment = triton.cdiv(_SEGMENT, tiles.keys)
-    segments = triton.cdiv(given.key.shape[2], segment * tiles.keys)
+    segment, segments = _segments(triton.cdiv(len(rows), tiles.queries), given.key.shape[2], tiles.keys)
     found = []
     for part in rows.split(max(1, _LISTED // (segments * k * tiles.queries)) * tiles.queries):
         listed = torch.empty(len(part), segments, k, dtype=torch.int64, device=rows.device)
@@ -156,6 +157,15 @@ def strongest(given: Pass, rows: Tensor, k: int, table: Table = TABLE) -> tuple[
         )  # fmt: skip
         found.append(_merged(listed.flatten(1), dropped, k))
     return tuple(map(torch.cat, zip(*found, strict=True)))
+
+
+def _segments(blocks: int, keys: int, tile: int) -> tuple[int, int]:
+    """Key tiles of a segment, and how many segments there are, for so many blocks of rows."""
+    length = _SEGMENT
+    while length > _LEAST_SEGMENT and blocks * triton.cdiv(keys, length) < _PROGRAMS:
+        length //= 2
+    segment = triton.cdiv(length, tile)
+    return segment, triton.cdiv(keys, segment * tile)
 
 
 def _merged(listed: Tensor, dropped: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

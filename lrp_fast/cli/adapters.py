@@ -7,11 +7,22 @@ import sys
 import warnings
 from pathlib import Path
 
+import transformers
+from safetensors import safe_open
+
+from ..hf import explained_class, makes_labels
 from .source import Source, one_line
 
+_TASKS = {  # peft's class, and the head that such adapters are of
+    None: ("PeftModelForCausalLM", None),
+    "CAUSAL_LM": ("PeftModelForCausalLM", None),
+    "SEQ_CLS": ("PeftModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING"),
+    "TOKEN_CLS": ("PeftModelForTokenClassification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING"),
+}
 
-def check(source: Source) -> None:
-    """Before the base model is loaded for them.
+
+def check(source: Source, config):
+    """Before the base model is loaded for them: its config, with the head of labels that adapters bring along.
 
     Raises:
         ValueError: if peft is not there, or they are of a model with another head.
@@ -22,12 +33,45 @@ def check(source: Source) -> None:
         raise ValueError(
             f"{source.name!r} holds adapters, which peft reads: pip install peft, or merge them into their base model"
         ) from error
-    task = json.loads(Path(source.file("adapter_config.json")).read_text("utf-8")).get("task_type")
-    if task not in (None, "CAUSAL_LM"):
+    task = _task(source)
+    models = getattr(transformers, _TASKS.get(task, (None, None))[1] or "", {})
+    if task not in _TASKS or (_TASKS[task][1] is not None and type(config) not in models):
         raise ValueError(
             f"the adapters in {source.name!r} are of task_type {task}, no causal language model's: explaining them as "
             "one would explain a head that nobody trained; name adapters of a language model, or their base model"
         )
+    name = explained_class(config).__name__
+    if _TASKS[task][1] is None and makes_labels(explained_class(config)):
+        raise ValueError(
+            f"the adapters in {source.name!r} are of task_type {task}, and their base model {source.base!r} is a "
+            f"{name}: name adapters of that head"
+        )
+    if _TASKS[task][1] is None:
+        return config
+    if models[type(config)].__name__ != name:  # their base model has no such head
+        labels = _labels(source)
+        if labels == 0:
+            raise ValueError(
+                f"the adapters in {source.name!r} are of task_type {task} and hold no head, nor has their base model "
+                f"{source.base!r} one: explaining them would explain a head that nobody trained; complete them"
+            )
+        config.num_labels = labels or config.num_labels
+        config.architectures = [models[type(config)].__name__]
+    return config
+
+
+def _task(source: Source) -> str | None:
+    return json.loads(Path(source.file("adapter_config.json")).read_text("utf-8")).get("task_type")
+
+
+def _labels(source: Source) -> int | None:
+    """Rows of the head that lies with the adapters, 0 where none does; None where pickles would tell."""
+    file = source.file("adapter_model.safetensors")
+    if file is None:
+        return None
+    with safe_open(file, framework="pt") as opened:
+        heads = [key for key in opened.keys() if key.endswith(("score.weight", "classifier.weight"))]  # noqa: SIM118
+        return opened.get_slice(heads[0]).get_shape()[0] if heads else 0
 
 
 def attach(model, source: Source):
@@ -37,7 +81,7 @@ def attach(model, source: Source):
     print(f"{source.name} holds adapters of {source.base}: explained with them", file=sys.stderr)
     try:
         with warnings.catch_warnings(action="ignore"):  # what it finds missing is looked at here
-            wrapped = peft.PeftModelForCausalLM(model, peft.PeftConfig.from_pretrained(source.name))
+            wrapped = getattr(peft, _TASKS[_task(source)][0])(model, peft.PeftConfig.from_pretrained(source.name))
             loaded = wrapped.load_adapter(source.name, "default")
     except Exception as error:  # each kind of adapters has failures of its own
         why = f"cannot load the adapters in {source.name!r} onto {source.base!r}: {one_line(error)}"

@@ -9,7 +9,7 @@ import warnings
 import torch
 import transformers
 
-from ..hf import language_model_class
+from ..hf import explained_class
 from . import kind
 from .source import find, one_line
 
@@ -47,7 +47,7 @@ def _flaw(config) -> str | None:
         return f"its num_attention_heads={heads[0]} is no multiple of its num_key_value_heads={heads[1]}"
     try:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # of what is found below
-            model = language_model_class(config)._from_config(copy.deepcopy(config))
+            model = explained_class(config)._from_config(copy.deepcopy(config))
     except Exception as error:  # what a model does with values that make no sense is its own affair
         return f"transformers says {type(error).__name__}, {one_line(error)}"
     empty = next((f"{path} {tuple(one.shape)}" for path, one in model.named_parameters() if not one.numel()), None)

@@ -1,10 +1,11 @@
-"""What `attribute` and `graph` share: from the options to an attribution."""
+"""From the options of `add_decision` to an attribution, and what other commands share of the way."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import sys
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -12,22 +13,70 @@ from .load import load
 from .prompt import _read_prompt
 
 
-def explain(options: argparse.Namespace, graph=None):
-    """What `lrp_fast.attribute` makes of the options of `add_decision`, with its progress on stderr."""
-    prompt = _read_prompt(options)
-    target = None if options.target is None else read_token(options.target)
-    contrast = read_contrast(options.contrast)
+def explain(options: argparse.Namespace, graph=None, sources=None, by_token: bool = False, observe=()):
+    """What `lrp_fast.attribute` makes of the options, with its progress on stderr."""
+    prompt, question = _read_prompt(options), read_question(options)
+    model, tokenizer = loaded(options)
+    given = read_tokens(options, prompt, tokenizer)
+    return attributed(
+        options, model, tokenizer, given, question, graph, sources=sources, by_token=by_token, observe=observe
+    )
 
-    from .. import Memory, attribute, plan
+
+def attributed(options: argparse.Namespace, model, tokenizer, given, question: dict, graph=None, **more):
+    """`lrp_fast.attribute` of a model and a prompt that are there."""
+    from .. import attribute
+
+    question = settled(options, model, question)
+    with watched(options, model, given, graph) as shared:
+        return attribute(model, given, **question, graph=graph, tokenizer=tokenizer, **shared, **more)
+
+
+def read_question(options: argparse.Namespace) -> dict:
+    """What is asked, by the names of the library's arguments."""
+    if options.target is not None and options.answer is not None:
+        raise ValueError("--target and --answer both say what is explained: give one of them")
+    target, answer = (None if given is None else read_token(given) for given in (options.target, options.answer))
+    usual = "none" if options.logprob else "top:1"
+    contrast = read_contrast(usual if options.contrast is None else options.contrast)
+    if options.logprob and contrast is not None:
+        raise ValueError("--logprob takes no --contrast: two log-probabilities differ by what their logits differ by")
+    if options.logprob and answer is not None:
+        answer = ("logprob", answer)
+    elif options.logprob:
+        target = ("logprob", target)
+    return {"target": target, "contrast": contrast, "position": options.position, "answer": answer}
+
+
+def settled(options: argparse.Namespace, model, question: dict) -> dict:
+    """The question as it is put to a model that is there: nothing is beside the one score that some give."""
+    from ..hf import head_of
+
+    return question | ({"contrast": None} if options.contrast is None and head_of(model).size == 1 else {})
+
+
+def loaded(options: argparse.Namespace):
+    """The model and its tokenizer, and a word of it on stderr."""
+    print(f"loading {options.model}", file=sys.stderr)
+    return load(options)
+
+
+def read_tokens(options: argparse.Namespace, text: str, tokenizer):
+    """A prompt's tokens, in the chat template where --chat says so."""
     from ..prompt import read
 
-    print(f"loading {options.model}", file=sys.stderr)
-    model, tokenizer = load(options)
-    given = read([{"role": "user", "content": prompt}] if options.chat else prompt, tokenizer)
+    return read([{"role": "user", "content": text}] if options.chat else text, tokenizer)
+
+
+@contextmanager
+def watched(options: argparse.Namespace, model, given, graph=None):
+    """How a pass runs, by the names of the library's arguments; a bar on stderr shows how far it is."""
+    from .. import Memory, plan
+
     memory = Memory(options.device_budget, options.host_budget, options.offload_dir)
     planned = plan(model, len(given.ids), rule=options.rule, memory=memory, graph=graph)
     forward = planned.forward_flops / (planned.forward_flops + planned.replay_flops + planned.backward_flops)
-    shown = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
+    shown = "{desc}{percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
     # disable=None: off where nobody watches.
     with tqdm(total=1.0, bar_format=shown, file=sys.stderr, leave=False, disable=None) as bar:
 
@@ -37,19 +86,7 @@ def explain(options: argparse.Namespace, graph=None):
             bar.set_description(f"{phase}, layer {done} of {layers}", refresh=False)
             bar.refresh()
 
-        return attribute(
-            model,
-            given,
-            target=target,
-            contrast=contrast,
-            position=options.position,
-            rule=options.rule,
-            graph=graph,
-            memory=memory,
-            tokenizer=tokenizer,
-            progress=progress,
-            tolerance=options.tolerance,
-        )
+        yield {"rule": options.rule, "memory": memory, "tolerance": options.tolerance, "progress": progress}
 
 
 def read_spec(options: argparse.Namespace):

@@ -1,4 +1,5 @@
-"""What a config.json says that its checkpoint is: a causal language model of transformers, or something else."""
+"""What a config.json says that its checkpoint is: a causal language model of transformers, one with labels in place of
+its vocabulary, or something else."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import re
 import transformers
 from transformers.models.auto import modeling_auto as auto
 
-from ..hf import language_model_class
+from ..hf import explained_class
 from .source import Source, one_line
 
 _CAUSAL = re.compile("ForCausalLM|LMHeadModel|WithLMHead|DoubleHeadsModel")
@@ -16,7 +17,7 @@ _ANOTHER = re.compile("Reward|Classif|Scor|Critic|Value(?!Head)|(?<!With)ValueHe
 
 
 def read(source: Source):
-    """The config of a causal language model, as transformers reads it.
+    """The config of a causal language model, or of its body with labels, as transformers reads it.
 
     Raises:
         ValueError: if there is none; in one sentence.
@@ -42,17 +43,14 @@ def read(source: Source):
     except Exception as error:  # what a config does with values that make no sense is its own affair
         raise ValueError(f"transformers cannot read the config.json of {name!r}: {one_line(error)}") from error
     what = type(config).__name__
-    if language_model_class(config) is None:
+    if explained_class(config) is None:
         raise ValueError(f"transformers has no causal language model for {name!r}, a {what}: nothing to explain")
-    is_encoder = kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_encoder_decoder", False)
-    if is_encoder and getattr(config, "is_decoder", True) is False:
-        raise ValueError(f"{name!r} is an encoder, a {what} with is_decoder=False: no next token, nothing to explain")
     return config
 
 
 def loaded_class(config) -> str:
     """The class that is made of a config."""
-    return language_model_class(config).__name__
+    return explained_class(config).__name__
 
 
 def declared(source: Source) -> list[str]:

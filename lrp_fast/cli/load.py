@@ -9,7 +9,7 @@ import sys
 import torch
 import transformers
 
-from ..hf import language_model_class
+from ..hf import explained_class
 from . import adapters, kind, weights
 from .source import Source, find, first_line, one_line
 
@@ -27,13 +27,13 @@ def load(options: argparse.Namespace):
     device = read_device(options.device)
     source = find(options.model)
     config = kind.read(source)
+    if source.adapters:
+        config = adapters.check(source, config)
     if (other := kind.foreign(source, config)) is not None:
         raise ValueError(
             f"{source.base!r} is a {other} by its config.json, no causal language model: explaining it as one would "
             "explain a head that nobody trained; name the language model that it was made from"
         )
-    if source.adapters:
-        adapters.check(source)
     tokenizer = _load_tokenizer(source)
     if source.config.get("auto_map"):
         print(
@@ -42,8 +42,9 @@ def load(options: argparse.Namespace):
             file=sys.stderr,
         )
     try:
-        model, loading = language_model_class(config).from_pretrained(
+        model, loading = explained_class(config).from_pretrained(
             source.base,
+            config=config,  # adapters may have changed it
             dtype=options.dtype or ("float32" if device.type == "cpu" else "auto"),
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # otherwise transformers does not say which

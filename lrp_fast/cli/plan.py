@@ -14,12 +14,12 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from .. import Memory, plan
-    from ..hf import language_model_class
+    from ..hf import explained_class
 
     config = read_config(options.model)
     dtype = options.dtype or ("float32" if options.device == "cpu" else config.dtype or "float32")
     with torch.device("meta"):
-        model = language_model_class(config)._from_config(config, dtype=dtype)
+        model = explained_class(config)._from_config(config, dtype=dtype)
     memory = Memory(options.device_budget, options.host_budget, options.offload_dir)
     graph = None if options.topk is None and options.mass is None else read_spec(options)
     if graph is None and (options.layers or options.node_threshold or options.absolute):

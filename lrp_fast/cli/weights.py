@@ -8,6 +8,7 @@ import sys
 from safetensors import safe_open
 from torch import nn
 
+from ..hf import has_labels, head_of
 from . import kind
 from .source import Source
 
@@ -15,6 +16,7 @@ from .source import Source
 _COMPUTED = re.compile(r"(^|\.)((original_)?inv_freq|(cos|sin)_cached|position_ids|(attn|attention)\.(masked_)?bias)$")
 # Parts of a larger model that a token of a text does not pass.
 _BESIDE = re.compile(r"vision|visual|image|audio|speech|video|modal|projector|connect|resampler|talker|mtp|medusa")
+_OF_PAIRS = re.compile(r"(^|\.)(pooler|seq_relationship)\.")  # what an encoder says of two sentences, or pools them by
 _DECODER = re.compile(r"layers?$|blocks?$|^h$|norm|^ln|embed|^wte$|^wpe$|rotary")  # what parts of a decoder are called
 _ADAPTER = re.compile(r"(^|\.)(lora_|ia3_|base_layer\.|adapter|base_model\.)")
 _SCALE = re.compile(r"scale|zero|g_idx|absmax|quant|SCB|[:.]qdata$|amax")
@@ -39,11 +41,13 @@ def check(model, loading: dict, source: Source) -> None:
             f"{len(wrong)} of the weights in {name!r} have another shape than its config.json asks for, {key} first: "
             f"{tuple(there)} in the checkpoint, {tuple(asked)} by the config; {mend}"
         )
+    if source.adapters and has_labels(model):  # they bring its head, or are refused for that
+        missing = sorted(set(missing) - _head(model))
     if missing:
         if set(missing) <= _head(model):
             raise ValueError(
-                f"{name!r} has no head ({missing[0]}): explaining it as a language model would explain a head that "
-                f"nobody trained; name a checkpoint of the whole {type(model).__name__}"
+                f"{name!r} has no head ({missing[0]}): explaining it would explain a head that nobody trained; "
+                f"name a checkpoint of the whole {type(model).__name__}"
             )
         more = f", and hold {len(left)} that it has no place for, {left[0]} first" if left else ""
         mend = _otherwise_written(left) or _renamed(missing, left, model) or "complete the checkpoint"
@@ -99,7 +103,7 @@ def _in_whole_numbers(file: str) -> list[str]:
 
 def _head(model) -> set[str]:
     """The names of the weights of a model's head."""
-    head = model.get_output_embeddings()
+    head = head_of(model).module
     names = {path for path, part in model.named_modules() if part is head}
     return {f"{path}.{weight}" for path in names for weight, _ in head.named_parameters()}
 
@@ -113,6 +117,8 @@ def _is_inside(key: str, model) -> bool:
     """Whether a weight would have to be on a token's way through the language model, though nothing there takes it."""
     if _ADAPTER.search(key):
         return True
+    if _OF_PAIRS.search(key):
+        return False
     starts = (model, model.base_model)  # a decoder that was saved alone has names that begin there
     below, owner, part = max((_walk(key, start) for start in starts), key=lambda walked: walked[0])
     if isinstance(owner, nn.ModuleList):  # a layer more than there are: maybe one that predicts a token further on

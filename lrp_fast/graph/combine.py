@@ -37,6 +37,7 @@ def difference(graph, other):
         dropped_self=graph.dropped_self - other.dropped_self.flip(1),
         tokens=graph.tokens if graph.tokens is not None else other.tokens,
         manifest={"difference": [graph.manifest, other.manifest]},
+        causal=graph.causal and other.causal,
         **dict(zip(_COMBINED, map(torch.from_numpy, combined), strict=True)),
     )
 
@@ -64,6 +65,7 @@ def group_by(graph, groups, names):
         self_edges=_sums(graph.self_edges, ids, num_groups),
         tokens=None if names is None else list(names),
         manifest={"group_by": graph.manifest},  # positions in there are those of tokens
+        causal=graph.causal and bool((np.diff(ids) >= 0).all()),
         **dict(zip(_COMBINED, map(torch.from_numpy, combined), strict=True)),
     )
 

@@ -68,10 +68,12 @@ class Graph:
         tokens: N strings, or None.
         manifest: what the graph is of: model, rule, what was explained, its value, how the graph was made, versions;
             "pruned" lists the calls of `prune`, `trim` and `subgraph` that it went through. Anything that JSON holds.
+        causal: whether edges lead forwards alone, from a position to itself or a later one. Those of an encoder, which
+            reads in both directions, lead both ways.
 
     Raises:
-        TypeError, ValueError: where the arrays do not fit each other, an index is out of range or out of order, or a
-            weight is not finite.
+        TypeError, ValueError: where the arrays do not fit each other, an index is out of range or out of order, a
+            weight is not finite, or an edge of a causal graph comes from behind.
     """
 
     nodes: torch.Tensor
@@ -85,6 +87,7 @@ class Graph:
     dropped_self: torch.Tensor
     tokens: list[str] | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
+    causal: bool = True
 
     def __post_init__(self):
         for name in _FLOATS + tuple(_INTEGERS):
@@ -115,6 +118,10 @@ class Graph:
             raise TypeError(f"manifest must be a dict, not {type(self.manifest).__name__}")
         if not isinstance(self.manifest.get("pruned", []), list):
             raise TypeError('manifest["pruned"] must be a list, to which pruning appends')
+        if not isinstance(self.causal, bool):
+            raise TypeError(f"causal must be True or False, not {self.causal!r}")
+        if self.causal:
+            _check_forwards(self)
 
     @classmethod
     def from_transitions(
@@ -124,6 +131,7 @@ class Graph:
         transitions: Iterable[tuple[Edges, torch.Tensor]],
         tokens: list[str] | None = None,
         manifest: dict[str, Any] | None = None,
+        causal: bool = True,
     ) -> Graph:
         """Join the transitions, from the lowest up: for each its edges and their (R, 2) dropped mass."""
         parts = list(transitions)
@@ -146,6 +154,7 @@ class Graph:
             dropped_self=torch.zeros(len(edges), 2, dtype=nodes.dtype),
             tokens=tokens,
             manifest=manifest or {},
+            causal=causal,
         )
 
     def __repr__(self) -> str:
@@ -395,6 +404,18 @@ def _check_tensor(name: str, value) -> None:
     if value.device.type != "cpu" or value.requires_grad or not value.is_contiguous():
         mend = f"{name}.detach().cpu().contiguous()"
         raise ValueError(f"{name} must be contiguous, on the CPU and without grad: pass {mend}")
+
+
+def _check_forwards(graph: Graph) -> None:
+    """Columns ascend within a row: its last says it."""
+    held = graph.indptr.diff() > 0
+    behind = graph.columns[graph.indptr[1:][held] - 1] > graph.rows[held]
+    if behind.any():
+        row = int(graph.rows[held][behind][0])
+        raise ValueError(
+            f"an edge into position {row} comes from behind it, in a causal graph: give causal=False where tokens read "
+            "in both directions"
+        )
 
 
 def _check_tokens(tokens, num_tokens: int) -> None:

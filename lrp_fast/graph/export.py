@@ -88,7 +88,7 @@ def to_node_link(graph) -> dict:
 
 
 def _about(graph) -> dict:
-    about = {"num_layers": graph.num_layers, "num_tokens": graph.num_tokens}
+    about = {"num_layers": graph.num_layers, "num_tokens": graph.num_tokens, "causal": graph.causal}
     return about | {"dropped_mass": dropped(graph), "manifest": without_infinity(graph.manifest)}
 
 

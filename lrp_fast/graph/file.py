@@ -19,16 +19,20 @@ _FORMAT = "lrp_fast.graph/1"
 _ARRAYS = ("nodes", "self_edges", "row_offsets", "rows", "indptr", "columns", "dropped_mass", "dropped_self")
 
 
-def save(graph, path: str | os.PathLike, half: bool) -> None:
+def save(graph, path: str | os.PathLike, half: bool, sweep: bool = True) -> None:
+    """`Graph.save`; ``sweep`` as of `lrp_fast.files.aside`."""
     graph = replace(graph)  # which checks the arrays again: they may have been written to
     _check_manifest(graph)
-    metadata = reading.metadata({"tokens": graph.tokens, "manifest": graph.manifest}, _FORMAT)
+    about = {"tokens": graph.tokens, "manifest": graph.manifest}
+    if not graph.causal:  # which a file that does not say is
+        about["causal"] = False
+    metadata = reading.metadata(about, _FORMAT)
     tensors = {name: getattr(graph, name) for name in _ARRAYS}
     if half:
         tensors["weights"], tensors["scales"] = _halved(graph.weights.numpy(), graph.indptr.numpy())
     else:
         tensors["weights"] = graph.weights
-    with aside(path) as part:
+    with aside(path, sweep) as part:
         part.touch()
         mode = part.stat().st_mode
         try:
@@ -45,7 +49,7 @@ def load(cls, path: str | os.PathLike):
     name = repr(os.fspath(path))
     try:
         about, shapes = reading.header(path, _FORMAT)
-        reading.whole_of(about, ("tokens", "manifest"))
+        reading.whole_of(about, ("tokens", "manifest", *(["causal"] if "causal" in about else [])))
         reading.whole_of(shapes, (*_ARRAYS, "weights", *(["scales"] if "scales" in shapes else [])))
         with safe_open(path, framework="pt") as file:
             tensors = {one: file.get_tensor(one) for one in shapes}

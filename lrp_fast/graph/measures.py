@@ -30,7 +30,8 @@ Hubs
     hubs_in, hubs_out       nodes whose number of edges exceeds the mean by more than the standard deviation (over n)
 Position
     center_of_mass          mean position of the nodes, weighted by |R|; unweighted where all R are 0
-    mean_lookback           mean of target position - source position over incoming edges, unweighted
+    mean_lookback           mean of target position - source position over incoming edges, unweighted; of a graph that
+                            is not causal, what comes from behind counts as less than 0
     local_share             of the incoming edges, the part from the same position, unweighted
 
 The Gini coefficient of x_1 <= ... <= x_n is sum_i (2 i - n - 1) x_i / (n sum_i x_i), 0 where the sum is 0.

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..explained import Explained, Term, Token
 from ..files import without_infinity
 from ..ops import read_tolerance
 from ..rules import Rules
-from ..targets import Explained, Term, Token
 from .export import few_edges, held
 
 
@@ -31,6 +31,8 @@ def to_attribution_graph(graph, slug: str, scan: str | None) -> dict:
             raise ValueError(f"the manifest explains position {term.position} of {graph.num_tokens} tokens")
     edges = few_edges(graph)
     shown = held(graph, edges)
+    read = [_read(graph, term, len(terms) == 1) for term in terms]
+    shown[-1, [position for shares in read for position in shares]] = True
     shown[-1, [term.position for term in terms]] = True
     positions = shown.any(0).nonzero()[0]
     column = np.full(graph.num_tokens, -1)
@@ -56,8 +58,9 @@ def to_attribution_graph(graph, slug: str, scan: str | None) -> dict:
         for layer, source, target, weight in zip(*(one.tolist() for one in edges), strict=True)
     ]
     logits = []
-    for term in terms:
-        for label, about, weight, is_target in _outputs(explained, term):
+    for term, shares in zip(terms, read, strict=True):
+        relevance = graph.nodes[-1, [*shares]].sum().item()
+        for label, about, weight, is_target in _outputs(explained, term, relevance):
             node = _viewer_node(
                 f"{graph.num_layers + 1}_{label}_{column[term.position]}",
                 "logit",
@@ -67,7 +70,10 @@ def to_attribution_graph(graph, slug: str, scan: str | None) -> dict:
                 about,
             )
             logits.append(node | {"is_target_logit": is_target})
-            links.append({"source": name(graph.num_layers, term.position), "target": node["node_id"], "weight": weight})
+            links += [
+                {"source": name(graph.num_layers, position), "target": node["node_id"], "weight": share * weight}
+                for position, share in shares.items()
+            ]
     tokens = [_text(graph, position) for position in positions.tolist()]
     return {
         "metadata": {
@@ -138,9 +144,22 @@ def _version(graph) -> str:
     return str(versions.get("lrp_fast", "")) if isinstance(versions, dict) else ""
 
 
-def _outputs(explained: Explained, term: Term) -> list[tuple[int | str, str, float, bool]]:
+def _read(graph, term: Term, alone: bool) -> dict[int, float]:
+    """Whose last hidden states a term's logits are made of, and their shares in it: those of its position, but for a
+    classifier that takes a mean over all tokens."""
+    relevance = graph.nodes[-1].double()
+    if not alone or not relevance.any() or relevance.sum() == 0:
+        return {term.position: 1.0}
+    return {one: (relevance[one] / relevance.sum()).item() for one in relevance.nonzero().flatten().tolist()}
+
+
+def _outputs(explained: Explained, term: Term, relevance: float) -> list[tuple[int | str, str, float, bool]]:
     """For each logit of a term its id or kind, its label, what it adds to the explained value, and whether it is the
-    target. Both viewers read the probability out of the label, whose form is circuit-tracer's; here it is not known."""
+    target. Both viewers read the probability out of the label, whose form is circuit-tracer's; here it is not known.
+
+    A function of the logits has one node a position, to which the ``relevance`` of that position goes."""
+    if explained.kind == "function":
+        return [(explained.kind, 'Output "a function of the logits" (p=?)', relevance, True)]
     target = term.target
     found = [(target.id, f"{_output(target)}, logit {target.logit:.4g}, rank {target.rank + 1}", target.logit, True)]
     if term.contrast is not None:
@@ -148,8 +167,10 @@ def _outputs(explained: Explained, term: Term) -> list[tuple[int | str, str, flo
         label = f"{_output(other)}, logit {other.logit:.4g}, rank {other.rank + 1}, the contrast"
         found.append((other.id, label, -other.logit, False))
     elif term.contrast_logit is not None:
-        words = "mean of all logits" if explained.kind == "mean" else f"mean of the {explained.others} best others"
-        found.append((explained.kind, f'Output "{words}" (p=?), the contrast', -term.contrast_logit, False))
+        words = {"mean": "mean of all logits", "logprob": "log of the sum of exp of all logits"}
+        words = words.get(explained.kind, f"mean of the {explained.others} best others")
+        role = "" if explained.kind == "logprob" else ", the contrast"
+        found.append((explained.kind, f'Output "{words}" (p=?){role}', -term.contrast_logit, False))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 
 from .. import ops
 from ..rules import Rules
+from . import directions
 from .owner import is_ours
 
 NAME, PADDING, OF_TEXT = "lrp_fast", "lrp_fast_padding", "lrp_fast_of_text"
@@ -21,9 +23,9 @@ NO_MATRICES = "output_attentions=True asks for N x N matrices that lrp_fast neve
 
 # What transformers hands to every attention implementation, and what is not needed for the result or read elsewhere.
 _IGNORED = {
-    "attention_mask", "cache", "cache_position", "num_items_in_batch", "output_attentions", "output_hidden_states",
-    "output_router_logits", "past_key_values", "position_embeddings", "position_ids", "return_dict", "sliding_window",
-    "use_cache",
+    "attention_mask", "cache", "cache_position", "deterministic", "num_items_in_batch", "output_attentions",
+    "output_hidden_states", "output_router_logits", "past_key_values", "position_embeddings", "position_ids",
+    "return_dict", "sliding_window", "use_cache",
 }  # fmt: skip
 
 
@@ -41,6 +43,12 @@ class Choice:
 
     def forget(self) -> None:
         self._found = None
+
+
+class Until(NamedTuple):
+    """In the place of a mask: which keys behind a query it reads, as ``until`` of `ops.attention`."""
+
+    until: Tensor
 
 
 def register_attention() -> None:
@@ -77,8 +85,14 @@ def attention_forward(
     if unknown:
         raise ValueError(f"{layer} passes {', '.join(unknown)} to its attention, which lrp_fast has no rule for")
     attention_mask = getattr(attention_mask, "bounds", attention_mask)  # of `indexed_attention`
-    if attention_mask is not None and attention_mask.shape == (query.shape[0], 0):
-        raise ValueError(f"{layer} is given a mask for reading in both directions, which lrp_fast has no rule for")
+    until = None
+    if isinstance(attention_mask, Until):
+        (until,), attention_mask = attention_mask, None
+    if directions.reads_both_ways(getattr(module, "config", None)):
+        # What it computes hangs on the implementation, and on padding: nothing to be like.
+        raise ValueError(f"{layer} {directions.both_ways(module)}")
+    causal = directions.is_causal(module) if is_causal is None else is_causal
+    attention_mask = _of_direction(attention_mask, query.shape[0], causal, layer)
     if attention_mask is not None and attention_mask.shape not in ((query.shape[0], 2), (query.shape[0], 3)):
         raise ValueError(
             f"a ready attention mask of shape {tuple(attention_mask.shape)} reached {layer}: "
@@ -88,9 +102,6 @@ def attention_forward(
     if attention_mask is not None and any(choice.block > 1 for choice in choices):
         # What padding is read as decides which blocks are chosen: nothing to be like.
         raise ValueError(f"{layer} chooses among blocks of keys, padding among them: run each prompt by itself")
-    if reads_both_ways(getattr(module, "config", None)):
-        # What it computes hangs on the implementation, and on padding: nothing to be like.
-        raise ValueError(f"{layer} {both_ways(module)}")
     chunk = None
     if attention_mask is not None and attention_mask.shape[1] == 3:
         *_, chunk = attention_mask[0].tolist()
@@ -113,37 +124,31 @@ def attention_forward(
         value,
         rule=module.lrp_fast_rules if ours else Rules("gradient"),
         scale=scaling,
-        causal=getattr(module, "is_causal", True) if is_causal is None else is_causal,
+        causal=causal,
         window=window,
         chunk=chunk,
         bounds=attention_mask,
         softcap=softcap,
         sinks=s_aux,
         **({"chosen": choices[0], "block": choices[0].block} if choices else {}),
+        **({} if until is None else {"until": until}),
     )
     return out[..., :width].transpose(1, 2).contiguous(), None
 
 
-def both_ways(module: nn.Module) -> str | None:
-    """Why a decoder's attention is not causal, as the end of a sentence that names it; None where it is."""
-    config = getattr(module, "config", None)
-    if getattr(module, "is_cross_attention", False):  # GPT-2's to an encoder, which text alone does not run
-        return None
-    if reads_both_ways(config):
-        why = "use_bidirectional_attention in its config"
-    elif not (getattr(module, "is_causal", getattr(module, "is_decoder", True)) and getattr(config, "is_causal", True)):
-        why = "its is_causal or is_decoder, or its config's, is False"
-    else:
-        return None
-    return (
-        f"reads tokens in both directions ({why}), which lrp_fast has no rule for: lrp_fast explains models that read "
-        "causally"
-    )
-
-
-def reads_both_ways(config) -> bool:
-    """By what it is told; Gemma 4's "vision" is of images alone, for which it makes masks of its own."""
-    return getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision")
+def _of_direction(mask: Tensor | None, batch: int, causal: bool, layer: str) -> Tensor | None:
+    """The mask without its mark, if it has that of reading in both directions just where the attention does."""
+    marked = mask is not None and mask.shape[1:] in ((0,), (4,))
+    if marked and causal:
+        raise ValueError(f"{layer} is given a mask for reading in both directions, which it does not by itself")
+    if not marked and not causal:
+        raise ValueError(
+            f"{layer} reads in both directions, and is given a mask that does not say so: lrp_fast explains encoders "
+            "whose masks transformers makes"
+        )
+    if not marked:
+        return mask
+    return mask[:, :2] if mask.shape[1] else None
 
 
 def _each_row_without_its_padding(
@@ -164,7 +169,8 @@ def mask_bounds(
 ) -> Tensor | None:
     """transformers' mask interface: (B, 2) first and one-past-last real token of each row among the keys that there
     are (a window may have cut off the first of them); None without padding. (B, 3), with their length, where the prompt
-    is longer than the chunks that the model reads by.
+    is longer than the chunks that the model reads by. For a model that reads in both directions these have a mark:
+    (B, 0) without padding, and with it (B, 4).
 
     Causality and sliding windows reach the attention by other ways, so nothing N x N is ever built.
     """
@@ -172,8 +178,11 @@ def mask_bounds(
     sizes_known = "q_offset" in kwargs
     if sizes_known and kwargs["kv_offset"] + kwargs["kv_length"] > kwargs["q_offset"] + kwargs["q_length"]:
         raise ValueError("the cache is longer than what it holds (a StaticCache): use a DynamicCache, or none")
-    if kwargs.get("mask_function") is bidirectional_mask_function and attention_mask is None:
-        return torch.empty(batch_size, 0)  # which no attention of ours takes: it is for an encoder's, that does not run
+    if _is_of_both_directions(**kwargs):
+        if attention_mask is None or attention_mask.all():
+            return torch.empty(batch_size, 0)
+        bounds = real_tokens(attention_mask)
+        return torch.cat([bounds, torch.zeros_like(bounds)], 1)
     # Falcon wants its mask spelt out, whatever it is.
     if not (allow_is_causal_skip or (sizes_known and kwargs.get("mask_function") is causal_mask_function)):
         raise ValueError(
@@ -205,6 +214,20 @@ def padding_mask(
         return torch.zeros(batch_size, 1, 1, kv_length, dtype=torch.bool, device=device)
     keys = torch.arange(kv_length, device=bounds.device)
     return ((keys < bounds[:, :1]) | (keys >= bounds[:, 1:]))[:, None, None]
+
+
+def _is_of_both_directions(*, mask_function=None, local_size=None, use_vmap=False, **others) -> bool:
+    """Whether a mask hides padding alone, or what lies as far away on either side as a window says; nothing that a
+    function of the caller's does, which transformers tells by ``use_vmap``."""
+    if mask_function is bidirectional_mask_function:
+        return True
+    if mask_function is None or local_size is None or use_vmap or others.get("allow_is_causal_skip", False):
+        return False
+    middle = torch.tensor(4 * local_size, device=others.get("device"))
+    zero = torch.zeros_like(middle)
+    near = [mask_function(zero, zero, middle, middle + lag) for lag in (-local_size, -1, 0, 1, local_size)]
+    far = [mask_function(zero, zero, middle, middle + lag) for lag in (-local_size - 1, local_size + 1)]
+    return all(map(bool, near)) and not any(map(bool, far))
 
 
 def _chunk(*, kv_length: int, kv_offset=0, local_size=None, mask_function=None, **others) -> int | None:

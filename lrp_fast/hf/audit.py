@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .directions import is_causal
 from .forms import reads_past_autograd
 from .tokens import Places
 from .walk import named_modules_of
@@ -95,9 +96,10 @@ def audit(
 
     Once for a model class and config in a process.
     """
-    key = (type(model), _said(model.config), model.dtype, frozenset(unknown), _states(model, unknown))
+    eager = getattr(model.config, "_attn_implementation", None) == "eager"
+    key = (type(model), _said(model.config), model.dtype, frozenset(unknown), _states(model, unknown), eager)
     if key not in _seen:
-        _seen[key] = _run(model, unknown, stubs, past)
+        _seen[key] = _run(model, unknown, stubs, past, eager)
     return _seen[key]
 
 
@@ -122,7 +124,7 @@ def _said(config) -> str:
     return json.dumps({name: told[name] for name in sorted(told) if not name.startswith("_")}, default=str)
 
 
-def _run(model: PreTrainedModel, unknown: set[type], stubs: dict[type, bool], past: set[type]) -> Seen:
+def _run(model: PreTrainedModel, unknown: set[type], stubs: dict[type, bool], past: set[type], eager: bool) -> Seen:
     try:
         blank = _blank(model)
     except Exception as error:  # whatever a set-up cannot do without weights: not audited, and so refused
@@ -144,7 +146,7 @@ def _run(model: PreTrainedModel, unknown: set[type], stubs: dict[type, bool], pa
     most = getattr(blank.config.get_text_config(), "max_position_embeddings", None) or _LENGTHS[0]
     lengths = [_SHORT, max((length for length in _LENGTHS if length <= most), default=_SHORT)]
     said = _past_autograd(unknown)
-    short, long = (_read(blank, _Watch(unknown, stubs, nodes, said, length), length) for length in lengths)
+    short, long = (_read(blank, _Watch(unknown, stubs, nodes, said, length, eager), length) for length in lengths)
     findings = long.findings | short.findings
     kinds = {cls: kind for cls, kind in short.kinds.items() if cls not in findings}
     idle = [path for path in short.idle if path in long.idle]
@@ -223,9 +225,16 @@ class _Watch(TorchDispatchMode):
     """Looks at the operations of some classes' own code."""
 
     def __init__(
-        self, classes: set[type], stubs: dict, nodes: set[nn.Module], findings: dict[type, str], length: int
+        self,
+        classes: set[type],
+        stubs: dict,
+        nodes: set[nn.Module],
+        findings: dict[type, str],
+        length: int,
+        eager: bool,
     ) -> None:
         super().__init__()
+        self.eager = eager  # the attention that the model runs with knows of no future but by a mask
         self.classes, self.stubs, self.nodes, self.within = classes, stubs, nodes, []
         self.places = Places(length)
         self.ran: set[type] = set()
@@ -327,19 +336,26 @@ class _Watch(TorchDispatchMode):
         cls = type(module)
         if any(map(_depends, tree_leaves(given))):
             self.find(cls, "hands its attention more than queries, keys and values that depends on the hidden states")
-        if given.get("is_causal") is False:
-            self.find(cls, "tells its attention to read in both directions")
+        causal = is_causal(module)
+        if given.get("is_causal") not in (None, causal):
+            self.find(cls, "tells its attention to read in both directions, or not to, other than its module says")
         self.attentions.add(cls)
         self.blind = True
         out = query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]).requires_grad_()
         self.blind = False
         self.leaves[id(out)] = out
         if mask is not None and id(mask) in self.masks:
-            why = _not_like(self.masks[id(mask)][0], window)
+            why = _not_like(self.masks[id(mask)][0], window, causal)
             if why:
                 self.find(cls, why)
         elif mask is not None:
             self.find(cls, "is given a mask that its model makes by itself")
+        elif self.eager:  # Moshi's, up to transformers 5.17 at least, where the caller gives none either
+            self.find(  # an attention that has been read is not to blame, but what runs it
+                next((one for one in (cls, *reversed(self.within)) if one in self.classes), None),
+                "reads tokens in both directions: its model makes no mask where it is given none, and eager attention "
+                'needs one (model.set_attn_implementation("sdpa") has it read causally)',
+            )
         return out
 
     def stopped(self, error: Exception) -> None:
@@ -475,8 +491,9 @@ def _line(cls: type, traceback=None) -> str:
     return ""
 
 
-def _not_like(mask_function, window: int | None) -> str | None:
-    """Whether a mask of transformers' hides anything but the future, and what lies before the attention's window."""
+def _not_like(mask_function, window: int | None, causal: bool) -> str | None:
+    """Whether a mask of transformers' hides anything but the future, where the attention is causal, and what lies
+    before its window, or on both sides of it."""
     edge = window or 8
     with torch.device("cpu"):
         places = torch.tensor(sorted({0, 1, edge - 1, edge, edge + 1, 2 * edge, 2 * edge + 1, 3 * edge + 2, 5 * edge}))
@@ -484,10 +501,13 @@ def _not_like(mask_function, window: int | None) -> str | None:
         rows = [[torch.as_tensor(mask_function(zero, zero, q, k)) for k in places] for q in places]
     found = torch.stack([torch.stack(row) for row in rows]).bool()
     query, key = places[:, None], places[None]
-    expected = (key <= query) & (query - key < edge) if window else key <= query
+    expected = key <= query if causal else torch.ones_like(found)
+    if window:
+        expected = expected & ((query - key).abs() < edge)
     if torch.equal(found, expected):
         return None
-    return f"is masked otherwise than causally within the window that it passes on ({window})"
+    how = "causally" if causal else "in both directions"
+    return f"is masked otherwise than {how} within the window that it passes on ({window})"
 
 
 def _attention(module, query, key, value, attention_mask, **given):

@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from .. import ops
 from ..rules import Rules
 from . import experts, handlers, sides, weights
+from .activations import kind_of
 from .families import Part, branch_dtype, handled, handler_of, mlps, mlps_among, moves_tokens, was_audited
 from .overlay import forward_name, forward_of, laid
 from .spelt_out_attention import biases_scores
@@ -144,11 +145,11 @@ class _EnoughOfIt(Exception):
 def _up_to_its_scan(module: nn.Module) -> Callable:
     own = forward_of(module)
 
-    def forward(hidden_states, *rest, **named):
+    def forward(*given, **named):
         try:
-            own(hidden_states, *rest, **named)
+            own(*given, **named)
         except _EnoughOfIt:
-            x = forward_ad.unpack_dual(hidden_states).primal
+            x = forward_ad.unpack_dual(next(iter((*given, *named.values())))).primal
             return x.new_full((), torch.nan).expand(x.shape)  # nobody reads it
         raise RuntimeError(f"{type(module).__name__} has run without its scan")
 
@@ -227,7 +228,7 @@ def _activation(module: nn.Module, rules: Rules) -> Callable[[Tensor], Tensor]:
         z, part = forward_ad.unpack_dual(input)
         if part is None:  # behind the attention
             return z
-        return forward_ad.make_dual(*ops.activation_jvp(z, part, handlers.kind_of(module), rule=rules))
+        return forward_ad.make_dual(*ops.activation_jvp(z, part, kind_of(module), rule=rules))
 
     return forward
 

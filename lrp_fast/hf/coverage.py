@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from . import (
+    altup,
     caps,
     experts,
     handlers,
@@ -22,12 +24,13 @@ from . import (
     wrappers,
     xlstm,
 )
-from .attention import both_ways
 from .audit import NOT_AUDITED
+from .directions import both_ways
 from .families import LAYERS, MIXTURES, at_rest, handled, handler_of, vouch
-from .walk import modules_of, named_modules_of, own_weights
+from .walk import modules_of, named_modules_of, own_weights, without_adapters
 
 LOAD = "transformers.AutoModelForCausalLM.from_pretrained"
+MASKED = "transformers.AutoModelForMaskedLM.from_pretrained"
 
 
 class UnsupportedModuleError(TypeError):
@@ -37,6 +40,11 @@ class UnsupportedModuleError(TypeError):
 def check(model: nn.Module) -> None:
     """Raise `UnsupportedModuleError` for the first module of ``model`` that has no handler, or is refused with it."""
     check_module(model)
+    if "shared_kv_states" in inspect.signature(inspect.unwrap(type(without_adapters(model)).forward)).parameters:
+        raise UnsupportedModuleError(
+            f"{type(model).__name__} reads the hidden states and keys of the model that it drafts for, and no tokens: "
+            "explain that one"
+        )
     findings = vouch(model)
     if (handler_of(model) is None or isinstance(model, nn.Sequential)) and (why := wraps(model)) is not None:
         raise UnsupportedModuleError(why)
@@ -186,7 +194,7 @@ def _words() -> Iterator[tuple]:
     for handler in (handlers.leave, handlers.dropout, *wrappers.HANDLERS):
         yield handler, ("left as it is: sums, constants, parts with rules of their own", "")
     for handler in (
-        masking.masking_model, masking.padding_model, masking.captioning_model, sides.sharing_model,
+        masking.masking_model, masking.text_model, masking.padding_model, masking.captioning_model, sides.sharing_model,
     ):  # fmt: skip
         yield handler, ("left as it is: parts with rules of their own", "")
     for handler in LAYERS:
@@ -194,6 +202,10 @@ def _words() -> Iterator[tuple]:
     streams = "shares of streams and what they share half each (cp: the latter)"
     yield handlers.streams_decoder_layer, (f"{streams}; a node is all streams of a token", "PyTorch")
     yield handlers.hyper_connection, (streams, "PyTorch")
+    yield altup.altup_decoder_layer, (f"{streams}; a node is all streams of a token", "PyTorch")
+    yield altup.alternating_updates, (f"{streams}; tanh: identity", "PyTorch")
+    yield altup.cut_off_mlp, ("act(gate) and up half each (cp: up); a gate's cut-off: plain gradient", "Triton")
+    yield altup.streams_model, ("left as it is, but that lengths of streams are constants", "")
     for handler in handlers.ATTENTIONS:
         yield handler, ("values and weights half each, of these queries and keys half each (cp: values)", "Triton")
     yield handlers.linear, (_LINEAR, "PyTorch; with epsilon or gamma, Triton")
@@ -219,7 +231,7 @@ def _words() -> Iterator[tuple]:
         yield handler, ("a cap on its logits: identity", "PyTorch")
     for handler in experts.ROUTERS:
         yield handler, ("plain softmax, sigmoid and transpose; the choice passes nothing", "PyTorch")
-    for handler in (experts.gated_experts, experts.wide_gated_experts):
+    for handler in (experts.gated_experts, experts.wide_gated_experts, experts.stacked_experts):
         yield handler, ("act(gate) and up half each (cp: up); routing weight and output half each", "Triton")
     yield experts.plain_experts, ("as an MLP; routing weight and output half each", "Triton")
     yield experts.input_scaled_experts, ("as gated experts; routing weight and input half each", "Triton")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import ops, reference
 from . import experts, handlers, weights
+from .activations import kind_of
 from .families import handled
 from .overlay import forward_name, forward_of, laid
 from .patching import patched
@@ -81,7 +82,7 @@ def _linear(module, g, x):
 
 
 def _activation(module, g, z):
-    return reference.activation_backward(g, z, handlers.kind_of(module))
+    return reference.activation_backward(g, z, kind_of(module))
 
 
 def _rms_norm(module, g, x):
@@ -105,14 +106,14 @@ def _out(linear, x):
 
 
 def _gated_mlp(module, g, x):
-    gate, up, kind = _out(module.gate_proj, x), _out(module.up_proj, x), handlers.kind_of(module.act_fn)
+    gate, up, kind = _out(module.gate_proj, x), _out(module.up_proj, x), kind_of(module.act_fn)
     g_hidden = _linear(module.down_proj, g, reference.gated_mlp(gate, up, kind))
     g_gate, g_up = reference.gated_mlp_backward(g_hidden, gate, up, kind)
     return _linear(module.gate_proj, g_gate, x) + _linear(module.up_proj, g_up, x)
 
 
 def _fused_gated_mlp(module, g, x):
-    (gate, up), kind = _out(module.gate_up_proj, x).chunk(2, -1), handlers.kind_of(module.activation_fn)
+    (gate, up), kind = _out(module.gate_up_proj, x).chunk(2, -1), kind_of(module.activation_fn)
     g_hidden = _linear(module.down_proj, g, reference.gated_mlp(gate, up, kind))
     g_both = torch.cat(reference.gated_mlp_backward(g_hidden, gate, up, kind), -1)
     return _linear(module.gate_up_proj, g_both, x)
@@ -130,10 +131,10 @@ def _attention(g, query, key, value, *, scale, causal, window, chunk, softcap, s
 
 def _gated_experts(module, g, x, chosen, shares):
     def between(both):
-        return reference.gated_mlp(*both.chunk(2), handlers.kind_of(module.act_fn))
+        return reference.gated_mlp(*both.chunk(2), kind_of(module.act_fn))
 
     def between_backward(g, both):
-        return torch.cat(reference.gated_mlp_backward(g, *both.chunk(2), handlers.kind_of(module.act_fn)))
+        return torch.cat(reference.gated_mlp_backward(g, *both.chunk(2), kind_of(module.act_fn)))
 
     return _mixed(module, between, between_backward, g, x, chosen, shares)
 

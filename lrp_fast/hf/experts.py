@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..rules import Rules
-from .handlers import kind_of, spelt_out
-from .overlay import Overlay
+from .activations import kind_of
+from .functions import by_rule
+from .glue import spelt_out
+from .overlay import Overlay, forward_of
 
 
 def router(module: nn.Module, rules: Rules) -> Overlay:
@@ -24,6 +26,11 @@ def router(module: nn.Module, rules: Rules) -> Overlay:
     Softmax or sigmoid, a bias that only the choice reads, groups of experts of which some are chosen first.
     """
     return spelt_out(module, rules)
+
+
+def router_of_logits(module: nn.Module, rules: Rules) -> Overlay:
+    """DBRX's, which makes logits alone; its mixture chooses (`choosing_mixture`)."""
+    return {}
 
 
 def sampling_router(module: nn.Module, rules: Rules) -> Overlay:
@@ -166,8 +173,40 @@ def _identity(z: Tensor, function: Callable, ratio: Callable, rules: Rules) -> T
     return ops.identity(z, y, r)
 
 
+def stacked_experts(module: nn.Module, rules: Rules) -> Overlay:
+    """DBRX's: as `gated_experts`, where the matrices of all experts stand on one another, (E F, D) each, in a part that
+    is not called itself."""
+    held, stabilisers = module.mlp, {"epsilon": rules.epsilon, "gamma": rules.gamma}
+
+    def forward(hidden_states, top_k_index, top_k_weights):
+        first, second, last = (one.view(module.num_experts, -1, one.shape[-1]) for one in (held.w1, held.v1, held.w2))
+
+        def run(rows, expert):
+            gate, up = (ops.linear(rows, one[expert], **stabilisers) for one in (first, second))
+            hidden = ops.gated_mlp(gate, up, kind_of(held.activation_fn), rule=rules)
+            return ops.linear(hidden, last[expert].T, **stabilisers)
+
+        x = hidden_states.reshape(-1, hidden_states.shape[-1]).to(held.w1.dtype)  # wider while a layer is replayed
+        return _by_experts(x, top_k_index, top_k_weights, run, rules).view(hidden_states.shape)
+
+    return {"forward": forward}
+
+
 def _mixed(experts, x, chosen, weights, between, rules, first: str = "gate_up_proj", ahead: bool = False) -> Tensor:
-    """(N, D) from (N, D), the chosen experts (N, k) and their weights (N, k): a product an expert, of its own rows.
+    """`_by_experts`, of two matrices each."""
+    stabilisers = {"epsilon": rules.epsilon, "gamma": rules.gamma}
+
+    def run(rows, expert):
+        if hasattr(experts, "identity_expert") and expert >= experts.num_routed_experts:  # LongCat's
+            return rows
+        hidden = between(ops.linear(rows, *matrix_of(experts, first, expert), **stabilisers))
+        return ops.linear(hidden, *matrix_of(experts, "down_proj", expert), **stabilisers)
+
+    return _by_experts(x, chosen, weights, run, rules, ahead)
+
+
+def _by_experts(x, chosen, weights, run: Callable, rules, ahead: bool = False) -> Tensor:
+    """(N, D) from (N, D), the chosen experts (N, k) and their weights (N, k): ``run(rows, expert)``, of its own rows.
 
     The weights multiply what the experts put out or, ``ahead``, what they read.
     """
@@ -175,15 +214,8 @@ def _mixed(experts, x, chosen, weights, between, rules, first: str = "gate_up_pr
     experts_of, order = chosen.flatten().sort(stable=True)
     rows, shares = x[order // count], weights.flatten()[order].unsqueeze(-1)
     rows = ops.product(shares, rows, rule=rules) if ahead else rows
-    parts = []
-    stabilisers = {"epsilon": rules.epsilon, "gamma": rules.gamma}
     sizes = torch.bincount(experts_of).tolist()
-    for expert, part in enumerate(rows.split(sizes)):
-        if len(part) and hasattr(experts, "identity_expert") and expert >= experts.num_routed_experts:
-            parts.append(part)  # LongCat's
-        elif len(part):
-            hidden = between(ops.linear(part, *matrix_of(experts, first, expert), **stabilisers))
-            parts.append(ops.linear(hidden, *matrix_of(experts, "down_proj", expert), **stabilisers))
+    parts = [run(part, expert) for expert, part in enumerate(rows.split(sizes)) if len(part)]
     out = torch.cat(parts) if ahead else ops.product(shares, torch.cat(parts), rule=rules)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     return out[back].view(len(x), count, -1).sum(1).to(x.dtype)
@@ -215,6 +247,19 @@ def spelt_out_mixture(module: nn.Module, rules: Rules) -> Overlay:
     return spelt_out(module, rules)
 
 
+def choosing_mixture(module: nn.Module, rules: Rules) -> Overlay:
+    """As `spelt_out_mixture`, which makes weights of the router's logits, and the choice, by itself."""
+    own = forward_of(module)
+
+    def forward(hidden_states):
+        if module.training:
+            raise ValueError(f"{type(module).__name__} reads noise in training: call model.eval() first")
+        with by_rule(module.router, rules):  # whose choices they are
+            return own(hidden_states)
+
+    return {"forward": forward}
+
+
 def input_scaled_mixture(module: nn.Module, rules: Rules) -> Overlay:
     """Llama 4's: as `paired_mixture`, with an expert for all tokens, and `input_scaled_experts`.
 
@@ -231,9 +276,9 @@ def input_scaled_mixture(module: nn.Module, rules: Rules) -> Overlay:
     return {"forward": forward}
 
 
-ROUTERS = (router, sampling_router)
+ROUTERS = (router, router_of_logits, sampling_router)
 EXPERTS = (
     gated_experts, wide_gated_experts, plain_experts, clamped_experts, clamped_half_experts, clamped_silu_experts,
-    input_scaled_experts,
+    input_scaled_experts, stacked_experts,
 )  # fmt: skip
 PAIRED = (paired_mixture, input_scaled_mixture)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from . import (
+    altup,
     caps,
     experts,
     forms,
@@ -33,15 +34,17 @@ from .walk import modules_of, named_modules_of, own_weights, without_adapters
 from .weights import ADAPTED, is_adapter, mixes_tokens, qualified_name
 
 # Modules that send each token through on its own (but see `splits`).
-MIXTURES = (experts.mixture, experts.shared_mixture, experts.spelt_out_mixture, *experts.PAIRED)
+MIXTURES = (
+    experts.mixture, experts.shared_mixture, experts.spelt_out_mixture, experts.choosing_mixture, *experts.PAIRED,
+)  # fmt: skip
 MLPS = (
     handlers.gated_mlp, handlers.fused_gated_mlp, handlers.spelt_out_mlp, handlers.mlp, handlers.falcon_mlp,
-    handlers.gpt2_mlp, experts.clamped_mlp, *MIXTURES,
+    handlers.gpt2_mlp, experts.clamped_mlp, altup.cut_off_mlp, *MIXTURES,
 )  # fmt: skip
 # What they put out are nodes.
 LAYERS = (
     handlers.decoder_layer, handlers.pre_norm_decoder_layer, handlers.parallel_decoder_layer, sides.sided_decoder_layer,
-    handlers.streams_decoder_layer, rescaled.rescaled_decoder_layer,
+    handlers.streams_decoder_layer, altup.altup_decoder_layer, rescaled.rescaled_decoder_layer,
 )  # fmt: skip
 # What an MLP calls the linear map that makes what it puts out.
 _LAST = ("down_proj", "proj_down", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "Wo", "output_linear")
@@ -83,6 +86,7 @@ _TABLE: dict[str, Handler] = {
     "transformers.activations.ReLUSquaredActivation": handlers.activation("relu2"),
     "torch.nn.modules.conv.Conv1d": handlers.part,
     "torch.nn.modules.padding.ZeroPad2d": handlers.part,
+    "torch.nn.modules.loss.CrossEntropyLoss": handlers.idle,  # which labels alone run
     "torch.nn.modules.activation.Tanh": handlers.pointwise(1.0),
     "transformers.activations.QuickGELUActivation": handlers.pointwise(0.5),
     "transformers.activations.FastGELUActivation": handlers.pointwise(0.5),
@@ -91,19 +95,21 @@ _TABLE: dict[str, Handler] = {
 for _home, _prefix in wrappers.WRAPPERS.items():
     _TABLE[f"transformers.models.{_home}.modeling_{_home}.{_prefix}Model"] = wrappers.wrapper
     _TABLE[f"transformers.models.{_home}.modeling_{_home}.{_prefix}ForConditionalGeneration"] = wrappers.headed_wrapper
+_TABLE["transformers.models.fuyu.modeling_fuyu.FuyuModel"] = wrappers.wrapper
+_TABLE["transformers.models.fuyu.modeling_fuyu.FuyuForCausalLM"] = wrappers.headed_wrapper
 
 
 Part = tuple[str, nn.Module, Handler | None]  # its path and its handler
 
 
 _AUDITED: dict[type[nn.Module], Handler] = {}
-_MOVING: set[type[nn.Module]] = set()
+_MOVING: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _IDLE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _KINDS = {
     "glue": handlers.leave, "attention": handlers.attention, "decoder layer": handlers.decoder_layer,
     "holder": handlers.holder,
 }  # fmt: skip
-_ROOMS = (handlers, experts, indexed, masking, sides, spelt_out_attention, state_space, caps, rescaled, xlstm)
+_ROOMS = (handlers, experts, indexed, masking, sides, spelt_out_attention, state_space, caps, rescaled, xlstm, altup)
 _MODELS = ("transformers.models.", "transformers_modules.")  # shipped, and brought by a checkpoint
 
 
@@ -112,6 +118,13 @@ def handler_of(module: nn.Module | type[nn.Module]) -> Handler | None:
     if isinstance(module, type):
         return _of_its_own(module) or _AUDITED.get(module)
     return handlers.idle if module in _IDLE else _of_its_own(type(module)) or _AUDITED.get(type(module))
+
+
+def handlers_of(modules: list[nn.Module]) -> list[Handler | None]:
+    """As `handler_of`, of many: each class is looked up once."""
+    of_class = {cls: handler_of(cls) for cls in set(map(type, modules))}
+    idle = _IDLE or ()  # asked, not walked: another thread may add to it just now
+    return [handlers.idle if module in idle else of_class[type(module)] for module in modules]
 
 
 def _of_its_own(cls: type[nn.Module]) -> Handler | None:
@@ -139,7 +152,8 @@ def vouch(model: nn.Module) -> dict[type[nn.Module], str]:
     past = {cls for cls in classes if _of_its_own(cls) in spelt_out_attention.METHODS}
     seen = audit(core, {cls for cls in classes if _is_unknown(cls)}, stubs, past)
     _AUDITED.update({cls: _KINDS[kind] for cls, kind in seen.kinds.items()})
-    _MOVING.update(seen.moving)
+    for one in modules_of(core):  # of another config, a class may do otherwise
+        (_MOVING.add if type(one) in seen.moving else _MOVING.discard)(one)
     of_paths = dict(named_modules_of(core, once=False))  # some of what a config makes may be missing
     _IDLE.update(of_paths[path] for path in seen.idle if path in of_paths)
     return seen.findings
@@ -152,7 +166,7 @@ def was_audited(module: nn.Module) -> bool:
 
 def moves_tokens(module: nn.Module) -> bool:
     """Whether an audit saw tokens meet in the module's own code."""
-    return type(module) in _MOVING and not is_covered_by_itself(module)
+    return module in _MOVING and not is_covered_by_itself(module)
 
 
 def _is_unknown(cls: type[nn.Module]) -> bool:
@@ -180,13 +194,10 @@ def handled(model: nn.Module) -> list[Part]:
     (`at_rest`)."""
     found: list[Part] = []
     inside: set[nn.Module] = set()
-    of_class: dict[type[nn.Module], Handler | None] = {}
-    for path, module in named_modules_of(model):
+    held = named_modules_of(model)
+    for (path, module), handler in zip(held, handlers_of([module for _, module in held]), strict=True):
         if module in inside:
             continue
-        if type(module) not in of_class:
-            of_class[type(module)] = handler_of(type(module))
-        handler = handlers.idle if module in _IDLE else of_class[type(module)]
         found.append((path, module, handler))
         if handler in (*handlers.WHOLE, handlers.idle) or (handler is None and is_adapter(module)):
             inside.update(modules_of(module))

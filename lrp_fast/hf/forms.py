@@ -8,25 +8,37 @@ class that changes upstream falls out of the table, and is audited like any othe
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.resources
 import inspect
 import json
+import os
 import re
 import textwrap
+from pathlib import Path
 from types import CodeType, FunctionType
 
+import torch
+import transformers
 from torch import nn
 
 _SET_UP = ("__init__", "_init_weights", "extra_repr", "compute_default_rope_parameters")
 # What all models share: whatever it does, it is none of a layer's own computation.
 _SHARED = ("torch.", "transformers.", "builtins.", "abc.", "collections.")
+_MIXINS = ("GenericFor",)  # but for whole classes: models with labels have no code besides
 # Called by attentions where no other implementation is named; patched models name ours.
 _PAST_AUTOGRAD = {
     "data", "Parameter", "_make_subclass", "as_subclass", "register_hook", "is_meta", "set_", "resize_", "__dict__",
 }  # fmt: skip
 _REPLACED = ("eager_attention_forward", "repeat_kv")
+# Where code lies that others have read. By the packages' own folders: any path may have "torch" in it.
+_TORCH = os.path.join(os.path.dirname(torch.__file__), "")
+_HOMES = (
+    _TORCH, os.path.join(os.path.dirname(transformers.__file__), ""), os.path.join(Path(__file__).parents[1], ""),
+    contextlib.__file__,
+)  # fmt: skip
 
 
 @functools.cache
@@ -93,8 +105,7 @@ def _names(code: CodeType) -> set[str]:
 def _is_shipped(function: FunctionType) -> bool:
     """Whether a method, and whatever was wrapped around it, is code of transformers', PyTorch's or ours."""
     while True:
-        file = function.__code__.co_filename.replace(chr(92), "/")
-        if not any(f"/{home}/" in file for home in ("transformers", "torch", "lrp_fast")) and "contextlib" not in file:
+        if not function.__code__.co_filename.startswith(_HOMES):
             return False
         if not inspect.isfunction(getattr(function, "__wrapped__", None)):
             return True
@@ -105,7 +116,8 @@ def _methods(cls: type, unwrapped: bool = True) -> dict[str, FunctionType]:
     """Its own and those that it inherits, up to what PyTorch and transformers give to all modules."""
     found = {}
     for base in reversed(cls.__mro__):
-        if base.__module__.startswith("transformers.models.") or not f"{base.__module__}.".startswith(_SHARED):
+        own = base.__module__.startswith("transformers.models.") or base.__name__.startswith(_MIXINS)
+        if own or not f"{base.__module__}.".startswith(_SHARED):
             own = {name: _function(one) for name, one in vars(base).items()}
             own = {name: one for name, one in own.items() if one is not None and not _is_torchs(one)}
             found |= {name: inspect.unwrap(one) if unwrapped else one for name, one in own.items()}
@@ -114,7 +126,7 @@ def _methods(cls: type, unwrapped: bool = True) -> dict[str, FunctionType]:
 
 def _is_torchs(function: FunctionType) -> bool:
     """Whether it is PyTorch's own that somebody has wrapped, as `lrp_fast.compat.lxt` does ``__call__``."""
-    return "/torch/" in inspect.unwrap(function).__code__.co_filename.replace(chr(92), "/")
+    return inspect.unwrap(function).__code__.co_filename.startswith(_TORCH)
 
 
 def _function(one: object) -> FunctionType | None:

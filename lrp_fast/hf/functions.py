@@ -246,7 +246,7 @@ def _clamp_(mode: _Functions, own: Callable, x, *rest, **named):
     return x.copy_(_pointwise(mode, torch.clamp, x.clone(), *rest, **named))
 
 
-_PRODUCTS = (torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
+_PRODUCTS = (torch.mul, torch.multiply, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
 _GATES = (torch.sigmoid, Tensor.sigmoid, F.sigmoid, F.softplus, torch.softmax, Tensor.softmax, F.softmax)
 _OF_ACTIVATIONS = ("_ActivationBackward", "_IdentityBackward")
 _CASTS = (Tensor.float, Tensor.to, Tensor.type)

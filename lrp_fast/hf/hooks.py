@@ -12,6 +12,9 @@ from .walk import modules_of, named_modules_of
 _BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
 _FORWARD = ("_forward_hooks", "_forward_pre_hooks")
 
+# Whose hooks stay on a model that was once asked for output_hidden_states, and do nothing unless it is asked again.
+_CAPTURING = "transformers.utils."
+
 
 def check_hooks(model: nn.Module) -> None:
     """Refuse backward hooks of modules: a pass cuts autograd's graph at the layers, and may run a layer's part twice.
@@ -34,18 +37,19 @@ def check_edges(layers: list[nn.Module]) -> None:
     """
     inner = ((i, path, one) for i, layer in enumerate(layers) for path, one in named_modules_of(layer))
     parts = ((f"{path} of layer {i}".strip(), one) for i, path, one in inner)
-    if (where := _where(parts, _FORWARD)) is not None:
+    if (where := _where(parts, _FORWARD, left_alone=_CAPTURING)) is not None:
         raise ValueError(
             f"{where} has a forward hook, which the closed form of a graph's edges knows nothing of: remove it, or "
             "leave the graph out"
         )
 
 
-def _where(modules: Iterable[tuple[str, nn.Module]], kinds: tuple[str, ...]) -> str | None:
+def _where(modules: Iterable[tuple[str, nn.Module]], kinds: tuple[str, ...], left_alone: str = "") -> str | None:
     """The first that has a hook of these kinds, in words."""
     if any(getattr(everywhere, f"_global{kind}") for kind in kinds):
         return "every module (torch.nn.modules.module.register_module_...)"
-    return next((f"module {path or type(one).__name__!r}" for path, one in modules if _has(one, kinds)), None)
+    having = (f"module {path or type(one).__name__!r}" for path, one in modules if _has(one, kinds, left_alone))
+    return next(having, None)
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -65,5 +69,6 @@ def check_unhooked(part: nn.Module, where: str) -> None:
         raise RuntimeError(f"a hook on {type(part).__name__}, {where}, would be passed over: remove it")
 
 
-def _has(module: nn.Module, kinds: tuple[str, ...]) -> bool:
-    return any(getattr(module, kind) for kind in kinds)
+def _has(module: nn.Module, kinds: tuple[str, ...], left_alone: str = "") -> bool:
+    hooks = (hook for kind in kinds for hook in getattr(module, kind).values())
+    return any(not left_alone or not getattr(hook, "__module__", "").startswith(left_alone) for hook in hooks)

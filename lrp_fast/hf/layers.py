@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from . import handlers
-from .families import LAYERS, handler_of
+from .directions import is_causal
+from .families import LAYERS, handled, handler_of, handlers_of
 from .overlay import laid, replaced, uncompiled
 from .owner import is_ours, owned
 from .positions import keeping_rotations
@@ -32,12 +33,15 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     counts = {getattr(config, "num_hidden_layers", len(held)) for config in counted} or {len(held)}
     if len(set(held)) == len(held) and counts <= {len(held)} and not any(map(replaced, above)):
         return held
-    if any(weight.is_meta for layer in held for weight in layer.parameters()) and not _is_loaded(held):
-        raise ValueError(
+    try:
+        run = _run(model, set(held))
+    except Exception as error:
+        if _is_loaded(held) or not any(weight.is_meta for layer in held for weight in layer.parameters()):
+            raise
+        raise ValueError(  # some ask their masks for numbers
             f"the config of {type(model).__name__} counts {min(counts)} layers, it holds {len(held)}, and which of "
-            "them run shows only where there are weights: let the config count as many"
-        )
-    run = _run(model, set(held))
+            "them run shows only where there are weights: load it with its weights, or let the config count as many"
+        ) from error
     if not run:
         name, count = type(model).__name__, f"num_hidden_layers is {min(counts)} in its config"
         raise ValueError(f"{name} runs no decoder layer ({count}): there is nothing to explain in it")
@@ -55,12 +59,19 @@ def check_places(model: nn.Module) -> None:
     _check_places(held, configs)
 
 
+def reads_causally(model: nn.Module) -> bool:
+    """Whether no token reads a later one: an attention of an encoder's reads in both directions."""
+    attentions = (module for _, module, handler in handled(model) if handler in handlers.ATTENTIONS)
+    return all(is_causal(one) or getattr(one, "is_cross_attention", False) for one in attentions)
+
+
 def _held(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module], list]:
     """The layers as the model holds them, none within another, what lies above them, and its configs."""
     held = named_modules_of(model, once=False)
     found: list[tuple[str, nn.Module]] = []
-    for path, one in held:  # what holds another comes before it
-        if handler_of(one) in LAYERS and not (found and path.startswith(f"{found[-1][0]}.")):
+    known = handlers_of([one for _, one in held])
+    for (path, one), handler in zip(held, known, strict=True):  # what holds another comes before it
+        if handler in LAYERS and not (found and path.startswith(f"{found[-1][0]}.")):
             found.append((path, one))
     paths = {path[:end] for path, _ in found for end in range(len(path)) if end == 0 or path[end] == "."}
     above = list(dict.fromkeys(module for path, module in held if path in paths))

@@ -52,6 +52,12 @@ def captioning_model(module: nn.Module, rules: Rules) -> Overlay:
     return {"forward": _masked_by(OF_TEXT, module, refuse)}
 
 
+def text_model(module: nn.Module, rules: Rules) -> Overlay:
+    """Falcon's of transformers 5.2 to 5.14, which has its causal mask spelt out by asking for a custom one that hides
+    nothing more: `attention.text_bounds`."""
+    return {"forward": _masked_by(OF_TEXT, module, lambda named: None)}
+
+
 def _masked_by(name: str, module: nn.Module, refuse: Callable[[Overlay], None]) -> Callable:
     """The model's own forward pass, with another of our masks than all others get."""
     own = forward_of(module)

@@ -15,9 +15,11 @@ from typing import Any
 
 from torch import nn
 
+from ..rules import Rules
 from .threads import here, is_autograds
 
 Overlay = dict[str, Any]  # what a handler lays over its module: attribute -> value
+Handler = Callable[[nn.Module, Rules], Overlay]
 _NOTHING = object()
 
 

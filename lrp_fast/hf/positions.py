@@ -15,13 +15,19 @@ _POSITIONS = re.compile(r"(^|\.)(wpe|\w*position\w*|pos_emb\w*)(\.|$)")
 
 
 def position_limit(model: nn.Module) -> int | None:
-    """Rows of the model's table of learned positions (GPT-2's ``wpe``); None where there is none, and so no end."""
+    """Rows of the model's table of learned positions (GPT-2's ``wpe``) that stand for some; None where there is none,
+    and so no end."""
     rows = [
-        module.num_embeddings - getattr(module, "offset", 0)  # of which OPT leaves some out
+        module.num_embeddings - _left_out(module)
         for path, module, _ in handled(model)
         if isinstance(module, nn.Embedding) and _POSITIONS.search(path)
     ]
     return min(rows, default=None)
+
+
+def _left_out(table: nn.Embedding) -> int:
+    """How many of its first rows stand for no position: OPT's, or RoBERTa's up to the one that padding has."""
+    return getattr(table, "offset", 0) if table.padding_idx is None else table.padding_idx + 1
 
 
 def made_for(model: nn.Module) -> int | None:

@@ -11,7 +11,8 @@ from torch import nn
 from ..rules import Rules
 from . import experts, handlers, indexed, state_space
 from .contributions import is_homogeneous
-from .families import MIXTURES, branch_dtype, handled, handler_of, last_linear, mlps_among, splits
+from .directions import is_causal
+from .families import MIXTURES, branch_dtype, handled, handler_of, handlers_of, last_linear, mlps_among, splits
 from .layers import decoder_layers
 from .sides import reads_embeddings, side_features
 from .spelt_out_attention import biases_scores, heads_with_biases
@@ -47,17 +48,55 @@ class LayerSize(NamedTuple):
     beside: int  # of what side routes bring it, or it sends along them: there all the time, with the gradients
     plain: bool  # whether its keys and values are a linear map of its input, but for norms (see `contributions`)
     choice: Choice | None = None  # where its attention reads chosen keys alone
+    causal: bool = True  # whether no query reads a later key; where it does, a window counts those on both sides
 
 
 def layer_sizes(model: nn.Module) -> list[LayerSize]:
     """One entry a decoder layer, first to last. The model may be on the "meta" device."""
     config = model.config.get_text_config() if hasattr(model, "config") else None
     layers = decoder_layers(model)
-    sizes = [_layer_size(layer, config) for layer in layers]
+    parts = [modules_of(layer) for layer in layers]
+    coming = iter(handlers_of([one for some in parts for one in some]))
+    known: dict[tuple, LayerSize] = {}  # of this call alone: whatever changes between calls is seen
+    sizes = []
+    for layer, some in zip(layers, parts, strict=True):
+        look = _look([(part, next(coming)) for part in some])
+        if look not in known:
+            known[look] = _layer_size(layer, config)
+        sizes.append(known[look])
     first = next((place for place, layer in enumerate(layers) if reads_embeddings(layer)), None)
     if first is not None:  # they are the same for all
         sizes[first] = sizes[first]._replace(beside=sizes[first].hidden)
     return sizes
+
+
+def _look(parts: list[tuple[nn.Module, handlers.Handler | None]]) -> tuple:
+    """All that a layer's size can come from, of its modules and their handlers: equal for layers that differ in the
+    numbers in their weights and in their place alone.
+
+    What is no number, string or plain tensor stands for itself, so that no other layer has its equal.
+    """
+    place = {part: i for i, (part, _) in enumerate(parts)}
+    found: list = []
+    for part, handler in parts:
+        found += [type(part), handler, _reach(part) if handler in handlers.ATTENTIONS else None]
+        found += [(name, None if one is None else place[one]) for name, one in part._modules.items()]
+        found += [(name, _kind_of(one)) for name, one in (*part._parameters.items(), *part._buffers.items())]
+        for name, held in part.__dict__.items():
+            if name not in _OF_ALL:
+                found += [name, held if type(held) in _NUMBERS else id(held)]
+    return tuple(found)
+
+
+# What any module has: hooks, of which no size comes. And a layer's number, which `_reach` alone reads.
+_OF_ALL = {*nn.Module().__dict__, "layer_idx"}
+_NUMBERS = (int, float, bool, str, type(None), torch.dtype)
+
+
+def _kind_of(tensor: torch.Tensor | None) -> object:
+    if type(tensor) not in (nn.Parameter, torch.Tensor):
+        return id(tensor)
+    return type(tensor), tensor.shape, tensor.dtype, tensor.device
 
 
 def head_dims(model: nn.Module) -> tuple[int, ...]:
@@ -97,7 +136,7 @@ def _layer_size(layer: nn.Module, config) -> LayerSize:
     widths += [_carried(module, handler_of(module)) for module in carrying]
     return LayerSize(
         device=device_of(layer),
-        hidden=own.hidden_size * getattr(own, "hc_mult", 1),  # as many residual streams
+        hidden=own.hidden_size * getattr(own, "hc_mult", getattr(own, "altup_num_inputs", 1)),  # as many streams
         heads=sum(queries for queries, _, _ in heads),
         query=sum(queries * features for queries, _, features in heads),
         key=sum(keys * features for _, keys, features in heads),
@@ -113,6 +152,7 @@ def _layer_size(layer: nn.Module, config) -> LayerSize:
         beside=side_features(layer, sum(keys * features for _, keys, features in heads)),
         plain=is_homogeneous(held),
         choice=next(filter(None, map(_choice, attention)), None),
+        causal=all(map(is_causal, attention)),
     )
 
 
@@ -169,6 +209,8 @@ def _scanned(module: nn.Module, handler: handlers.Handler) -> int:
         return 5 * shape(module.in_proj)[0] // 3
     if handler is state_space.lightning_attention:
         return 11 * module.num_attention_heads * module.head_dim
+    if handler is state_space.matrix_memory:
+        return 5 * (2 * module.config.qk_dim + module.config.v_dim)
     if handler is state_space.recurrent_block:
         return (5 + 2 * lags) * module.lru_width
     return (4 + 2 * lags) * module.intermediate_size + 4 * module.ssm_state_size
@@ -182,12 +224,14 @@ def _mixture(held: list) -> tuple[int, int]:
     """
     (router,) = (part for _, part, handler in held if handler in experts.ROUTERS)
     each = [weight[0].numel() for _, part, _ in held for _, weight in own_weights(part) if weight.ndim == 3]
+    stacked = [part for _, part, handler in held if handler is experts.stacked_experts]
+    each += [weight.numel() // part.num_experts for part in stacked for _, weight in own_weights(part.mlp)]
     scores = [weight for part in modules_of(router) for _, weight in own_weights(part) if weight.ndim == 2]
     mixed = [part for _, part, handler in held if handler in experts.EXPERTS and hasattr(part, "hidden_dim")]
     hidden = mixed[0].hidden_dim if mixed else scores[0].shape[1]
     inner = min(each) // hidden  # of the last
     shared = [_inner(part) for part in mlps_among([one for one in held if one[2] not in MIXTURES])]
-    chosen = router.top_k if hasattr(router, "top_k") else router.config.top_k_experts
+    chosen = next((part.top_k for _, part, _ in held if hasattr(part, "top_k")), None) or router.config.top_k_experts
     return chosen * (inner + hidden) + sum(shared), chosen * sum(each) + sum(map(torch.numel, scores))
 
 
@@ -234,7 +278,8 @@ def _reach(attention: nn.Module) -> int | None:
     kinds = getattr(config, "layer_types", None) or []
     if place is not None and kinds[place : place + 1] == ["chunked_attention"]:
         return config.attention_chunk_size
-    return getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
+    window = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
+    return window if window is None or is_causal(attention) else 2 * window - 1
 
 
 def _loaded_bytes(module: nn.Module) -> int:

@@ -14,6 +14,7 @@ from types import FunctionType, MethodType
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from .. import ops
 from ..rules import Rules
@@ -192,12 +193,19 @@ def _with_token_before(hidden: Tensor, share: Tensor) -> Tensor:
 def matrix_memory(module: nn.Module, rules: Rules) -> Overlay:
     """xLSTM's: `ops.mlstm`, in every mode of the module."""
     _check(module, rules, "is linear attention")
+    eps, shares = module.config.eps, {"value_share": rules.treatment.value, "score_share": rules.treatment.score}
+    form = partial(ops.mlstm_edges, eps=eps, **shares)
+
+    def run(value, *others):
+        query, key, *gates = (one.transpose(1, 2) for one in others)
+        with torch._C.DisableTorchFunction():  # its products have shares of their own
+            found = ops.mlstm(query, key, value.transpose(1, 2), *gates, eps=eps, rule=rules)
+        return found.transpose(1, 2)
 
     def forward(query, key, value, igate, fgate, c_initial=None, **_):
         _refuse_cache(module, c_initial is not None)
-        with torch._C.DisableTorchFunction():  # its products have shares of their own
-            found = ops.mlstm(query, key, value, igate, fgate, eps=module.config.eps, rule=rules)
-        return found.to(value.dtype), None
+        given = (one.transpose(1, 2) for one in (value, query, key, igate, fgate))
+        return _mix(module)(run, form, *given).transpose(1, 2).to(value.dtype), None
 
     return {"forward": forward}
 
@@ -208,13 +216,13 @@ STATE_SPACES = (
 )  # fmt: skip
 
 # Of these, those that call `_mix`, and what does within one.
-SCANS = (state_space, gated_delta_net, short_convolution, lightning_attention, rg_lru)
+SCANS = (state_space, gated_delta_net, short_convolution, lightning_attention, rg_lru, matrix_memory)
 
 
 def without_edges(module: nn.Module, handler: Callable, rules: Rules) -> str | None:
     """None where the edges of what a scan mixes have a closed form here; else when they have none, to end a sentence.
     """
-    if handler in (state_space, recurrent_block):
+    if handler in (state_space, recurrent_block, matrix_memory):
         return " under plain gradients" if rules.name == "gradient" else None
     if handler is gated_delta_net:  # of one decay a head
         return "" if _KIMI in _globals(module) else None
@@ -303,7 +311,8 @@ def _selective_scan(function: Callable, module: nn.Module, rules: Rules) -> Call
         others = _weights(named)
 
         def run(x, dt, B, C):
-            return own(x.squeeze(-1).mT, dt.mT, A, B.mT, C.mT, D=D, z=None, **others).mT.unsqueeze(-1)
+            with _ByTokens():
+                return own(x.squeeze(-1).mT, dt.mT, A, B.mT, C.mT, D=D, z=None, **others).mT.unsqueeze(-1)
 
         def form(g, given, back, parts):
             _, dt, B, C = given
@@ -316,6 +325,32 @@ def _selective_scan(function: Callable, module: nn.Module, rules: Rules) -> Call
         return y if z is None else ops.gated_mlp(z, y.to(z.dtype), "silu", rule=rules)
 
     return scan
+
+
+class _ByTokens(TorchFunctionMode):
+    """For a loop over tokens: what it takes of a tensor by a token's number is cut out of all of it at once. By itself
+    each such view would go back as a tensor of all tokens, so that time grew with the square of their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cut: dict[tuple[int, int], tuple[Tensor, tuple[Tensor, ...]]] = {}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not Tensor.__getitem__ or not args[0].requires_grad or (dim := _of_a_number(args[1])) is None:
+            return func(*args, **(kwargs or {}))
+        x, index = args
+        if (id(x), dim) not in self._cut:
+            self._cut[id(x), dim] = x, x.unbind(dim)
+        return self._cut[id(x), dim][1][index[dim]]
+
+
+def _of_a_number(index: object) -> int | None:
+    """The dimension of which an index takes one entry by its number, if it takes all of the others."""
+    if not isinstance(index, tuple):
+        return None
+    found = [dim for dim, one in enumerate(index) if type(one) is int]
+    rest = [one for one in index if type(one) is not int]
+    return found[0] if len(found) == 1 and all(isinstance(one, slice) and one == slice(None) for one in rest) else None
 
 
 def _chunk_scan(function: Callable, module: nn.Module, rules: Rules) -> Callable:

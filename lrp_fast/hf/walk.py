@@ -1,4 +1,8 @@
-"""The modules of a model. PyTorch's own walks are generators within generators, and a pass takes many."""
+"""The modules of a model. PyTorch's own walks are generators within generators, and a pass takes many.
+
+No function here holds on to itself: one that did would keep the model, and its memory, until Python next looks for
+cycles.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +11,36 @@ from torch import Tensor, nn
 
 def named_modules_of(model: nn.Module, once: bool = True) -> list[tuple[str, nn.Module]]:
     """As ``named_modules``; with ``once=False`` every module wherever it is held, however often."""
-    found, seen, coming = [], set(), [("", model)]
-    while coming:
-        path, module = coming.pop()
-        if once and module in seen:
-            continue
-        seen.add(module)
-        found.append((path, module))
-        if held := module._modules:
-            within = f"{path}." if path else ""
-            coming += [(within + name, part) for name, part in [*held.items()][::-1] if part is not None]
+    found: list[tuple[str, nn.Module]] = []
+    _visit_named("", model, found, set() if once else None)
     return found
+
+
+def _visit_named(path: str, module: nn.Module, found: list, seen: set[nn.Module] | None) -> None:
+    if seen is not None:
+        if module in seen:
+            return
+        seen.add(module)
+    found.append((path, module))
+    if held := module._modules:
+        within = f"{path}." if path else ""
+        for name, part in held.items():
+            if part is not None:
+                _visit_named(within + name, part, found, seen)
 
 
 def modules_of(module: nn.Module) -> list[nn.Module]:
     """As ``modules``."""
-    found, coming = {}, [module]
-    while coming:
-        part = coming.pop()
-        if part not in found:
-            found[part] = None
-            if held := part._modules:
-                coming += [one for one in [*held.values()][::-1] if one is not None]
+    found: dict[nn.Module, None] = {}
+    _visit(module, found)
     return list(found)
+
+
+def _visit(part: nn.Module, found: dict[nn.Module, None]) -> None:
+    found[part] = None
+    for one in part._modules.values():
+        if one is not None and one not in found:
+            _visit(one, found)
 
 
 def without_adapters(model: nn.Module) -> nn.Module:

@@ -37,7 +37,6 @@ _AROUND = (  # plain LoRA's
 )
 _BASE = {"peft_model": "model.get_base_model()", "mixed_model": "model.base_model.model"}
 _QUANTISED_LORA = ("aqlm", "awq", "eetq", "gptq", "hqq", "inc", "te")
-_PLAIN = ("torch.Tensor", "torch.nn.parameter.Parameter")
 _INT8 = "bitsandbytes.nn.modules.Int8Params"
 _4_BITS = "bitsandbytes.nn.modules.Params4bit"
 _METHODS = ("bitsandbytes", "torchao")  # as a quantization_config calls them
@@ -124,6 +123,8 @@ def unreadable(module: nn.Module) -> str | None:
             )
         return unreadable(module.base_layer)
     weight = module.weight
+    if _is_floats(weight):
+        return None
     kind = _kind(weight)
     # Not its dtype: 4 bits are kept as any one (bnb_4bit_quant_storage).
     if (kind == _INT8 and weight.dtype.is_floating_point) or (kind == _4_BITS and weight.quant_state is None):
@@ -281,7 +282,7 @@ def _kind(weight: Tensor) -> str:
 
 
 def _is_floats(weight: Tensor) -> bool:
-    return _kind(weight) in _PLAIN and weight.is_floating_point() and weight.element_size() > 1
+    return type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.element_size() > 1
 
 
 def _active(module: nn.Module) -> list[str]:

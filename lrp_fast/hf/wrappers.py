@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..rules import Rules
-from .handlers import soft_capped
+from .caps import soft_capped
 from .overlay import Overlay, forward_name, forward_of, laid
 
 # Their modules in transformers, and what their classes begin with. Each is held against its language model alone in
@@ -26,6 +26,7 @@ WRAPPERS = {
     "fast_vlm": "FastVlm",
     "fun_asr_nano": "FunAsrNano",
     "gemma3": "Gemma3",
+    "gemma3n": "Gemma3n",
     "gemma4": "Gemma4",
     "gemma4_unified": "Gemma4Unified",
     "glmasr": "GlmAsr",
@@ -49,8 +50,11 @@ WRAPPERS = {
     "ovis2": "Ovis2",
     "perception_lm": "PerceptionLM",
     "qianfan_ocr": "QianfanOCR",
+    "qwen2_5_vl": "Qwen2_5_VL",
     "qwen2_audio": "Qwen2Audio",
+    "qwen2_vl": "Qwen2VL",
     "qwen3_asr": "Qwen3ASR",
+    "qwen3_vl": "Qwen3VL",
     "smolvlm": "SmolVLM",
     "vibevoice_asr": "VibeVoiceAsr",
     "video_llama_3": "VideoLlama3",
@@ -66,6 +70,8 @@ _TYPES = {"Gemma3ForConditionalGeneration": "token_type_ids"} | dict.fromkeys(
     "mm_token_type_ids",
 )
 _HARMLESS = ("device", "dtype")  # what some ask of a part at rest
+# Gemma 3n's tables of tokens that stand for images and sounds, behind those of text: asked for every token.
+_TABLES = ("embed_vision", "embed_audio")
 
 
 def beside(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -86,13 +92,14 @@ def give_language_model(wrapper: nn.Module, model: nn.Module) -> None:
 
 def wrapper(module: nn.Module, rules: Rules) -> Overlay:
     """As `leave`. The parts beside the language model are refused where anything is asked of them."""
-    own = forward_of(module)
+    own, first = forward_of(module), min((getattr(module, name).vocab_offset for name in _tables(module)), default=None)
     told = {"logits_to_keep": None} if "logits_to_keep" in inspect.signature(own).parameters else {}
     images = "use_bidirectional_attention" in _names(own)  # Gemma 4's makes a mask of them, where there are none too
 
     @functools.wraps(own)
     def forward(*args, logits_to_keep=None, **named):  # which some hand on, down to the attention
         _check_types(module, named)
+        _check_ids(module, first, named.get("input_ids", args[0] if args else None))
         with laid([_telling(module, use_bidirectional_attention=None)] if images else []):
             return own(*args, **named, **told)
 
@@ -137,6 +144,19 @@ def _check_types(module: nn.Module, named: dict) -> None:
         )
 
 
+def _check_ids(module: nn.Module, first: int | None, ids: Tensor | None) -> None:
+    """Refuse tokens of tables that are at rest, which begin with id ``first``."""
+    if first is not None and ids is not None and (ids >= first).any():
+        raise ValueError(
+            f"input_ids from {first} on are tokens of images and sounds to {type(module).__name__}, which lrp_fast has "
+            "no rule for: give text alone"
+        )
+
+
+def _tables(module: nn.Module) -> list[str]:
+    return [name for name in _TABLES if hasattr(getattr(module, name, None), "vocab_offset")]
+
+
 def _names(forward: Callable) -> tuple[str, ...]:
     return inspect.unwrap(forward).__code__.co_names
 
@@ -145,8 +165,7 @@ def _telling(module: nn.Module, **text) -> tuple[nn.Module, str, object]:
     """Its config, for itself alone, with something else in what that says of text."""
     config = copy.copy(module.config)
     config.text_config = copy.copy(config.text_config)
-    for name, value in text.items():
-        setattr(config.text_config, name, value)
+    vars(config.text_config).update(text)  # past what Gemma 3n's class checks of types
     return module, "config", config
 
 
@@ -154,7 +173,8 @@ HANDLERS = (wrapper, headed_wrapper)
 
 
 def _at_rest(module: nn.Module) -> Overlay:
-    return {name: _AtRest(module, name) for name, _ in beside(module)}
+    tables = _tables(module)
+    return {name: (_EmptyTable if name in tables else _AtRest)(module, name) for name, _ in beside(module)}
 
 
 class _AtRest:
@@ -170,6 +190,19 @@ class _AtRest:
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._part, name) if name in _HARMLESS else self()
+
+
+class _EmptyTable(_AtRest):
+    """As `_AtRest`, of a table that a wrapper looks up for each token of text too, and does not read there."""
+
+    def __call__(self, *args, **named) -> Tensor | None:
+        if not args and named.keys() == {"input_ids"}:
+            weight = self._part.embedding_projection.weight
+            return weight.new_zeros(*named["input_ids"].shape, len(weight))
+        return super().__call__()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name) if name in ("vocab_offset", "vocab_size") else super().__getattr__(name)
 
 
 def _kept(x: Tensor, logits_to_keep: int | list[int] | Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from .linear import linear, linear_jvp, linear_unread
 from .linear_by_rows import Rows, linear_by_rows, linear_by_rows_jvp
 from .mixing import Mixed, Mixing, Parts, layer_crossing, layer_edges, mixed, reached_rows
 from .mlstm import mlstm
+from .mlstm_edges import mlstm_edges
 from .norm import layer_norm, layer_norm_jvp, rms_norm, rms_norm_jvp
 from .recurrence import recurrence
 from .relevance import node_relevance
@@ -57,6 +58,7 @@ __all__ = [
     "linear_unread",
     "mixed",
     "mlstm",
+    "mlstm_edges",
     "node_relevance",
     "product",
     "reached_rows",

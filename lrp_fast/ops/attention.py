@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from ..rules import Rules, as_rules
-from . import attention_bounded, attention_chunks, attention_flash, attention_tiled, attention_vendor, bounded
+from . import (
+    attention_bounded,
+    attention_chunks,
+    attention_cudnn,
+    attention_flash,
+    attention_tempered,
+    attention_tiled,
+    attention_vendor,
+    bounded,
+)
 from .attention_chosen import Chosen
 from .backend import fused, kernels, preferred, table
 from .once import once
@@ -24,15 +33,27 @@ class Reach(NamedTuple):
     causal: bool
     window: int | None
     softcap: float | None
-    chosen: Chosen | None = None  # plain PyTorch alone takes these
+    # Plain PyTorch alone takes these.
+    chosen: Chosen | None = None
+    until: Tensor | None = None  # (B, S), one past the last key that a query reads, where that may not be itself
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether which keys are read does not hang on the prompt."""
+        return self.chosen is None and self.until is None
 
     def of(self, rows: slice, tokens: slice) -> Reach:
         """That of some prompts, and of a run of their tokens."""
-        return self if self.chosen is None else self._replace(chosen=self.chosen.of(rows, tokens))
+        chosen = None if self.chosen is None else self.chosen.of(rows, tokens)
+        until = self.until
+        if until is not None:
+            start, end, _ = tokens.indices(until.shape[1])
+            until = (until[rows, tokens] - start).clamp(max=end - start)
+        return self._replace(chosen=chosen, until=until)
 
-    def without_choice(self) -> dict:
-        """As the kernels take it."""
-        return {name: value for name, value in self._asdict().items() if name != "chosen"}
+    def for_kernels(self) -> dict:
+        """As they take it, where it `is_plain`."""
+        return {name: value for name, value in self._asdict().items() if name not in ("chosen", "until")}
 
 
 class Kept(NamedTuple):
@@ -103,6 +124,7 @@ def attention(
     sinks: Tensor | None = None,
     chosen: Tensor | Callable[[], Tensor] | None = None,
     block: int = 1,
+    until: Tensor | None = None,
     impl: str = "auto",
     kept: Kept | None = None,
     traces: list[Trace] | None = None,
@@ -113,14 +135,15 @@ def attention(
 
     attnlrp: half of the relevance goes to the values; the other half through the plain softmax Jacobian to queries and
     keys, a quarter each (Achtibat et al. 2024). cp: attention weights are constants, so the values get all. gradient:
-    the plain gradient. ``Rules.attention_epsilon`` and ``Rules.attention_gamma`` act on the product of weights and
-    values. Nothing of size T x S is kept.
+    the plain gradient. gim: as attnlrp, with the softmax's Jacobian at half the scores. ``Rules.attention_epsilon`` and
+    ``Rules.attention_gamma`` act on the product of weights and values. Nothing of size T x S is kept.
 
     Args:
         query: (B, H, T, D), any strides. Query t sits at position S - T + t.
         key, value: (B, H_kv, S, D), H a multiple of H_kv.
         scale: of the scores, D ** -0.5 by default.
-        causal: query i reads no key after i. window: it reads no key before i - window + 1.
+        causal: query i reads no key after i. window: it reads no key before i - window + 1, and none after
+            i + window - 1.
         chunk: a query reads keys of its own chunk alone, which are of as many tokens, from the row's first on. With
             ``traces``, a pass over chunks is exact whatever the tolerance.
         bounds: (B, 2) int64 for padded batches: the real tokens of row b are bounds[b, 0] ... bounds[b, 1] - 1; the
@@ -130,11 +153,17 @@ def attention(
         chosen: (B, 1 or H_kv, T, K) of integers, or what returns them: of the keys that a query reaches, it reads those
             of these blocks of ``block`` keys alone. What was not chosen passes nothing, and nothing is explained of the
             choice. It is made in plain PyTorch, by tiles of queries, on any device. None: all.
+        until: (B, S) of whole numbers above 0, 1, ... S - 1, of as many queries as keys, causal: query i reads the keys
+            behind it up to until[i] - 1 as well, whatever the window, as the tokens of an image do. It is made as what
+            is chosen.
         impl: as in `activation`; the kernels take head_dim up to 256. Or "vendor": PyTorch's FlashAttention on CUDA,
-            for attnlrp and gradient in 16 bits, without stabilisers, soft-cap, sinks and bounds. "auto" is that where
-            it serves, but goes back by the kernels where so many queries carry no relevance that these, which skip
-            them, compute less. With "vendor" the query's gradient may differ in its last bits from call to call: under
-            ``torch.use_deterministic_algorithms(True)``, "auto" goes back by the kernels, whose bits repeat.
+            for attnlrp and gradient in 16 bits, without stabilisers, soft-cap, sinks and bounds; or "cudnn", for as
+            many queries as keys and no window. "auto" is what `lrp-fast tune` found fastest on the device, or else
+            "vendor" where it serves, but the kernels for head_dim 64 and 128 at compute capability 9.0, where they were
+            measured to be. It goes back by the kernels where so many queries carry no relevance that these, which skip
+            them, compute less. With "vendor" and "cudnn" the query's gradient may differ in its last bits from call to
+            call: under ``torch.use_deterministic_algorithms(True)``, "auto" goes back by the kernels, whose bits
+            repeat.
         kept: what `attention_forward` returned for the same arguments; then the forward pass is not computed again.
         traces: every backward pass appends what it used and handed back, for `attention_edges`.
         tolerance: above 0, the backward pass is bounded: of each prompt, it leaves out the tiles of queries and keys of
@@ -148,17 +177,25 @@ def attention(
 
     Raises:
         ValueError: for shapes that do not fit, more queries than keys, or a window or softcap that is not positive; for
-            what ``impl`` does not take.
+            what ``impl`` does not take; for traces or a tolerance under gim.
     """
+    rules = as_rules(rule)
+    if rules.treatment.temperature != 1:
+        if tolerance or traces is not None:
+            raise ValueError(f"{rules.name} takes neither traces nor a tolerance: leave them out, or take attnlrp")
+        given = {"scale": scale, "softcap": softcap, "sinks": sinks, "chosen": chosen, "kept": kept, "dropped": dropped}
+        given |= {"causal": causal, "window": window, "chunk": chunk, "bounds": bounds, "until": until}
+        given |= {"block": block, "impl": impl}
+        return attention_tempered.attention(attention, query, key, value, treatment=rules.treatment, **given)
     reach = _read(query, key, value, scale, causal, window, bounds, softcap, sinks)
     reach = _choosing(reach, chosen if kept is None else kept.chosen, block, query, key)
-    chunk = _chunk(chunk, query, key, bounds)
+    reach, chunk = _ahead(reach, until, chunk, query, key), _chunk(chunk, query, key, bounds)
     tolerance = bounded.read_tolerance(tolerance)
-    if tolerance and impl == "vendor":
-        raise ValueError("PyTorch's FlashAttention leaves nothing out: with a tolerance, use impl='auto'")
+    if tolerance and impl in _VENDORS:
+        raise ValueError(f"{_CALLED[impl]} leaves nothing out: with a tolerance, use impl='auto'")
     if tolerance and traces is not None and bounds is not None and chunk is None:
         raise ValueError("traces of a bounded backward pass are of prompts without bounds: leave out bounds=")
-    given = (query, key, value, sinks, bounds, reach, as_rules(rule))
+    given = (query, key, value, sinks, bounds, reach, rules)
     return _Attention.apply(*given, _paths(*given, chunk, impl), kept, traces, tolerance, dropped, chunk)
 
 
@@ -177,11 +214,13 @@ def attention_forward(
     sinks: Tensor | None = None,
     chosen: Tensor | Callable[[], Tensor] | None = None,
     block: int = 1,
+    until: Tensor | None = None,
     impl: str = "auto",
 ) -> Kept:
     """The forward pass of `attention` by itself, with the same arguments, not differentiable."""
     reach = _read(query, key, value, scale, causal, window, bounds, softcap, sinks)
-    reach, chunk = _choosing(reach, chosen, block, query, key), _chunk(chunk, query, key, bounds)
+    reach = _ahead(_choosing(reach, chosen, block, query, key), until, chunk, query, key)
+    chunk = _chunk(chunk, query, key, bounds)
     given = (query, key, value, sinks, bounds, reach, as_rules(rule))
     with torch.no_grad():
         kept = _forward(*given, _paths(*given, chunk, impl).forward, chunk)
@@ -189,35 +228,46 @@ def attention_forward(
 
 
 class _Paths(NamedTuple):
-    """Who computes: "vendor", "triton" or "torch"."""
+    """Who computes: "vendor", "cudnn", "triton" or "torch"."""
 
     forward: str
     backward: str
     settled: bool  # whatever gradient comes
 
 
+# PyTorch's own, on CUDA.
+_VENDORS = {"vendor": attention_vendor, "cudnn": attention_cudnn}
+_CALLED = {"vendor": "PyTorch's FlashAttention", "cudnn": "cuDNN's attention"}
+
+
 def _paths(query, key, value, sinks, bounds, reach, rules, chunk, impl) -> _Paths:
-    by_tiles = reach.chosen is not None
-    if by_tiles and impl in ("vendor", "triton"):
-        raise ValueError(f"chosen keys are read in plain PyTorch, not by {impl!r}: use impl='auto'")
+    by_tiles = not reach.is_plain
+    if by_tiles and impl in (*_VENDORS, "triton"):
+        what = "keys behind a query" if reach.chosen is None else "chosen keys"
+        raise ValueError(f"{what} are read in plain PyTorch, not by {impl!r}: use impl='auto'")
     bounds = bounds if chunk is None else None  # chunks are cut out of their rows
-    if by_tiles or (impl != "vendor" and not fused(query, impl, served=query.shape[-1] <= 256, also=("vendor",))):
+    ours = impl not in _VENDORS
+    if by_tiles or (ours and not fused(query, impl, served=query.shape[-1] <= 256, also=tuple(_VENDORS))):
         return _Paths("torch", "torch", True)
     if impl == "triton":
         return _Paths("triton", "triton", True)
-    refusal = attention_vendor.refusal(query, key, value, sinks, bounds, reach, rules)
-    if refusal is None and impl == "auto":
-        return _Paths(*(preferred(f"attention {step}", query) for step in ("forward", "backward")), False)
-    if refusal is None:
-        return _Paths("vendor", "vendor", True)
+    given = (query, key, value, sinks, bounds, reach, rules)
     if impl == "auto":
-        return _Paths("triton", "triton", True)
-    raise ValueError(f"PyTorch's FlashAttention does not serve here: {refusal}. Use impl='auto'")
+        steps = [_first(preferred(f"attention {step}", query), given) for step in ("forward", "backward")]
+        return _Paths(*steps, False)
+    if (refusal := _VENDORS[impl].refusal(*given)) is not None:
+        raise ValueError(f"{_CALLED[impl]} does not serve here: {refusal}. Use impl='auto'")
+    return _Paths(impl, impl, True)
+
+
+def _first(names: tuple[str, ...], given: tuple) -> str:
+    """Of those that are preferred, the first that serves."""
+    return next(name for name in names if name == "triton" or _VENDORS[name].refusal(*given) is None)
 
 
 def _read(query, key, value, scale, causal, window, bounds, softcap, sinks) -> Reach:
     _check(query, key, value, window, bounds, softcap, sinks)
-    if window is not None and window >= key.shape[2] and causal:
+    if window is not None and window >= key.shape[2]:
         window = None
     return Reach(query.shape[-1] ** -0.5 if scale is None else scale, causal, window, softcap)
 
@@ -225,6 +275,20 @@ def _read(query, key, value, scale, causal, window, bounds, softcap, sinks) -> R
 def _choosing(reach: Reach, chosen, block: int, query: Tensor, key: Tensor) -> Reach:
     index = chosen() if callable(chosen) else chosen
     return reach if index is None else reach._replace(chosen=Chosen.read(index, block, query, key))
+
+
+def _ahead(reach: Reach, until: Tensor | None, chunk: int | None, query: Tensor, key: Tensor) -> Reach:
+    if until is None:
+        return reach
+    if not reach.causal or chunk is not None or not until.shape == key.shape[::2] == query.shape[::2]:
+        raise ValueError(
+            f"until is (B, S), of as many queries as keys, causal and without chunks; got {tuple(until.shape)} for "
+            f"query {tuple(query.shape)}, key {tuple(key.shape)}"
+        )
+    until = until.to(query.device)
+    if not (until > torch.arange(key.shape[2], device=until.device)).all():
+        raise ValueError("until must let each query read itself: give one past the query, or past a later one")
+    return reach._replace(until=until)
 
 
 def _chunk(chunk: int | None, query: Tensor, key: Tensor, bounds: Tensor | None) -> int | None:
@@ -276,7 +340,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, g):
         *saved, bounds, sinks = ctx.saved_tensors
         path = ctx.paths.backward
-        if path == "vendor" and (ctx.tolerance or not (ctx.paths.settled or attention_vendor.is_better(g))):
+        if path in _VENDORS and (ctx.tolerance or not (ctx.paths.settled or attention_vendor.is_better(g))):
             path = "triton"
         back = _backward(path, g, saved, bounds, sinks, ctx)
         if ctx.dropped is not None:
@@ -294,10 +358,10 @@ def _forward(query, key, value, sinks, bounds, reach, rules, path, chunk=None) -
         return Kept(*attention_chunks.together(lambda _, *given: each(*given), (query, key, value), bounds, chunk))
     if path == "torch":
         return _torch_forward(query, key, value, sinks, bounds, reach, rules)
-    if path == "vendor":
-        return Kept(*attention_vendor.forward(query, key, value, reach), None)
+    if path in _VENDORS:
+        return Kept(*_VENDORS[path].forward(query, key, value, reach), None)
     given = {"sinks": sinks, "bounds": bounds, "absolute": rules.attention_gamma > 0}
-    given |= reach.without_choice()
+    given |= reach.for_kernels()
     return Kept(*kernels("attention").forward(query, key, value, **given, table=table(query)))
 
 
@@ -318,7 +382,7 @@ def _backward(path, g, saved, bounds, sinks, ctx) -> _Back:
 
 
 def _fused_backward(g, query, key, value, out, lse, size, bounds, sinks, reach, rules, tolerance) -> _Back:
-    shared = reach.without_choice() | {"bounds": bounds, "table": table(query)}
+    shared = reach.for_kernels() | {"bounds": bounds, "table": table(query)}
     shared |= {"epsilon": rules.attention_epsilon, "gamma": rules.attention_gamma}
     treatment = rules.treatment
     shares = {"value_share": treatment.value, "score_share": treatment.score, "ratio": treatment.ratio}
@@ -347,8 +411,8 @@ def _fused_choices(given: tuple, shared: dict, tolerance: float, most: float) ->
     return [bounded.choose(one, tolerance) if wanted else None for one, wanted in zip(whole, worth, strict=True)]
 
 
-def _vendor_backward(g, query, key, value, out, lse, size, bounds, sinks, reach, rules, tolerance) -> _Back:
-    return _Back(attention_vendor.backward(g, query, key, value, out, lse, reach, rules))
+def _vendor_backward(g, query, key, value, out, lse, size, bounds, sinks, reach, rules, tolerance, by) -> _Back:
+    return _Back(by.backward(g, query, key, value, out, lse, reach, rules))
 
 
 def _torch_forward(query, key, value, sinks, bounds, reach, rules) -> Kept:
@@ -393,7 +457,8 @@ def _torch_backward(g, query, key, value, out, lse, size, bounds, sinks, reach, 
     return _Back(grads, None if unit is None else tiles, unit, dropped)
 
 
-_BACKWARDS = {"vendor": _vendor_backward, "triton": _fused_backward, "torch": _torch_backward}
+_BACKWARDS = {name: partial(_vendor_backward, by=by) for name, by in _VENDORS.items()}
+_BACKWARDS |= {"triton": _fused_backward, "torch": _torch_backward}
 
 
 def _spans(bounds: Tensor | None, length: int) -> list[tuple[slice, slice]]:
@@ -419,7 +484,7 @@ def _span_backward(g, query, key, value, out, lse, size, sinks, reach, rules, to
     g, out, wide = at_values(g, out, value, size, rules)
     given, how = (g, query, key, wide, out, lse, reach), {"scores": treatment.score != 0, "ratio": treatment.ratio}
     less = None
-    if tolerance and rows is None and reach.chosen is None:
+    if tolerance and rows is None and reach.is_plain:
         less = attention_bounded.backward(*given, sinks=sinks, tolerance=tolerance, **how)
     if less is not None:
         dq, dk, dv, tiles, dropped = less

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .attention_tiled import capped, reached
+from .attention_tiled import ahead, capped, reached
 from .bounded import UNITS, choose
 
 TILE = 64  # queries, and keys, of a tile
@@ -107,9 +107,10 @@ def _guessed(norm: Tensor, query: Tensor, key: Tensor, lse: Tensor, reach) -> Te
             s, _ = capped(s, reach, None)
             i = position[own].flatten()[:, None]
             s.sub_(lse[0][of_head, index][own].flatten()[:, None]).exp_()
-            if reach.causal:  # only keys after the first of these queries can be hidden from any of them
-                later = max(0, first_read + 1 - low)
-                s[:, later:].masked_fill_(j[later:] > i, 0)
+            if reach.causal or reach.window is not None:  # only keys after what the first query reads can be hidden
+                far = ahead(reach, keys)
+                later = max(0, first_read + far - low)
+                s[:, later:].masked_fill_(j[later:] >= i + far, 0)
             if reach.window is not None:
                 earlier = max(0, last_read - reach.window + 1 - low)
                 s[:, :earlier].masked_fill_(j[:earlier] <= i - reach.window, 0)
@@ -118,8 +119,8 @@ def _guessed(norm: Tensor, query: Tensor, key: Tensor, lse: Tensor, reach) -> Te
             guessed[own, here, of_keys] = s.unflatten(0, (-1, here.stop - first, _DRAWN)).sum(2)
     first_of, last_of = (torch.arange(rows, **on) * TILE + (keys - queries), torch.arange(columns, **on) * TILE)
     there = torch.ones(rows, columns, dtype=torch.bool, **on)
-    if reach.causal:
-        there &= last_of <= (first_of[:, None] + TILE - 1)
+    if reach.causal or reach.window is not None:
+        there &= last_of < (first_of[:, None] + TILE - 1 + ahead(reach, keys))
     if reach.window is not None:
         there &= last_of + TILE - 1 > first_of[:, None] - reach.window
     guessed = guessed / _DRAWN + there * torch.finfo(wide).eps / columns
@@ -178,12 +179,13 @@ def visits(
     head, row, column = kept.nonzero().unbind(1)
     row = row + first
     # How far the first query lies behind the first key, and what a tile has to do with the edges of what is read.
-    ahead = row * TILE + (keys - queries) - column * TILE
+    behind = row * TILE + (keys - queries) - column * TILE
     cut = column * TILE + TILE > keys
-    if reach.causal:
-        cut = cut | (ahead < TILE - 1)
+    far = ahead(reach, keys)
+    if reach.causal or reach.window is not None:
+        cut = cut | (behind < TILE - far)
     if reach.window is not None:
-        cut = cut | (ahead + TILE > reach.window)
+        cut = cut | (behind + TILE > reach.window)
     a, b = head * rows + row, head // (heads // key.shape[1]) * columns + column
     each = max(1, _BATCH * 64 // max(64, query.shape[3]))
     j = torch.arange(TILE, device=kept.device)
@@ -192,10 +194,10 @@ def visits(
         for part in (~cut if whole else cut).nonzero().flatten().split(each):
             hidden = None
             if not whole:
-                lag = ahead[part, None, None] + (i - j)
+                lag = behind[part, None, None] + (i - j)
                 hidden = (column[part] * TILE)[:, None, None] + j >= keys
-                if reach.causal:
-                    hidden = hidden | (lag < 0)
+                if reach.causal or reach.window is not None:
+                    hidden = hidden | (lag <= -far)
                 if reach.window is not None:
                     hidden = hidden | (lag >= reach.window)
             yield a[part], b[part], hidden

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .attention_tiled import ahead
+
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -15,11 +17,12 @@ _QUERY_BLOCK = 1024
 
 
 def serves(query: Tensor, reach) -> bool:
-    """Whether these kernels compute this attention at all: no soft-cap, no chosen keys, a positive scale, on a CPU.
+    """Whether these kernels compute this attention at all: no soft-cap, no keys that hang on the prompt, a positive
+    scale, on a CPU.
 
     They scale what is hidden as well, which another scale would make NaN or the maximum of.
     """
-    plain = reach.softcap is None and reach.chosen is None and reach.scale > 0
+    plain = reach.softcap is None and reach.is_plain and reach.scale > 0
     return query.device.type == "cpu" and plain
 
 
@@ -83,12 +86,12 @@ def _blocks(query, key, reach):
     for start in range(0, total, _QUERY_BLOCK):
         end = min(start + _QUERY_BLOCK, total)
         low = 0 if reach.window is None else max(0, start + offset - reach.window + 1) // _KEY_BLOCK * _KEY_BLOCK
-        high = end + offset if reach.causal else keys
+        high = min(keys, end + offset - 1 + ahead(reach, keys))
         i = torch.arange(start + offset, end + offset)[:, None]
         j = torch.arange(low, high)
         hidden = torch.zeros(len(i), len(j), dtype=torch.bool)
-        if reach.causal:
-            hidden |= j > i
+        if reach.causal or reach.window is not None:
+            hidden |= j >= i + ahead(reach, keys)
         if reach.window is not None:
             hidden |= j <= i - reach.window
         mask = torch.zeros(hidden.shape, dtype=query.dtype).masked_fill_(hidden, -torch.inf)

@@ -83,7 +83,13 @@ def tiles(query, key, reach, rows):
 def reached(first: int, last: int, keys: int, reach) -> slice:
     """Which of so many keys the queries from position ``first`` to ``last`` read."""
     low = 0 if reach.window is None else max(0, first - reach.window + 1)
-    return slice(low, last + 1 if reach.causal else keys)
+    high = last + ahead(reach, keys) if reach.until is None else int(reach.until[:, first : last + 1].max())
+    return slice(low, min(keys, high))
+
+
+def ahead(reach, keys: int) -> int:
+    """How far from its own position on, at most, a query reads keys: the first that it does not is so many away."""
+    return 1 if reach.causal else reach.window or keys
 
 
 def side_by_side(x: Tensor, key: Tensor) -> Tensor:
@@ -110,17 +116,35 @@ def capped(raw: Tensor, reach, ratio: bool | None) -> tuple[Tensor, Tensor | Non
     return scores.mul_(reach.softcap), factor
 
 
+# Some of a tile's keys, and which queries do not read which of them: (R, S), or (B, 1 or H_kv, 1, R, S) of a prompt.
+Hiding = tuple[slice, Tensor]
+
+
 def hide(scores: Tensor, position: Tensor, keys: slice, reach) -> Tensor:
     """Set to -inf, in place, what the queries (B, H_kv, G R, S) at these positions do not read of these keys."""
-    grouped = scores.unflatten(2, (-1, len(position)))
-    j = torch.arange(keys.start, keys.stop, device=scores.device)
+    return cover(scores, hiding(position, keys, reach))
+
+
+def hiding(position: Tensor, keys: slice, reach) -> list[Hiding]:
+    """What `hide` hides."""
+    found = []
+    j = torch.arange(keys.start, keys.stop, device=position.device)
     i = position[:, None]
-    if reach.causal:  # only keys after the first of these rows can be hidden from any of them
-        later = max(0, int(position[0]) + 1 - keys.start)
-        grouped[..., later:].masked_fill_(j[later:] > i, -torch.inf)
+    if reach.causal or reach.window is not None:  # only keys after what the first of these rows reads can be hidden
+        far = ahead(reach, keys.stop)
+        later = max(0, int(position[0]) + far - keys.start)
+        beyond = i + far if reach.until is None else reach.until[:, None, None, position, None]
+        found.append((slice(later, None), j[later:] >= beyond))
     if reach.window is not None:
         earlier = max(0, int(position[-1]) - reach.window + 1 - keys.start)
-        grouped[..., :earlier].masked_fill_(j[:earlier] <= i - reach.window, -torch.inf)
+        found.append((slice(earlier), j[:earlier] <= i - reach.window))
     if reach.chosen is not None:
-        grouped.masked_fill_(reach.chosen.hides(position, keys).unsqueeze(2), -torch.inf)
+        found.append((slice(None), reach.chosen.hides(position, keys).unsqueeze(2)))
+    return found
+
+
+def cover(scores: Tensor, hides: list[Hiding]) -> Tensor:
+    """Set to -inf, in place, of scores (B, H_kv, G R, S) what is to be hidden."""
+    for keys, mask in hides:
+        scores.unflatten(2, (-1, mask.shape[-2]))[..., keys].masked_fill_(mask, -torch.inf)
     return scores

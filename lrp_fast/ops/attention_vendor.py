@@ -10,11 +10,12 @@ What the two operations take and give back, as PyTorch's source has it (aten/src
 attention.cu, attention_backward.cu, and in flash_attn: flash_api.cpp's mha_fwd and mha_bwd, mask.h, softmax.h):
 
 - (B, T, H, D), of whose strides the last has to be 1; fewer key/value heads than query heads as they are.
-- Query t sits at position S - T + t, for causality and for windows. It reads window_size_left keys before its own.
+- Query t sits at position S - T + t, for causality and for windows. It reads window_size_left keys before its own,
+  and window_size_right behind it, which causality makes 0.
 - lse is (B, H, T) in float32, of the natural logarithm. The backward pass reads as much memory, and checks nothing.
 - Without cumulative lengths a batch is dense; without dropout nobody reads a random state.
 
-cuDNN's attention has no windows, starts a causal mask at the first key and plans anew for every length: not here.
+cuDNN's attention is another vendor's: `attention_cudnn`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,19 @@ def refusal(
 ) -> str | None:
     """Why PyTorch's kernels cannot compute this attention and its relevance gradients; None where they can."""
     heads, queries, head_dim = query.shape[1:]
+    if (why := of_others(query, key, value, sinks, bounds, reach, rules)) is not None:
+        return why
+    if head_dim % 8 or head_dim > 256 or 192 < head_dim <= 224:  # those up to 224 not on every device
+        return f"it takes a head_dim that is a multiple of 8 up to 192, or from 232 to 256, not {head_dim}"
+    if _rounded(queries, 128) * heads * _rounded(head_dim, 32 if head_dim <= 128 else 64) >= 2**31:
+        return f"it counts the queries' features in 32 bits, and {queries} queries have too many"
+    if not _is_available(query, key, value):
+        return "PyTorch has it for CUDA devices from compute capability 8.0 on, unless it was told to take others"
+    return None
+
+
+def of_others(query: Tensor, key: Tensor, value: Tensor, sinks, bounds, reach, rules: Rules) -> str | None:
+    """Why nobody but us computes this attention and its relevance gradients, whatever its head_dim and device."""
     if query.dtype not in _DTYPES:
         return f"it takes float16 and bfloat16, not {query.dtype}"
     if not rules.treatment.score or rules.attention_epsilon or rules.attention_gamma:
@@ -48,14 +62,8 @@ def refusal(
         return "it takes at least one prompt"
     if not reach.scale > 0:  # it takes the maximum of scores before it scales them, those that are hidden included
         return f"it takes a positive scale, not {reach.scale}"
-    if head_dim % 8 or head_dim > 256 or 192 < head_dim <= 224:  # those up to 224 not on every device
-        return f"it takes a head_dim that is a multiple of 8 up to 192, or from 232 to 256, not {head_dim}"
     if not all(map(_is_aligned, (query, key, value))):
         return "it loads 16 bytes at a time, and heads and tokens do not all start at a multiple of that"
-    if _rounded(queries, 128) * heads * _rounded(head_dim, 32 if head_dim <= 128 else 64) >= 2**31:
-        return f"it counts the queries' features in 32 bits, and {queries} queries have too many"
-    if not _is_available(query, key, value):
-        return "PyTorch has it for CUDA devices from compute capability 8.0 on, unless it was told to take others"
     return None
 
 
@@ -70,16 +78,19 @@ def backward(
     g: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, reach, rules: Rules
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Relevance gradients of query, key and value, given what `forward`, or our kernels, returned."""
-    g, out = (_loadable(t.to(query.dtype).transpose(1, 2)) for t in (g, out))
+    g, out = (loadable(t.to(query.dtype).transpose(1, 2)) for t in (g, out))
     query, key, value = (t.transpose(1, 2) for t in (query, key, value))
     unused = query.new_empty(0)
     saved = (g, query, key, value, out, lse.contiguous())
     dq, dk, dv = _backward(*saved, *_lengths(query, key), 0.0, reach.causal, unused, unused, **_scores(reach))
+    return tuple(t.transpose(1, 2) for t in shared((dq, dk, dv), rules))
+
+
+def shared(grads: tuple[Tensor, Tensor, Tensor], rules: Rules) -> tuple[Tensor, ...]:
+    """Relevance gradients of query, key and value, in place of the plain ones."""
     value_share, score_share = rules.treatment.value, rules.treatment.score
     shares = (score_share, score_share, value_share)
-    return tuple(
-        (t if share == 1 else t.mul_(share)).transpose(1, 2) for t, share in zip((dq, dk, dv), shares, strict=True)
-    )
+    return tuple(t if share == 1 else t.mul_(share) for t, share in zip(grads, shares, strict=True))
 
 
 def is_better(g: Tensor) -> bool:
@@ -117,7 +128,7 @@ def _is_aligned(x: Tensor) -> bool:
     return x.stride(-1) == 1 and not any(step % each for step in steps) and x.data_ptr() % 16 == 0
 
 
-def _loadable(x: Tensor) -> Tensor:
+def loadable(x: Tensor) -> Tensor:
     """``x``, (B, T, H, D), in rows one after the other: PyTorch would copy any other, and none that starts askew."""
     x = x.contiguous()
     return x if x.data_ptr() % 16 == 0 else x.clone()
@@ -133,4 +144,6 @@ def _lengths(query: Tensor, key: Tensor) -> tuple[None, None, int, int]:
 
 
 def _scores(reach) -> dict[str, float | int | None]:
-    return {"scale": reach.scale, "window_size_left": None if reach.window is None else reach.window - 1}
+    before = None if reach.window is None else reach.window - 1
+    behind = None if reach.causal else before
+    return {"scale": reach.scale, "window_size_left": before, "window_size_right": behind}

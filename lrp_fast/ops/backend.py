@@ -21,18 +21,25 @@ def kernels(name: str) -> ModuleType:
     return importlib.import_module(f"lrp_fast.kernels.{name}")
 
 
-def preferred(operation: str, x: Tensor) -> str:
-    """Who computes an operation that PyTorch has a kernel of its own for, where both serve: "vendor" or "triton".
+# Compute capability and head_dims at which our attention was measured to take no longer than PyTorch's FlashAttention,
+# which forms fewer products: an H200, benchmarks/results/kernels.json.
+_OURS = {(9, 0): (64, 128)}
 
-    PyTorch's, by the count of what has to be computed, as long as nobody has measured it on the device of ``x``.
+
+def preferred(operation: str, x: Tensor) -> tuple[str, ...]:
+    """Who is to compute an operation that PyTorch has kernels of its own for, of "vendor", "cudnn" and "triton", which
+    serves everything: what `lrp-fast tune` found on the device of ``x``, then what is known beforehand.
 
     Args:
         operation: "attention forward" or "attention backward", of which ``x`` is the query.
     """
     if not x.is_cuda:
-        return "vendor"
-    row = kernels("attention").row(operation, x.shape[-1], x.element_size())
-    return _obeyed(x.device).measured.paths.get(row, "vendor")
+        return "vendor", "triton"
+    head_dim = x.shape[-1]
+    known = head_dim in _OURS.get(torch.cuda.get_device_capability(x.device), ())
+    row = kernels("attention").row(operation, head_dim, x.element_size())
+    found = _obeyed(x.device).measured.paths.get(row)
+    return (*(() if found is None else (found,)), *(("triton",) if known else ("vendor", "triton")))
 
 
 def table(x: Tensor) -> dict[str, dict[str, list[int]]]:

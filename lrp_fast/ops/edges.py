@@ -21,7 +21,7 @@ from torch import Tensor
 from .attention import Trace, at_values
 from .attention_bounded import TILE, blocked, visits
 from .attention_chunks import chunks_of
-from .attention_tiled import capped, hide, reached, tiles
+from .attention_tiled import Hiding, capped, cover, hiding, reached, tiles
 from .backend import fused, kernels, table
 from .select import Selected, Tile, by_mass, by_row, joined, listed
 
@@ -64,7 +64,7 @@ def attention_edges(
     if (topk is None) == (mass is None):
         raise ValueError("give one of topk= and mass=")
     small = trace.query.shape[-1] * trace.query.element_size() <= 512
-    by_kernels = trace.reach.chosen is None and fused(trace.query, impl, served=small)
+    by_kernels = trace.reach.is_plain and fused(trace.query, impl, served=small)
     if by_kernels and topk is not None and topk <= kernels("edges").MOST:
         return joined([_strongest(*chunk, topk) for chunk in _chunks(trace, rows, key_part, value_part)])
     computed, room = partial(attention_tiles, trace, key_part, value_part, by_kernels), 0 if by_kernels else HELD
@@ -126,7 +126,7 @@ def _prepared(trace: Trace, key_part: Tensor | None, value_part: Tensor | None):
         *trace.kept[:3],
         key_part=key_part,
         value_part=value_part,
-        **trace.reach.without_choice(),
+        **trace.reach.for_kernels(),
         value_share=trace.rules.treatment.value,
         score_share=trace.rules.treatment.score,
         ratio=trace.rules.treatment.ratio,
@@ -151,6 +151,7 @@ def _fused_tiles(trace: Trace, given, rows: Tensor) -> Iterator[Tile]:
         yield position[start:end], reach, tile
 
 
+@torch.no_grad()  # products go where the last tile's were, which autograd forbids
 def edge_tiles(
     trace: Trace, rows: Tensor, key_part: Tensor | None = None, value_part: Tensor | None = None
 ) -> Iterator[Tile]:
@@ -158,19 +159,23 @@ def edge_tiles(
     query, reach = trace.query, trace.reach
     given = _Given.of(trace, key_part, value_part)
     kept = None if trace.tiles is None else partial(_kept, trace.tiles[0], trace.unit)
+    room: dict[int, Tensor] = {}
     for tile, keys, position in tiles(query, trace.key, reach, rows):
-        edges = None
+        if int(tile[-1]) - int(tile[0]) + 1 == len(tile):
+            tile = slice(int(tile[0]), int(tile[-1]) + 1)  # to look each row up by itself takes longer
+        hides, edges = hiding(position, keys, reach._replace(chosen=None)), None
         # The queries of one head of keys at a time: what is at work stays in the cache.
         for one in range(trace.key.shape[1]):
-            of_head = reach if reach.chosen is None else reach._replace(chosen=reach.chosen.of_head(one))
-            hidden = partial(_hide, position=position, keys=keys, reach=of_head)
+            if reach.chosen is not None:
+                hides = hiding(position, keys, reach._replace(chosen=reach.chosen.of_head(one)))
             own = slice(one * query.shape[1] // trace.key.shape[1], (one + 1) * query.shape[1] // trace.key.shape[1])
             q, u, lse, passed = (t[own, tile].flatten(0, 1) for t in (given.q, given.u, given.lse, given.passed))
             k, v, k_part, v_part = (None if t is None else t[one, keys] for t in given[4:])
-            raw, d_p = q @ k.T, u @ v.T
-            through = None if k_part is None else q @ k_part.T
-            direct = None if v_part is None else u @ v_part.T
-            part = _passed_on(trace, raw, d_p, lse, passed, through, direct, hidden).view(-1, len(position), len(k))
+            pairs = ((q, k), (u, v), (q, k_part), (u, v_part))
+            products = (_product(room, place, *pair) for place, pair in enumerate(pairs))
+            hidden, free = partial(_cover, hides=hides), _at_work(room, len(pairs), len(q), len(k), q)
+            part = _passed_on(trace, *products, lse, passed, hidden, free)
+            part = part.view(-1, len(position), len(k))
             if kept is not None:
                 part.mul_(kept(own, position - (trace.key.shape[2] - query.shape[2]), keys))
             edges = part.sum(0) if edges is None else edges.add_(part.sum(0))
@@ -196,7 +201,7 @@ def bounded_tiles(
             hidden = partial(_fill, hides=hides)
             through = None if k_part is None else torch.bmm(q, k_part.mT)
             direct = None if v_part is None else torch.bmm(u, v_part.mT)
-            part = _passed_on(trace, raw, d_p, lse, passed, through, direct, hidden)
+            part = _passed_on(trace, raw, d_p, through, direct, lse, passed, hidden)
             edges.index_add_(0, b % columns, part)
         of_these = rows[rows // TILE == row]
         position = of_these + (keys - query.shape[2])
@@ -211,8 +216,21 @@ def _kept(tiles: Tensor, unit: tuple[int, int], heads: slice, queries: Tensor, k
     return tiles[heads][:, queries // unit[0]][:, :, of_keys]
 
 
-def _hide(scores: Tensor, position: Tensor, keys: slice, reach) -> Tensor:
-    return hide(scores.view(1, 1, *scores.shape), position, keys, reach).view(scores.shape)
+def _product(room: dict[int, Tensor], place: int, rows: Tensor, columns: Tensor | None) -> Tensor | None:
+    """rows columns^T, in one of the places that tiles have in turn: fresh memory would come from beyond the cache."""
+    if columns is None:
+        return None
+    return torch.mm(rows, columns.T, out=_at_work(room, place, len(rows), len(columns), rows))
+
+
+def _at_work(room: dict[int, Tensor], place: int, rows: int, columns: int, like: Tensor) -> Tensor:
+    if place not in room or len(room[place]) < rows * columns:
+        room[place] = like.new_empty(rows * columns)
+    return room[place][: rows * columns].view(rows, columns)
+
+
+def _cover(scores: Tensor, hides: list[Hiding]) -> Tensor:
+    return cover(scores.view(1, 1, *scores.shape), hides).view(scores.shape)
 
 
 def _fill(scores: Tensor, hides: Tensor | None) -> Tensor:
@@ -244,16 +262,15 @@ class _Given(NamedTuple):
         return _Given(trace.query[0].to(wide) * trace.reach.scale, u, lse, passed, *others)
 
 
-def _passed_on(trace, raw, d_p, lse, passed, through, direct, hidden) -> Tensor:
+def _passed_on(trace, raw, d_p, through, direct, lse, passed, hidden, free: Tensor | None = None) -> Tensor:
     """Edges of one head in units of the values' share, of the products q k^T, u v^T and, where the parts are others,
-    q k~^T and u v~^T. All of them may be overwritten."""
+    q k~^T and u v~^T. All of them may be overwritten, and ``free``, which is like them."""
     treatment, reach = trace.rules.treatment, trace.reach
     scores, factor = capped(raw, reach, treatment.ratio if treatment.score else None)
-    p = hidden(scores - lse).exp_()
     edges = d_p if direct is None else direct
     if treatment.score:
-        d_s = d_p - passed
+        d_s = torch.sub(d_p, passed, out=free)
         if factor is not None:
             d_s.mul_(factor)
         edges.addcmul_(d_s, raw if through is None else through, value=treatment.score / treatment.value)
-    return edges.mul_(p)
+    return edges.mul_(hidden(scores.sub_(lse)).exp_())

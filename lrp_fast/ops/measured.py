@@ -21,7 +21,7 @@ FORMAT = "lrp_fast.tuned/1"
 _MOST_BYTES = 1_000_000
 _TOLD = "entries of tiles and paths that were measured to be fastest; with others, the last bits of results differ"
 _KEYS = ("format", "about", "device", "capability", "torch", "triton", "lrp_fast", "tiles", "paths")
-_PATHS = ("vendor", "triton")
+_PATHS = ("vendor", "cudnn", "triton")
 
 
 class Device(NamedTuple):
@@ -40,7 +40,8 @@ class Tile(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """By row of tiles.json a tile; by "attention backward, head_dim 128, 2 bytes" and its like "vendor" or "triton"."""
+    """By row of tiles.json a tile; by "attention backward, head_dim 128, 2 bytes" and its like "vendor", "cudnn" or
+    "triton"."""
 
     tiles: dict[str, Tile]
     paths: dict[str, str]

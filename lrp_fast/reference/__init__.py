@@ -5,7 +5,7 @@ inputs; relevance is always ``x * g``. Slow on purpose (contributions are formed
 """
 
 from .activation import activation, activation_backward
-from .attention import among, attention, attention_backward, attention_mass, visible
+from .attention import among, attention, attention_backward, attention_mass, attention_weights, visible
 from .delta import gated_delta_rule, gated_delta_rule_backward
 from .edges import attention_edges, scan_edges
 from .gated_mlp import gated_mlp, gated_mlp_backward, product_backward
@@ -24,6 +24,7 @@ __all__ = [
     "attention_backward",
     "attention_edges",
     "attention_mass",
+    "attention_weights",
     "epsilon_factor",
     "gated_delta_rule",
     "gated_delta_rule_backward",

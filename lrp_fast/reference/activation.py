@@ -53,5 +53,5 @@ def activation(z: Tensor, kind: str) -> Tensor:
 
 
 def activation_backward(g: Tensor, z: Tensor, kind: str, *, rule: str = "attnlrp") -> Tensor:
-    """attnlrp and cp: g f(z)/z; gradient: g f'(z)."""
-    return g * (derivative(z, kind) if rule == "gradient" else ratio(z, kind))
+    """attnlrp and cp: g f(z)/z; gradient and gim: g f'(z)."""
+    return g * (derivative(z, kind) if rule in ("gradient", "gim") else ratio(z, kind))

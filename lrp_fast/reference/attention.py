@@ -21,20 +21,24 @@ def visible(
     window: int | None = None,
     chunk: int | None = None,
     bounds: Tensor | None = None,
+    until: Tensor | None = None,
 ) -> Tensor:
     """(B, 1, T, S) bool: which key each query may read.
 
-    ``window``: query i reads keys i - window + 1 ... i. ``chunk``: it reads keys of its own chunk of as many tokens,
-    which begin with the row's first. ``bounds`` (B, 2): the real tokens of a row are
-    bounds[b, 0] ... bounds[b, 1] - 1; a query outside reads nothing and its output is zero.
+    ``window``: query i reads keys i - window + 1 ... i, and where not causal as many behind it, up to i + window - 1.
+    ``chunk``: it reads keys of its own chunk of as many tokens, which begin with the row's first. ``bounds`` (B, 2):
+    the real tokens of a row are bounds[b, 0] ... bounds[b, 1] - 1; a query outside reads nothing and its output is
+    zero. ``until`` (B, S): query i, causal, reads the keys behind it up to until[b, i] - 1 as well, windows aside.
     """
     i = torch.arange(keys - queries, keys)[:, None]
     j = torch.arange(keys)
     mask = torch.ones(queries, keys, dtype=torch.bool)
-    if causal:
+    if causal and until is None:
         mask &= j <= i
     if window is not None:
-        mask &= j > i - window
+        mask &= (j - i).abs() < window if until is None else i - j < window
+    if until is not None:
+        mask = mask & (j < until[:, keys - queries :, None])
     if chunk is not None:
         first = torch.zeros(batch, 1, 1, dtype=torch.int64) if bounds is None else bounds[:, 0, None, None]
         mask = mask & ((j - first) // chunk == (i - first) // chunk)
@@ -69,6 +73,13 @@ def _weights(query, key, mask, scale, softcap, sinks):
     return quotient(weights, total), raw
 
 
+def attention_weights(
+    query, key, mask, *, scale: float, softcap: float | None = None, sinks: Tensor | None = None
+) -> Tensor:
+    """P (B, H, T, S)."""
+    return _weights(query, key, mask, scale, softcap, sinks)[0]
+
+
 def attention(query, key, value, mask, *, scale: float, softcap: float | None = None, sinks: Tensor | None = None):
     """Output (B, H, T, D_v)."""
     weights, _ = _weights(query, key, mask, scale, softcap, sinks)
@@ -93,10 +104,13 @@ def attention_backward(
     """Relevance gradients of (query, key, value) from that of the output, ``g`` (B, H, T, D_v).
 
     attnlrp halves the relevance at P V and again at Q K^T; cp holds P constant, so value gets all; gradient is the
-    plain gradient. epsilon and gamma act on P V, whose contributions are c = P_ti V_id. ``kept`` (B, H, T, S) bool:
-    through which weights anything is handed back, of a bounded backward pass; None: all.
+    plain gradient. gim halves as attnlrp does, and passes the softmax of the scores s by its Jacobian at s / 2, the
+    temperature 2 of arXiv 2505.17630 (whose authors' code adds no factor 1 / 2 for it). epsilon and gamma act on P V,
+    whose contributions are c = P_ti V_id. ``kept`` (B, H, T, S) bool: through which weights anything is handed back, of
+    a bounded backward pass; None: all.
     """
-    share_v, share_p, share_qk = {"attnlrp": (0.5, 0.5, 0.5), "cp": (1, 0, 0), "gradient": (1, 1, 1)}[rule]
+    shares = {"attnlrp": (0.5, 0.5, 0.5), "gim": (0.5, 0.5, 0.5), "cp": (1, 0, 0), "gradient": (1, 1, 1)}
+    share_v, share_p, share_qk = shares[rule]
     groups = query.shape[1] // key.shape[1]
     weights, raw = _weights(query, key, mask, scale, softcap, sinks)
     v = value.repeat_interleave(groups, 1)
@@ -113,11 +127,14 @@ def attention_backward(
         g_weights = (s * v.unsqueeze(2) * (1 + gamma * same)).sum(-1)
         g_value = (s * _through(weights, kept).unsqueeze(-1) * (1 + gamma * same)).sum(-3)
     g_weights = share_p * g_weights
+    if rule == "gim":
+        cap, sink = (None if one is None else one / 2 for one in (softcap, sinks))
+        weights, _ = _weights(query, key, mask, scale / 2, cap, sink)
     g_scores = _through(weights, kept) * (g_weights - (weights * g_weights).sum(-1, keepdim=True))
     if softcap is not None:
         capped = torch.tanh(raw / softcap)
         by_ratio = torch.where(raw == 0, 1.0, capped * softcap / torch.where(raw == 0, 1.0, raw))
-        g_scores = g_scores * (1 - capped**2 if rule == "gradient" else by_ratio)
+        g_scores = g_scores * (1 - capped**2 if rule in ("gradient", "gim") else by_ratio)
     g_scores = share_qk * scale * g_scores
     g_query = g_scores @ key.repeat_interleave(groups, 1)
     g_key = g_scores.transpose(-1, -2) @ query

@@ -13,15 +13,16 @@ def gated_mlp(gate: Tensor, up: Tensor, kind: str) -> Tensor:
 
 
 def product_backward(g: Tensor, gate: Tensor, up: Tensor, *, rule: str = "attnlrp") -> tuple[Tensor, Tensor]:
-    """Relevance gradients of (gate, up), of shapes that broadcast, in gate * up. attnlrp: half each; cp: all to up;
-    gradient: the product rule."""
-    gate_share, up_share = {"attnlrp": (0.5, 0.5), "cp": (0.0, 1.0), "gradient": (1.0, 1.0)}[rule]
+    """Relevance gradients of (gate, up), of shapes that broadcast, in gate * up. attnlrp and gim: half each; cp: all to
+    up; gradient: the product rule."""
+    shares = {"attnlrp": (0.5, 0.5), "gim": (0.5, 0.5), "cp": (0.0, 1.0), "gradient": (1.0, 1.0)}
+    gate_share, up_share = shares[rule]
     return (gate_share * g * up).sum_to_size(gate.shape), (up_share * g * gate).sum_to_size(up.shape)
 
 
 def gated_mlp_backward(
     g: Tensor, gate: Tensor, up: Tensor, kind: str, *, rule: str = "attnlrp"
 ) -> tuple[Tensor, Tensor]:
-    """Relevance gradients of (gate, up). attnlrp: half each; cp: all to up; gradient: the product rule."""
+    """Relevance gradients of (gate, up). attnlrp, gim: half each; cp: all to up; gradient: the product rule."""
     g_activated, g_up = product_backward(g, activation(gate, kind), up, rule=rule)
     return activation_backward(g_activated, gate, kind, rule=rule), g_up

@@ -1,5 +1,9 @@
 "use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
+const embedded = JSON.parse(document.getElementById("data").textContent);
+// Of several explanations, the one that the address names: page.html#choice-2. The page is drawn anew for another.
+const choices = embedded.choices ?? [embedded];
+const choice = Math.min(Number(/^#choice-(\d+)$/.exec(location.hash)?.[1] ?? 0), choices.length - 1);
+const data = choices[choice];
 const at = (id) => document.getElementById(id);
 const terms = data.explained ? data.explained.terms : [];
 
@@ -76,18 +80,22 @@ function joined(tokens, role) {
 function drawQuestion(N) {
   const [first] = terms, kind = data.explained.kind, last = terms[terms.length - 1];
   const question = at("question");
-  question.append("Why ", ...joined(terms.map((term) => term.target), "target"));
+  const [one, several] = data.value_words, ofAll = kind === "function";
+  if (ofAll) question.append("Why this value of a " + one);
+  else question.append("Why ", ...joined(terms.map((term) => term.target), "target"));
   if (data.contrast_words) question.append(" rather than " + data.contrast_words);
   else if (first.contrast) question.append(" rather than ", ...joined(terms.map((term) => term.contrast), "contrast"));
   question.append("?");
 
-  const what = kind === "logit" ? "Logit" : "Logit difference";
-  at("answer").append(terms.length > 1 ? `Sum of ${terms.length} ${what.toLowerCase()}s ` : what + " ", make("b", "", number(data.value)));
+  const what = ofAll ? "Value" : terms.length > 1 ? `Sum of ${terms.length} ${several}` : one[0].toUpperCase() + one.slice(1);
+  at("answer").append(what + " ", make("b", "", number(data.value)));
   if (terms.length === 1) {
-    if (kind !== "logit") at("answer").append(` = ${logit(first.target.logit)} \u2212 ${logit(first.contrast_logit).replace(/^\u2212.*/, "($&)")}`);
-    at("answer").append(`, for the token after position ${count(first.position)}`, first.position === N - 1 ? ", the last." : ".");
+    if (kind !== "logit" && !ofAll) at("answer").append(` = ${logit(first.target.logit)} \u2212 ${logit(first.contrast_logit).replace(/^\u2212.*/, "($&)")}`);
+    at("answer").append(`, for the ${data.explained.of} ${data.candidate_words.at} position ${count(first.position)}`, first.position === N - 1 ? ", the last." : ".");
   } else {
-    at("answer").append(`, for the tokens after positions ${count(first.position)} to ${count(last.position)}.`);
+    const row = terms.every((term, i) => term.position === first.position + i);
+    const where = row || terms.length > 6 ? `${count(first.position)} to ${count(last.position)}` : terms.map((term) => count(term.position)).join(", ");
+    at("answer").append(`, for the ${data.explained.of}s ${data.candidate_words.at} positions ${where}.`);
   }
   document.title = question.textContent + (data.model ? " \u00b7 " + data.model : "");
   at("note").textContent = data.explained.note;
@@ -96,4 +104,37 @@ function drawQuestion(N) {
 
 function drawFacts(facts) {
   for (const [term, value] of facts) if (value) at("facts").append(make("div", "", make("dt", "", term), make("dd", "", value)));
+  for (const [term, value] of data.facts ?? []) at("facts").append(make("div", "", write(make("dt"), term, "line"), write(make("dd"), value, "line")));
 }
+
+/** Where else the reader may go, of a page that is one of several. */
+function drawLinks() {
+  for (const [text, address] of data.links ?? []) {
+    const link = write(make("a"), text, "line");
+    link.href = address;
+    at("links").append(link);
+  }
+  at("links").hidden = !data.links?.length;
+}
+
+// ---- colours: blue negative, orange positive, which all common kinds of colour blindness tell apart
+
+const STEPS = 24, TINTS = {
+  light: { zero: "#ffffff", p: ["#fde6d7", "#f8bd95", "#e9803f", "#b8430b"], n: ["#dfebf6", "#a9cdea", "#5a9fd3", "#1f64a8"] },
+  dark: { zero: "#17191d", p: ["#452716", "#864519", "#d2702f", "#ffb683"], n: ["#1a324a", "#22588b", "#3f8fd2", "#97ccff"] },
+};
+const rgb = (hex) => [1, 3, 5].map((k) => parseInt(hex.slice(k, k + 2), 16));
+
+/** Colours of the levels -STEPS..STEPS in a scheme, as [r, g, b]. */
+function ramp({ zero, p, n }) {
+  const side = (stops) => Array.from({ length: STEPS + 1 }, (_, k) => {
+    const x = (k / STEPS) * stops.length, from = Math.min(Math.floor(x), stops.length - 1);
+    const a = rgb(from ? stops[from - 1] : zero), b = rgb(stops[from]);
+    return a.map((v, c) => Math.round(v + (b[c] - v) * (x - from)));
+  });
+  return [...side(n).slice(1).reverse(), ...side(p)];
+}
+
+const ramps = { light: ramp(TINTS.light), dark: ramp(TINTS.dark) };
+const darkness = matchMedia("(prefers-color-scheme: dark)");
+const colours = () => (darkness.matches ? ramps.dark : ramps.light);

@@ -101,7 +101,6 @@ let marked = null;  // `related` of the clicked node
 
 // ---- drawing
 
-const darkness = matchMedia("(prefers-color-scheme: dark)");
 const LEVELS = 10;
 const level = (k) => Math.max(1, Math.ceil(LEVELS * Math.sqrt(Math.abs(weight[k]) / peak)));
 
@@ -232,7 +231,8 @@ function drawLabels(context, ink, faint) {
     context.textAlign = xOf(c) > width - 120 ? "right" : "center";
     context.font = "12px ui-monospace, Menlo, Consolas, monospace";
     context.fillStyle = ink;
-    const words = [term.target, term.contrast].filter(Boolean).map((token) => visible(token.text ?? "#" + token.id, LETTERS));
+    const named = data.explained.kind === "function" ? [] : [term.target, term.contrast].filter(Boolean);
+    const words = named.map((token) => visible(token.text ?? "#" + token.id, LETTERS));
     context.fillText(words.join(" / "), Math.min(xOf(c) + (context.textAlign === "right" ? 12 : 0), width - 8), MARGIN.top - 22);
   }
 }

@@ -1,8 +1,24 @@
+/** A button for each explanation, named by the token that it explains. */
+function drawChoices() {
+  if (choices.length === 1) return;
+  choices.forEach((one, i) => {
+    const [term] = one.explained.terms, button = make("button", i === choice ? "chosen" : "");
+    if (term.target.text === null) button.textContent = String(term.target.id);
+    else write(button, term.target.text, "line");
+    button.title = `${term.position}: ${number(one.value)}`;
+    if (i === choice) button.setAttribute("aria-current", "true");
+    button.addEventListener("click", () => { location.hash = `#choice-${i}`; location.reload(); });
+    at("choices").append(button);
+  });
+  at("choices-part").hidden = false;
+}
+
 const N = data.ids.length, L = data.num_layers;
 const relevance = decoded(data.layers, Float32Array);  // (L + 1, N)
 const special = new Uint8Array(N);
 for (const i of data.special) special[i] = 1;
 const explained = new Set(terms.map((term) => term.position));
+const sourceOf = data.sources && decoded(data.source_of, Int32Array);  // (N,) indices into data.sources
 
 // What the reader has chosen.
 let layer = 0, full = 1, pinned = null;
@@ -23,24 +39,6 @@ const peakOfAll = peak.reduce((a, b) => Math.max(a, b), 0);
 
 const label = (i) => (data.tokens ? data.tokens[i] : String(data.ids[i]));
 
-// ---- colours: blue negative, orange positive, which all common kinds of colour blindness tell apart
-
-const STEPS = 24, TINTS = {
-  light: { zero: "#ffffff", p: ["#fde6d7", "#f8bd95", "#e9803f", "#b8430b"], n: ["#dfebf6", "#a9cdea", "#5a9fd3", "#1f64a8"] },
-  dark: { zero: "#17191d", p: ["#452716", "#864519", "#d2702f", "#ffb683"], n: ["#1a324a", "#22588b", "#3f8fd2", "#97ccff"] },
-};
-const rgb = (hex) => [1, 3, 5].map((k) => parseInt(hex.slice(k, k + 2), 16));
-
-/** Colours of the levels -STEPS..STEPS in a scheme, as [r, g, b]. */
-function ramp({ zero, p, n }) {
-  const side = (stops) => Array.from({ length: STEPS + 1 }, (_, k) => {
-    const x = (k / STEPS) * stops.length, from = Math.min(Math.floor(x), stops.length - 1);
-    const a = rgb(from ? stops[from - 1] : zero), b = rgb(stops[from]);
-    return a.map((v, c) => Math.round(v + (b[c] - v) * (x - from)));
-  });
-  return [...side(n).slice(1).reverse(), ...side(p)];
-}
-
 /** Black or white, whichever is easier to read on `colour` (WCAG ratio at least 4.58); the page's own ink counts as one. */
 function ink(colour, scheme) {
   const [r, g, b] = colour.map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
@@ -48,9 +46,6 @@ function ink(colour, scheme) {
     ? (scheme === "light" ? "inherit" : "#000") : (scheme === "dark" ? "inherit" : "#fff");
 }
 
-const ramps = { light: ramp(TINTS.light), dark: ramp(TINTS.dark) };
-const darkness = matchMedia("(prefers-color-scheme: dark)");
-const colours = () => (darkness.matches ? ramps.dark : ramps.light);
 const name = (level) => (level < 0 ? "n" + -level : "p" + level);
 
 for (const scheme of ["light", "dark"]) {
@@ -91,30 +86,34 @@ const rank = (token) => count(token.rank + 1);
 
 function drawTerms() {
   const difference = (term) => term.target.logit === null || term.contrast_logit === null ? null : term.target.logit - term.contrast_logit;
+  const kind = data.explained.kind, ofAll = kind === "function", target = ofAll ? "" : "target";
   const versus = (term) => (term.contrast ? candidate(term.contrast, "contrast") : data.contrast_words ?? "");
+  if (ofAll) { at("for").textContent = "raises the value"; at("against").textContent = "lowers it"; }
   if (terms.length > 1) {
-    const contrast = data.explained.kind !== "logit";
-    const headings = ["#after", "target", "#rank", "#logit"].concat(contrast ? ["contrast", "#logit", "#difference"] : []);
-    fill(at("terms"), headings, terms.map((term) => [count(term.position), candidate(term.target, "target"), rank(term.target), logit(term.target.logit)]
-      .concat(contrast ? [versus(term), logit(term.contrast_logit), number(difference(term))] : [])));
+    const more = { logit: [], function: [], logprob: ["#log of sum", "#log-probability"] }[kind] ?? ["contrast", "#logit", "#difference"];
+    const headings = ["#" + data.candidate_words.at, ofAll ? "first choice" : "target", "#rank", "#logit"].concat(more);
+    fill(at("terms"), headings, terms.map((term) => [count(term.position), candidate(term.target, target), rank(term.target), logit(term.target.logit)]
+      .concat([versus(term), logit(term.contrast_logit), number(difference(term))].slice(3 - more.length))));
     return;
   }
   const [term] = terms, seen = new Set();
   const row = (role, token, className) => { seen.add(token.id); return [role, candidate(token, className), String(token.id), rank(token), logit(token.logit)]; };
-  const rows = [row("target", term.target, "target")];
+  const rows = [row(ofAll ? "first choice" : "target", term.target, target)];
   if (term.contrast) rows.push(row("contrast", term.contrast, "contrast"));
   else if (data.contrast_words) rows.push(["contrast", data.contrast_words, "", "", logit(term.contrast_logit)]);
-  if (!seen.has(term.runner_up.id)) rows.push(row("runner-up", term.runner_up, ""));
-  rows.push(Object.assign([data.explained.kind === "logit" ? "explained" : "difference", "", "", "", number(data.value)], { total: true }));
-  fill(at("terms"), ["", "token", "#id", "#rank", "#logit"], rows);
+  else if (kind === "logprob") rows.push(["log of sum", "exp of all logits", "", "", logit(term.contrast_logit)]);
+  if (term.runner_up && !seen.has(term.runner_up.id)) rows.push(row("runner-up", term.runner_up, ""));
+  rows.push(Object.assign([{ logit: "explained", function: "explained", logprob: "log-probability" }[kind] ?? "difference", "", "", "", number(data.value)], { total: true }));
+  fill(at("terms"), ["", data.explained.of, "#id", "#rank", "#logit"], rows);
 }
 
 function drawBest() {
   const best = data.explained.best, last = terms[terms.length - 1];
-  if (terms.length > 1) at("best-title").append(make("span", "aside", `after position ${count(last.position)}`));
+  at("best-title").prepend(`Best ${data.candidate_words.several}`);
+  if (terms.length > 1) at("best-title").append(make("span", "aside", `${data.candidate_words.at} position ${count(last.position)}`));
   if (!best.length) { at("best-part").hidden = true; return; }
-  fill(at("best"), ["#rank", "token", "#id", "#logit", "#below the best"], best.map((token) => {
-    const role = token.id === last.target.id ? "target" : token.id === last.contrast?.id ? "contrast" : "";
+  fill(at("best"), ["#rank", data.explained.of, "#id", "#logit", "#below the best"], best.map((token) => {
+    const role = data.explained.kind !== "function" && token.id === last.target.id ? "target" : token.id === last.contrast?.id ? "contrast" : "";
     const below = token.logit === null || best[0].logit === null ? null : best[0].logit - token.logit;
     return [rank(token), [candidate(token, role), ...(role ? [make("span", "role", role)] : [])], String(token.id), logit(token.logit), below === 0 ? "" : logit(below)];
   }));
@@ -194,6 +193,7 @@ function tell(i, l = layer, before = "") {
   parts.push(make("span", "", `position ${count(i)}`));
   if (data.tokens) parts.push(make("span", "", quote(data.tokens[i])));
   parts.push(make("span", "", `id ${data.ids[i]}`), make("span", "", make("b", "", number(value)), l === layer && !before ? "" : ` at layer ${l}`));
+  if (data.sources) parts.push(make("span", "", "source ", write(make("span", "quote"), data.sources[sourceOf[i]], "line")));
   parts.push(make("span", "", special[i] ? "special, outside the scale" : `${percent(Math.abs(value), mass[l])} of all |relevance|`));
   readout.replaceChildren(...parts);
 }
@@ -276,6 +276,28 @@ function drawStrongest() {
   }
 }
 
+// ---- the sources at a layer
+
+const MOST_SOURCES = 200;  // rows
+
+function drawSources() {
+  if (!data.sources) return;
+  const S = data.sources.length, sum = new Float64Array(S), size = new Float64Array(S), tokens = new Uint32Array(S);
+  for (let i = 0; i < N; i++) {
+    const value = relevance[layer * N + i], s = sourceOf[i];
+    sum[s] += value;
+    size[s] += Math.abs(value);
+    tokens[s]++;
+  }
+  const all = size.reduce((a, b) => a + b, 0), order = Array.from(sum.keys()).sort((a, b) => Math.abs(sum[b]) - Math.abs(sum[a]) || a - b);
+  at("sources").replaceChildren();
+  fill(at("sources"), ["source", "#tokens", "#relevance", "#|relevance|", "#share"], order.slice(0, MOST_SOURCES).map((s) =>
+    [write(make("span", "quote"), data.sources[s], "line"), count(tokens[s]), number(sum[s]), number(size[s]).replace("+", ""), percent(size[s], all)]));
+  at("sources-help").textContent = `Sums over all tokens of a source at layer ${layer}, special ones included. Shares are of the summed |relevance|, ${number(all).replace("+", "")}.`
+    + (S > MOST_SOURCES ? ` The ${count(MOST_SOURCES)} strongest of ${count(S)}.` : "");
+  at("sources-part").hidden = false;
+}
+
 // ---- layers x positions
 
 // Column c of the W columns of pixels shows the tokens from(c)..from(c + 1) - 1, or one token where tokens are wider than pixels.
@@ -353,11 +375,14 @@ function drawLayer() {
   colourText();
   drawLegend();
   drawStrongest();
+  drawSources();
   at("row").style.top = `${100 * (L - layer) / (L + 1)}%`;
   tell(pinned);
 }
 
 at("layer").max = L;
+drawLinks();
+drawChoices();
 drawHead();
 drawTerms();
 drawBest();

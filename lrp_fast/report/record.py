@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import NamedTuple
 
 import torch
 
 from ..attribution import Attribution
+from ..explained import Explained
 from ..files import without_infinity
 from ..rules import Rules
-from ..targets import Explained
+from ..sources import Sources
 
 
 def as_json(result: Attribution) -> dict:
@@ -25,6 +27,7 @@ def as_json(result: Attribution) -> dict:
     ids = result.input_ids.tolist()
     texts = result.tokens or [None] * num_tokens
     special = result.special or [None] * num_tokens
+    groups = result.sources and result.sources.groups.tolist()
     return {
         "value": without_infinity(result.value),
         "model": result.model,
@@ -36,9 +39,21 @@ def as_json(result: Attribution) -> dict:
         "num_tokens": num_tokens,
         "tokens": [
             {"position": i, "id": ids[i], "text": texts[i], "special": special[i], "relevance": relevance[i]}
+            | ({"source": groups[i]} if groups else {})
             for i in range(num_tokens)
         ],
+        "sources": _sources(result.sources),
     }
+
+
+def _sources(sources: Sources | None) -> list[dict] | None:
+    """Of the input tokens; a token's ``source`` is an index into this list."""
+    if sources is None:
+        return None
+    counts = sources.groups.bincount().tolist()
+    columns = (sources.names, counts, sources.relevance[0].tolist(), sources.magnitude[0].tolist())
+    names = ("name", "tokens", "relevance", "magnitude")
+    return [without_infinity(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
 def page_head(told) -> dict:
@@ -47,6 +62,8 @@ def page_head(told) -> dict:
         "value": without_infinity(told.value),
         "explained": without_infinity(asdict(told.explained)),
         "contrast_words": contrast_words(told.explained),
+        "value_words": value_words(told.explained),
+        "candidate_words": candidate_words(told.explained)._asdict(),
         "rule": rule_words(told.rules),
         "bounded": bounded_words(told),
         "model": told.model,
@@ -71,10 +88,30 @@ def finite(layers: torch.Tensor) -> torch.Tensor:
 
 
 def contrast_words(explained: Explained) -> str | None:
-    """What was subtracted where it is no single token; None where it is one, and for a plain logit."""
+    """What was subtracted where that is a mean; None where it is a token's logit, or nothing was compared."""
     if explained.kind == "top":
-        return f"the mean of the {explained.others} best other tokens"
+        return f"the mean of the {explained.others} best other {explained.of}s"
     return "the mean of all logits" if explained.kind == "mean" else None
+
+
+class Words(NamedTuple):
+    """Of candidates: several of them, and how a position stands to its own."""
+
+    several: str
+    at: str
+
+
+def candidate_words(explained: Explained) -> Words:
+    """What the candidates are: of a position the next tokens, those that it may hold itself, or its labels."""
+    words = {"token": ("next tokens", "after"), "masked token": ("masked tokens", "at"), "label": ("labels", "at")}
+    return Words(*words[explained.of])
+
+
+def value_words(explained: Explained) -> tuple[str, str]:
+    """What a term's value is, one and several of them."""
+    names = {"logit": ("logit", "logits"), "logprob": ("log-probability", "log-probabilities")}
+    names["function"] = ("function of the logits",) * 2  # of all terms together
+    return names.get(explained.kind, ("logit difference", "logit differences"))
 
 
 def rule_words(rules: Rules) -> str:

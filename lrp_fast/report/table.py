@@ -8,8 +8,9 @@ import numpy as np
 
 from .._native import topk_magnitude
 from ..attribution import Attribution
-from ..targets import Explained, Term, Token
-from .record import bounded_words, contrast_words, finite, rule_words
+from ..explained import Explained, Term, Token
+from ..sources import Sources
+from .record import bounded_words, candidate_words, contrast_words, finite, rule_words, value_words
 
 _BAR = 10  # signs in the longest bar
 _TOKEN = 28  # columns of a token, quotes included
@@ -17,9 +18,10 @@ _TERMS = 12  # terms printed one by one
 
 
 def table(result: Attribution, top: int = 10) -> str:
-    """What was explained, and the ``top`` input tokens of greatest |relevance|. Ends without a newline.
+    """What was explained, and the ``top`` input tokens, and sources, of greatest |relevance|. Ends without a newline.
 
-    Special tokens are listed apart and left out of the shares: attention sinks among them would dwarf the text.
+    Special tokens are listed apart and left out of the shares: attention sinks among them would dwarf the text. To a
+    source they belong like others.
 
     Raises:
         ValueError: if ``top`` is negative, or a relevance is NaN or infinite.
@@ -27,29 +29,37 @@ def table(result: Attribution, top: int = 10) -> str:
     if top < 0:
         raise ValueError(f"top must be >= 0, not {top}")
     relevance = finite(result.layers)[0].double().numpy()  # (N,)
-    special = np.zeros(len(relevance), bool) if result.special is None else np.array(result.special, bool)
     num_nodes, num_tokens = result.layers.shape
-    lines = [*headline(result, num_nodes - 1, num_tokens), ""]
-
-    ordinary = _strongest(relevance, np.flatnonzero(~special), top)
-    total = float(np.abs(relevance[~special]).sum())
-    lines += _rows(result, relevance, ordinary, total)
-    whose = f"the {(~special).sum()} tokens that are not special" if special.any() else _count(len(special), "token")
-    lines += ["", f"share: of the summed |relevance| of {whose}, {total:#.4g}"]
-
-    if special.any():
-        lines += ["", f"special tokens, {int(special.sum())} in all, together {relevance[special].sum():+#.4g}:"]
-        lines += _rows(result, relevance, _strongest(relevance, np.flatnonzero(special), min(top, 3)), None)
+    lines = [*headline(result, num_nodes - 1, num_tokens), "", *strongest_tokens(result, relevance, top)]
+    if result.sources is not None:
+        lines += ["", *_sources(result.sources, top)]
     return "\n".join(lines)
 
 
-def best_table(explained: Explained) -> str:
-    """The best next tokens at the last of the explained positions. Ends without a newline."""
-    last = explained.terms[-1]
-    heading = f"rank  {_pad('token', _TOKEN)}       id     logit"
-    lines = [f"best next tokens after position {last.position}", "", heading]
+def strongest_tokens(result: Attribution, relevance: np.ndarray, top: int, of: np.ndarray | None = None) -> list[str]:
+    """Rows of the ``top`` input tokens by ``relevance`` (N,) float64, special ones apart; (N,) bool: of these alone."""
+    special = np.zeros(len(relevance), bool) if result.special is None else np.array(result.special, bool)
+    mine = np.ones(len(relevance), bool) if of is None else of
+    ordinary, special = mine & ~special, mine & special
+    total = float(np.abs(relevance[ordinary]).sum())
+    lines = _rows(result, relevance, _strongest(relevance, np.flatnonzero(ordinary), top), total)
+    whose = f"the {ordinary.sum()} tokens that are not special" if special.any() else _count(int(mine.sum()), "token")
+    lines += ["", f"share: of the summed |relevance| of {whose}, {total:#.4g}"]
+    if special.any():
+        lines += ["", f"special tokens, {int(special.sum())} in all, together {relevance[special].sum():+#.4g}:"]
+        lines += _rows(result, relevance, _strongest(relevance, np.flatnonzero(special), min(top, 3)), None)
+    return lines
+
+
+def best_table(explained: Explained, whose: str = "") -> str:
+    """The best next tokens, or labels, at the last of the explained positions, of which model in words. Ends without a
+    newline."""
+    last, words = explained.terms[-1], candidate_words(explained)
+    heading = f"rank  {_pad(explained.of, _TOKEN)}       id     logit"
+    lines = [f"best {words.several}{whose} {words.at} position {last.position}", "", heading]
+    target = None if explained.kind == "function" else last.target
     for token in explained.best:
-        role = "target" if token.id == last.target.id else "contrast" if _same(token, last.contrast) else ""
+        role = "target" if _same(token, target) else "contrast" if _same(token, last.contrast) else ""
         row = f"{token.rank + 1:4d}  {_pad(_name(token), _TOKEN)}  {token.id:7d}  {token.logit:8.3f}  {role}"
         lines.append(row.rstrip())
     return "\n".join(lines)
@@ -57,25 +67,36 @@ def best_table(explained: Explained) -> str:
 
 def headline(told, layers: int, tokens: int) -> list[str]:
     """What was explained, of which model, by which rule, by an `Attribution` or a graph's `About`."""
-    explained, value = told.explained, told.value
-    terms = explained.terms
-    what = "logit" if explained.kind == "logit" else "logit difference"
-    if len(terms) == 1:
-        lines = [f"Why {_against(explained, terms[0])} after position {terms[0].position}?"]
-        lines.append(f"{what} {_sum(value, terms[0])}")
-    else:
-        lines = [f"Why these {len(terms)} next tokens? The sum of their {what}s is {value:+#.4g}:"]
-        for term in terms[:_TERMS]:
-            own = term.target.logit - (term.contrast_logit or 0.0)
-            lines.append(f"  after {term.position}: {_against(explained, term)}  {_sum(own, term)}")
-        if len(terms) > _TERMS:
-            lines.append(f"  and {len(terms) - _TERMS} more")
     about = [_printable(told.model), f"rule {rule_words(told.rules)}", size(layers, tokens)]
-    lines.append(", ".join(part for part in about if part))
+    lines = [*question(told.explained, told.value), ", ".join(part for part in about if part)]
     if bounded := bounded_words(told):
         lines.append(bounded)
-    if explained.note:
-        lines.append(f"note: {_printable(explained.note)}")
+    return lines + note(told.explained)
+
+
+def note(explained: Explained) -> list[str]:
+    return [f"note: {_printable(explained.note)}"] if explained.note else []
+
+
+def question(explained: Explained, value: float) -> list[str]:
+    """What was asked, and what it comes to."""
+    terms = explained.terms
+    what, several = value_words(explained)
+    words = candidate_words(explained)
+    if explained.kind == "function":
+        where = f"{words.at} " + ", ".join(str(term.position) for term in terms[:_TERMS])
+        where += f" and {len(terms) - _TERMS} more positions" if len(terms) > _TERMS else ""
+        lines = [f"Why this value of a {what} {where}?", f"value {value:+#.4g}"]
+    elif len(terms) == 1:
+        lines = [f"Why {_against(explained, terms[0])} {words.at} position {terms[0].position}?"]
+        lines.append(f"{what} {_sum(value, terms[0])}")
+    else:
+        lines = [f"Why these {len(terms)} {words.several}? The sum of their {several} is {value:+#.4g}:"]
+        for term in terms[:_TERMS]:
+            own = term.target.logit - (term.contrast_logit or 0.0)
+            lines.append(f"  {words.at} {term.position}: {_against(explained, term)}  {_sum(own, term)}")
+        if len(terms) > _TERMS:
+            lines.append(f"  and {len(terms) - _TERMS} more")
     return lines
 
 
@@ -90,7 +111,7 @@ def _against(explained: Explained, term: Term) -> str:
 
 
 def _sum(value: float, term: Term) -> str:
-    """``+2.37 = 18.2 - 15.83 (rank 1 against rank 4)``."""
+    """``+2.37 = 18.2 - 15.83 (rank 1 against rank 4)``; of a log-probability the log of the sum is subtracted."""
     if term.contrast_logit is None:
         return f"{value:+#.4g} (rank {term.target.rank + 1})"
     minus = f"{term.contrast_logit:#.4g}" if term.contrast_logit >= 0 else f"({term.contrast_logit:#.4g})"
@@ -116,6 +137,18 @@ def _rows(result: Attribution, relevance: np.ndarray, positions: list[int], tota
         bar = ("+" if value > 0 else "-") * round(_BAR * (abs(value) / peak)) if peak > 0 else ""
         lines.append(f"{rank:4d}  {i:8d}  {_pad(text, _TOKEN)}  {value:+#11.4g}  {share:>8}  {bar}".rstrip())
     return lines
+
+
+def _sources(sources: Sources, top: int) -> list[str]:
+    found = sources.top(top)
+    peak = max((abs(relevance) for _, relevance, _ in found), default=0.0)
+    lines = [f"rank  {'tokens':>8}  {_pad('source', _TOKEN)}    relevance  |relevance|"]
+    for rank, (name, value, size) in enumerate(found, start=1):
+        text, value = _pad(_printable(name), _TOKEN), value + 0.0  # no -0
+        bar = ("+" if value > 0 else "-") * round(_BAR * (abs(value) / peak)) if 0 < peak < np.inf else ""
+        count = len(sources.positions(name))
+        lines.append(f"{rank:4d}  {count:8d}  {text}  {value:+#11.4g}  {size:#11.4g}  {bar}".rstrip())
+    return [*lines, "", f"sums over the tokens of {_count(len(sources.names), 'source')}, special ones included"]
 
 
 def _name(token: Token) -> str:

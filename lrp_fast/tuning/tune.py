@@ -18,7 +18,7 @@ from . import climb
 from .bench import Bench
 from .launches import DTYPES, case_of
 
-_PATHS = ("triton", "vendor")
+_PATHS = ("triton", "vendor", "cudnn")
 _MAIN = ("dkv", "dq", "forward", "edges")
 _FORMS = (
     "masses", "dkv gamma", "dq gamma", "forward gamma", "dkv capped", "dq capped", "forward capped", "edges parts",
@@ -155,17 +155,19 @@ def _path(name: str, bench: Bench, passes) -> tuple[Step, str | None]:
     told = [f"{path}: {_wrong(check)}" for path, check in checks.items() if not check.passed]
     if not checks["triton"].passed:
         return Step(f"{name}: not compared, {'; '.join(told)}", wrong=True), None
-    if checks["vendor"].failed:  # which is not there, or does not serve
-        return Step(f"{name}: nobody to choose from, {'; '.join(told)}"), None
-    if told:
+    if any(not check.passed and not check.failed for check in checks.values()):
         return Step(f"{name}: triton, for {'; '.join(told)}", wrong=True), "triton"
+    right = [path for path, check in checks.items() if check.passed]  # the others are not there, or do not serve
+    if right == ["triton"]:
+        return Step(f"{name}: nobody to choose from, {'; '.join(told)}"), None
     large = Form("", head_dim, bench.tokens, bench.tokens, heads=16, kv_heads=4)
     (case,) = (case for case in cases_of(large) if case.operation == operation)
     drawn = case.draw(torch.Generator().manual_seed(0))
     inputs = [None if x is None else x.to(bench.device, DTYPES[2]) for x in drawn]
-    times = {path: bench.milliseconds(case.prepare(path, *inputs)) for path in _PATHS}
+    times = {path: bench.milliseconds(case.prepare(path, *inputs)) for path in right}
     best = min(times, key=times.get)
-    return Step(f"{name}: " + ", ".join(f"{path} {ms:.3f} ms" for path, ms in times.items()) + f": {best}"), best
+    found = ", ".join([*(f"{path} {ms:.3f} ms" for path, ms in times.items()), *told])
+    return Step(f"{name}: {found}: {best}"), best
 
 
 def _wrong(check: Held) -> str:

@@ -146,8 +146,8 @@ def test_merged_they_need_no_peft(adapted, directory, run, tmp_path, monkeypatch
 
 
 def test_adapters_of_a_model_with_another_head(adapted, run):
-    status, out, err = run(*PROMPT, model=str(adapted(task_type="SEQ_CLS")))
-    assert status == 2 and out == "" and "are of task_type SEQ_CLS, no causal language model's" in err
+    status, out, err = run(*PROMPT, model=str(adapted(task_type="QUESTION_ANS")))
+    assert status == 2 and out == "" and "are of task_type QUESTION_ANS, no causal language model's" in err
     assert "would explain a head that nobody trained" in err
 
 

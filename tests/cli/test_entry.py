@@ -34,9 +34,15 @@ def entry(root):
 HEAVY = {"torch", "transformers", "numpy", "tqdm", "safetensors", "lrp_fast"}
 
 
-@pytest.mark.parametrize("command", [[], ["attribute"], ["graph"], ["plan"], ["doctor"], ["tune"]], ids="".join)
+COMMANDS = [
+    "", "attribute", "graph", "hops", "ablate", "study", "study run", "study pairs", "study compare", "study page",
+    "evaluate", "plan", "doctor", "tune",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_needs_no_torch(entry, command):
-    status, out, err, imported = entry(*command, "--help")
+    status, out, err, imported = entry(*command.split(), "--help")
     assert (status, err) == (0, "") and out.startswith("usage: lrp-fast") and "examples:" in out
     assert not imported & HEAVY
 
@@ -47,8 +53,15 @@ def test_help_needs_no_torch(entry, command):
         ([], "the following arguments are required: COMMAND"),
         (["explain"], "invalid choice: 'explain'"),
         (["attribute", "model"], "one of the arguments --prompt --prompt-file is required"),
-        (["plan", "model", "--tokens", "0"], "0 is not a number of tokens: give 1 or more"),
+        (["plan", "model", "--tokens", "0"], "0 is too few: give 1 or more"),
         (["graph", "model", "--prune", "most"], "'most' is no pruning"),
+        (["hops", "model", "--prompt", "a", "--generated", "4"], "'4' is no span of positions"),
+        (["ablate", "model", "--prompt", "a"], "the following arguments are required: --cut"),
+        (["evaluate", "model", "--out", "a"], "the following arguments are required: --cases"),
+        (["study"], "the following arguments are required: PART"),
+        (["study", "run", "model"], "the following arguments are required: cases, --out"),
+        (["study", "page"], "the following arguments are required: run"),
+        (["study", "compare", "a", "b"], "the following arguments are required: --out"),
         (["doctor", "--device", "cuda", "--dtype", "float64"], "invalid choice: 'float64'"),
         (["tune", "--seconds", "long"], "invalid float value: 'long'"),
     ],

@@ -45,7 +45,7 @@ def make_graph(seed, layers=3, tokens=6, density=0.5, exact=True, dtype=torch.fl
     nodes[-1, :-1] = 0
     nodes[-1, -1] = 1.5
     texts = [f"t{i}" for i in range(tokens)]
-    return Graph.from_transitions(nodes, self_edges, transitions, texts, {"model": "random", "seed": seed})
+    return Graph.from_transitions(nodes, self_edges, transitions, texts, {"model": "random", "seed": seed}, causal)
 
 
 def matrices_of(graph):

@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from lrp_fast.explained import Explained, Term, Token
 from lrp_fast.graph import export
-from lrp_fast.targets import Explained, Term, Token
 
 HOSTILE = ["</script>", "&amp;", "<|im_end|>", "🙂", "\n", '"quoted" (p=', "\ud800"]
 

@@ -189,7 +189,7 @@ def large():
         )
         transitions.append((edges, torch.zeros(tokens, 2)))
     nodes, self_edges = (torch.from_numpy(rng.standard_normal((layers, tokens))).float() for layers in (4, 3))
-    return Graph.from_transitions(nodes, self_edges, transitions)
+    return Graph.from_transitions(nodes, self_edges, transitions, causal=False)
 
 
 def everything(graph):

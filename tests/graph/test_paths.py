@@ -90,7 +90,7 @@ def ladder(layers, small):
     dropped = torch.tensor([[2.0**20 - 1 - small, 0.0], [0.0, 0.75 - 2.0**19]], dtype=dtype)
     nodes = torch.ones(layers + 1, 2, dtype=dtype)
     nodes[-1, 1] = 0
-    return Graph.from_transitions(nodes, torch.zeros(layers, 2, dtype=dtype), [(edges, dropped)] * layers)
+    return Graph.from_transitions(nodes, torch.zeros(layers, 2, dtype=dtype), [(edges, dropped)] * layers, causal=False)
 
 
 @pytest.mark.parametrize("small", [0.5, 2.0**-300])

@@ -474,15 +474,13 @@ def test_what_is_plain_lora_under_another_name(given, tiny, ids):
     assert gap(found, attribute(mended, ids, 3, 5).layers) <= 1e-4
 
 
-def test_a_classifier_with_adapters_differentiates_its_scores(tiny, ids, monkeypatch):
-    monkeypatch.setattr(lrp_fast.hf.families, "_TABLE", dict(lrp_fast.hf.families._TABLE))
+@pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS"])
+def test_a_classifier_with_adapters(task, tiny, ids):
     config = copy.deepcopy(tiny("llama").config)
     config.num_labels = 1
-    base = transformers.LlamaForSequenceClassification(config).eval()
-    model = trained(base, config_of("LoraConfig", {"task_type": "SEQ_CLS"}))
-    with pytest.raises(ValueError, match="^LlamaForSequenceClassification has no next-token logits to explain: diff"):
-        attribute(model, ids)
-    lrp_fast.hf.register(transformers.LlamaForSequenceClassification, lrp_fast.hf.handlers.leave)
+    head = {"SEQ_CLS": "SequenceClassification", "TOKEN_CLS": "TokenClassification"}[task]
+    base = getattr(transformers, f"LlamaFor{head}")(config).eval()
+    model = trained(base, config_of("LoraConfig", {"task_type": task}))
     x = model.get_input_embeddings()(ids).detach().requires_grad_()
     with patched(model):
         model(inputs_embeds=x).logits.sum().backward()
@@ -491,6 +489,11 @@ def test_a_classifier_with_adapters_differentiates_its_scores(tiny, ids, monkeyp
     with patched(mended):
         mended(inputs_embeds=y).logits.sum().backward()
     assert gap(x.grad, y.grad) <= 1e-4
+    found = attribute(model, ids)
+    assert found.value == pytest.approx(model(input_ids=ids).logits.flatten()[-1].item(), rel=1e-4)
+    assert gap(found.layers, attribute(mended, ids).layers) <= 1e-4
+    (batched,) = lrp_fast.attribute_batch(model, [ids])
+    assert torch.equal(batched.layers, found.layers)
 
 
 @pytest.mark.parametrize("where", ["all", "a layer", "an adapter"])

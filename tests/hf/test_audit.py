@@ -12,6 +12,7 @@ import transformers
 import lrp_fast
 from lrp_fast import GraphSpec, attribute
 from lrp_fast.hf import check, coverage
+from tests import decoders
 
 CLASS = """
 import torch
@@ -242,6 +243,14 @@ def test_what_a_model_does_about_its_layers_is_seen(place, code, why, parted, id
         attribute(model, ids, 3, 5)
 
 
+def test_without_a_mask_eager_attention_that_is_known_reads_the_future_too(parted, ids):
+    model = parted(BETWEEN.format(before="pass", between="pass", after="pass"), name="ParentForCausalLM")
+    attribute(model, ids, 3, 5)
+    model.set_attn_implementation("eager")
+    with pytest.raises(lrp_fast.UnsupportedModuleError, match="ParentModel, which reads tokens in both directions"):
+        attribute(model, ids, 3, 5)
+
+
 ATTENTION = """
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import ALL_ATTENTION_FUNCTIONS, LlamaAttention
@@ -286,6 +295,23 @@ def test_an_attention_that_nobody_has_read(code, why, parted, ids):
     graph = attribute(model, ids, 3, 5, graph=GraphSpec(topk=30)).graph
     rows = lrp_fast.between(model, ids, 0, 1, range(ids.shape[1]), target=3, contrast=5)
     assert (graph.dense(0) - rows).abs().max() <= 1e-12 * rows.abs().max()
+
+
+@decoders.RECENT
+def test_a_model_that_makes_no_mask_reads_the_future_by_eager_attention(monkeypatch, ids):
+    """Moshi's of transformers 5.17 makes one only where it is given one."""
+    from transformers.models.moshi import modeling_moshi
+
+    model = decoders.build("moshi", torch.float32, vocab_size=98)
+    monkeypatch.setattr(modeling_moshi, "create_causal_mask", lambda *_, **__: None)
+    causal = attribute(model, ids, 3, 5)
+    own = model(ids).logits[0, -1]
+    assert abs(causal.value - (own[3] - own[5]).item()) <= 1e-4
+    model.set_attn_implementation("eager")
+    own = model(ids).logits[0, -1]
+    assert abs(causal.value - (own[3] - own[5]).item()) > 1e-3
+    with pytest.raises(lrp_fast.UnsupportedModuleError, match="MoshiAttention, which reads tokens in both directions"):
+        attribute(model, ids, 3, 5)
 
 
 def test_a_method_that_somebody_wrapped_has_no_form_that_is_known(ids, monkeypatch):

@@ -49,10 +49,11 @@ def test_nodes_and_edges_are_those_of_detached_rules(model_type, rule):
     graph = ALL if _has_graph(model_type, rule) else None
     found = attribute(model, IDS, 3, 5, rule=rule, graph=graph)
     assert abs(found.value - value) <= max(allowed, 1e-12) * max(abs(value), 1)
-    assert (found.layers - nodes).abs().max() <= allowed * nodes.abs().max()
+    # Of plain gradients, norms pass on less than what cancels in them, which is of the value's size.
+    least = abs(value) if rule == "gradient" else 0.0
+    assert (found.layers - nodes).abs().max() <= allowed * max(nodes.abs().max(), least)
     for layer, matrix in enumerate(edges if graph else []):
-        size = (nodes if model_type in decoders.READS_NORMS and rule == "gradient" else matrix).abs().max()
-        assert (found.graph.dense(layer) - matrix).abs().max() <= 10 * allowed * size
+        assert (found.graph.dense(layer) - matrix).abs().max() <= 10 * allowed * max(matrix.abs().max(), least)
 
 
 @pytest.mark.shows("no edges")
@@ -63,7 +64,10 @@ def test_where_no_closed_form_is_known_a_graph_is_refused(model_type):
         attribute(decoders.build(model_type), IDS, 3, 5, rule="gradient", graph=ALL)
 
 
-@pytest.mark.parametrize(("model_type", "rule"), [("falcon_h1", "attnlrp"), ("qwen3_next", "attnlrp"), ("lfm2", "cp")])
+@pytest.mark.parametrize(
+    ("model_type", "rule"),
+    [("falcon_h1", "attnlrp"), ("qwen3_next", "attnlrp"), ("xlstm", "attnlrp"), ("lfm2", "cp")],
+)
 def test_edges_between_blocks_of_tokens(model_type, rule):
     ids = torch.randint(3, 97, (1, 70), generator=torch.Generator().manual_seed(2))
     model, plain = (decoders.build(model_type) for _ in range(2))
@@ -72,6 +76,15 @@ def test_edges_between_blocks_of_tokens(model_type, rule):
     graph = attribute(model, ids, 3, 5, rule=rule, graph=ALL).graph
     for layer, matrix in enumerate(edges):
         assert (graph.dense(layer) - matrix).abs().max() <= 1e-10 * matrix.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_dbrx_in_16_bits(dtype):
+    """Its layer hands its mixture what is as wide as the residual stream, float32 when it runs again. Of what a node is
+    explained by, three layers of five products each round."""
+    found = attribute(decoders.build("dbrx", dtype), IDS, 3, 5)
+    truth = attribute(decoders.build("dbrx", dtype).double(), IDS, 3, 5).layers
+    assert (found.layers - truth).abs().max() <= 16 * torch.finfo(dtype).eps * truth.abs().max()
 
 
 @pytest.mark.shows("waiting")
@@ -93,5 +106,5 @@ def test_a_decoder_without_a_rule_is_refused(model_type):
 
 
 def test_none_is_left_out():
-    assert {*decoders.COVERED, *decoders.REFUSED, *decoders.NOT_TRIED, *decoders.WRAPPERS} == {*decoders.ALL}
-    assert len(decoders.COVERED) + len(decoders.REFUSED) + len(decoders.NOT_TRIED) + len(decoders.WRAPPERS) == 189
+    assert {*decoders.COVERED, *decoders.REFUSED, *decoders.WRAPPERS} == {*decoders.ALL}
+    assert len(decoders.COVERED) + len(decoders.REFUSED) + len(decoders.WRAPPERS) == 189

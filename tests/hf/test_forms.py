@@ -2,15 +2,18 @@
 
 Small models do not show every change of their code: an option that is off in them shows in other people's alone. So no
 part of these families is left to the audit, and a change upstream is read before it is explained. forms.json has the
-forms of transformers 5.0.0, 5.23.0 and 5.24.0.
+forms of transformers 5.0.0, 5.23.0 and 5.24.0, and of the newest patch of each minor release in between: all of these
+families', and of other decoders those that do the same by the rule of the class that has a form in one of those three.
 """
 
 import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import FunctionType
 
 import pytest
+import torch
 import transformers
 
 from lrp_fast.hf import families, forms
@@ -109,3 +112,17 @@ def test_a_function_that_is_called_counts_too(made, monkeypatch):
         assert forms.handler_name(subclass) == "leave"  # it has no code of its own
     finally:
         forms._handler_name.cache_clear()
+
+
+@pytest.mark.parametrize("folder", ["/opt/torch/lib/site-packages/transformers/models", "/home/lrp_fast/transformers"])
+def test_whose_code_it_is_does_not_rest_on_what_folders_are_called(folder):
+    """An environment may lie anywhere, and a project be called anything."""
+
+    def own(self):
+        pass
+
+    elsewhere = own.__code__.replace(co_filename=f"{folder}/modeling_famous.py")
+    moved = FunctionType(elsewhere, own.__globals__)
+    assert not forms._is_torchs(moved) and not forms._is_shipped(moved)
+    assert forms._is_torchs(torch.nn.Linear.forward) and forms._is_shipped(torch.nn.Linear.forward)
+    assert forms._is_shipped(transformers.models.llama.modeling_llama.LlamaRMSNorm.forward)

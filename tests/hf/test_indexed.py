@@ -28,15 +28,21 @@ def padded(tokens: int) -> torch.Tensor:
 @pytest.mark.parametrize("settings", [MANY_HEADS, ALL], ids=["some", "all"])
 @pytest.mark.parametrize("model_type", INDEXED)
 def test_logits_are_those_of_the_model_padded_or_not(model_type, settings):
+    """In float32, in which transformers' code is the other of two ways to round: as near as that is to float64."""
     model, ids = decoders.build(model_type, torch.float32, **settings[model_type]), IDS[:, :14].expand(2, -1)
+    precise = decoders.build(model_type, **settings[model_type])
     by_blocks = settings is MANY_HEADS and model_type == "minimax_m3_vl_text"
     for mask in (None,) if by_blocks else (None, padded(14)):
         with torch.no_grad():
             own = model(ids, attention_mask=mask, use_cache=False).logits
             with lrp_fast.patched(model):
                 found = model(ids, attention_mask=mask, use_cache=False).logits
+            with lrp_fast.patched(precise):
+                truth = precise(ids, attention_mask=mask, use_cache=False).logits
         real = torch.ones(2, 14).bool() if mask is None else mask.bool()
-        assert (found - own)[real].abs().max() <= 1e-5 * own.abs().max()
+        off = (own - truth)[real].abs().max()
+        assert off <= 1e-4 * own.abs().max()  # another choice of keys would be off by more
+        assert (found - own)[real].abs().max() <= 2 * off + 1e-6 * own.abs().max()
 
 
 @pytest.mark.parametrize("rule", ["attnlrp", "cp"])

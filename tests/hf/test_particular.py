@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from transformers.models.falcon import modeling_falcon
 
 import lrp_fast
 from lrp_fast import attribute
+from lrp_fast.hf import masking
 from tests import decoders
 
 pytestmark = decoders.RECENT
@@ -52,3 +54,17 @@ def test_a_language_is_its_adapters():
     of_default = attribute(model, IDS, 3, 5).layers
     model.set_default_language("en_XX")
     assert (attribute(model, IDS, 3, 5).layers - of_default).abs().max() > 1e-3
+
+
+def test_a_causal_mask_that_is_asked_for_as_a_custom_one(tiny, monkeypatch):
+    """As Falcon's model of transformers 5.2 to 5.14 does."""
+    found, own = attribute(tiny("falcon", torch.float64), IDS, 3, 5), modeling_falcon.create_causal_mask
+
+    def custom(**named):
+        return own(**named | {"and_mask_function": lambda *_: torch.tensor(True)})
+
+    monkeypatch.setattr(modeling_falcon, "create_causal_mask", custom)
+    with pytest.raises(ValueError, match="neither causal nor a sliding window"):
+        attribute(tiny("falcon", torch.float64), IDS, 3, 5)
+    monkeypatch.setattr(masking, "masking_model", masking.text_model)
+    assert torch.equal(attribute(tiny("falcon", torch.float64), IDS, 3, 5).layers, found.layers)

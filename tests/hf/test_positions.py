@@ -7,6 +7,7 @@ import transformers
 import lrp_fast
 from lrp_fast import Memory, attribute, attribute_batch
 from lrp_fast.hf import made_for, position_limit
+from tests import decoders, encoders
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e4}
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
@@ -70,7 +71,18 @@ def test_which_models_end():
     assert position_limit(gpt2) == 77
     opt = config("opt", num_hidden_layers=1, max_position_embeddings=50)
     assert position_limit(opt) == 50  # its table has two rows more
+    roberta = config("roberta", num_hidden_layers=1, max_position_embeddings=50, pad_token_id=1)
+    assert position_limit(roberta) == 48  # of padding, and of nothing
     gemma3 = config("gemma3_text", num_hidden_layers=1, max_position_embeddings=64)
     assert (position_limit(gemma3), made_for(gemma3)) == (None, 64)
     falcon = config("falcon", num_hidden_layers=1)
     assert (position_limit(falcon), made_for(falcon)) == (None, 2048)
+
+
+@decoders.TABLE  # of encoders nothing is promised with others
+def test_a_table_that_begins_behind_padding_ends_early():
+    model = encoders.build("roberta", max_position_embeddings=20)
+    most = 19 - model.config.pad_token_id
+    assert attribute(model, [*range(5, 5 + most)], target=3, position=2).layers.isfinite().all()
+    with pytest.raises(ValueError, match=f"the prompt has {most + 1} tokens, more than the model's {most} positions"):
+        attribute(model, [*range(5, 6 + most)], target=3, position=2)

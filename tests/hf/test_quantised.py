@@ -377,7 +377,7 @@ def test_a_matrix_is_dequantised_in_tiles(small, ids, monkeypatch):
         inner = rows(module)
         return lambda start, stop: sizes.append((part := inner(start, stop)).numel()) or part
 
-    monkeypatch.setattr(lrp_fast.hf.handlers, "rows", watched)
+    monkeypatch.setattr(lrp_fast.hf.linears, "rows", watched)
     monkeypatch.setattr(sys.modules["lrp_fast.ops.linear_by_rows"], "_TILE", 1000)
     tiled = attribute(model, ids, 3, 5, rule=RULES[-1]).layers
     assert max(sizes) <= 1000 and len(sizes) > 5 * 21

@@ -10,7 +10,7 @@ from tests import decoders
 pytestmark = decoders.RECENT
 ALL = GraphSpec(topk=10**6)
 IDS = torch.randint(3, 97, (1, 23), generator=torch.Generator().manual_seed(5))
-MODELS = ["falcon_h1", "qwen3_next", "lfm2"]
+MODELS = ["falcon_h1", "qwen3_next", "lfm2", "xlstm"]
 
 
 def gap(found, truth):
@@ -54,7 +54,7 @@ def test_the_strongest_edges_are_kept_and_the_others_counted():
         assert ((kept == 0) | ((kept - edges).abs() <= 1e-12 * edges.abs().max())).all()
 
 
-@pytest.mark.parametrize("model_type", ["mamba", "mamba2", "minimax", "qwen3_next", "recurrent_gemma"])
+@pytest.mark.parametrize("model_type", ["mamba", "mamba2", "minimax", "qwen3_next", "recurrent_gemma", "xlstm"])
 def test_edges_of_16_bit_models_add_up_as_well_as_these_round(model_type):
     """By two routes, on each of which numbers of 8 bits are rounded a few times."""
     graph = attribute(decoders.build(model_type, torch.bfloat16), IDS, 3, 5, graph=ALL).graph

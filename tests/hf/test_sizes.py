@@ -1,10 +1,14 @@
 """What a plan is reckoned from, for layers of every kind."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+import transformers
 
 import lrp_fast
-from lrp_fast.hf import layer_sizes
+from lrp_fast.hf import decoder_layers, layer_sizes
+from lrp_fast.hf.sizes import _layer_size
 
 
 def test_sizes_are_those_of_the_modules(family, tiny):
@@ -25,6 +29,23 @@ def test_sizes_are_those_of_the_modules(family, tiny):
     assert lrp_fast.plan(model, 23).tiers == ("graph",) * 3
 
 
+def test_layers_that_look_alike_have_one_size(family, tiny):
+    """Those of another window, or another number of side tensors, do not."""
+    model = tiny(family)
+    for part in (None, decoder_layers(model)[1]):
+        if part is not None:  # as accelerate says where a module computes
+            part._hf_hook = SimpleNamespace(execution_device=torch.device("meta"), offload=True)
+        apart = [_layer_size(layer, model.config.get_text_config()) for layer in decoder_layers(model)]
+        assert layer_sizes(model) == apart
+    assert apart[1].device.type == "meta" != apart[2].device.type
+
+
+def test_layers_that_read_by_their_place_are_told_apart(tiny):
+    model = tiny("qwen3")
+    model.config.layer_types, model.config.attention_chunk_size = ["chunked_attention", "full_attention"] * 2, 5
+    assert [size.window for size in layer_sizes(model)] == [5, None, 5]
+
+
 def _layers(model):
     return next(name for name, part in model.base_model.named_modules() if name.endswith((".0",)))
 
@@ -40,3 +61,11 @@ def test_a_model_on_no_device_can_be_planned(family, tiny):
     model = tiny(family, max_position_embeddings=1000).to("meta")
     assert lrp_fast.plan(model, 1000, device="cpu").peak["cpu"] > 0
     assert torch.device("meta") in {size.device for size in layer_sizes(model)}
+
+
+def test_layers_that_share_weights_are_counted_without_them():
+    with torch.device("meta"):
+        configs = (transformers.AlbertConfig(num_hidden_groups=count) for count in (1, 12))
+        shared, apart = map(transformers.AlbertForMaskedLM, configs)
+    assert len(lrp_fast.plan(shared, 500, device="cpu").tiers) == 12
+    assert len(layer_sizes(shared)) == 12 and layer_sizes(shared) == layer_sizes(apart)

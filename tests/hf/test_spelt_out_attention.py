@@ -10,7 +10,7 @@ from transformers import activations
 
 import lrp_fast
 from lrp_fast import GraphSpec, UnsupportedModuleError, attribute, patched
-from lrp_fast.hf import check, contributions, decoder_layers, head_dims, layer_sizes
+from lrp_fast.hf import check, check_language_model, contributions, decoder_layers, head_dims, layer_sizes
 from lrp_fast.hf.alibi import folded
 from tests import decoders
 from tests.oracles.functional import explained
@@ -163,10 +163,10 @@ def test_a_plan_knows_how_wide_heads_are(family, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["megatron-bert", "rembert", "roformer"])
-def test_what_reads_in_both_directions_is_refused(family):
+def test_what_reads_in_both_directions_has_no_next_token(family):
     model = built(family, is_decoder=False)
-    with pytest.raises(UnsupportedModuleError, match="SelfAttention, reads tokens in both directions .*is_decoder"):
-        check(model)
+    with pytest.raises(ValueError, match="reads tokens in both directions .is_decoder is False in its config., so"):
+        check_language_model(model)
 
 
 def test_blooms_product_in_parts_is_refused():

@@ -82,3 +82,22 @@ def test_between_layers_what_passes_by_a_node_is_not_its_own():
             rows.append((x * torch.autograd.grad(kept[0], x, only, retain_graph=True)[0]).sum(-1)[0].detach())
     found = between(model, IDS, 0, 2, [2, 9], 3, 5)
     assert (found - torch.stack(rows)).abs().max() <= 1e-12 * found.abs().max()
+
+
+@pytest.mark.parametrize("rule", ["cp", "gradient"])
+@pytest.mark.parametrize("model_type", ["mamba", "falcon_mamba", "jamba"])
+def test_a_loop_over_tokens_cuts_no_token_out_by_itself(model_type, rule):
+    """Each such view would go back as large as all tokens."""
+    found = []
+    for length in (5, 11):
+        model = decoders.build(model_type)
+        x = model.get_input_embeddings()(IDS[:, :length]).detach().requires_grad_()
+        with patched(model, rule=rule):
+            coming, seen = [model(inputs_embeds=x, use_cache=False).logits[0, -1, 3].grad_fn], set()
+        while coming:
+            step = coming.pop()
+            if step is not None and step not in seen:
+                seen.add(step)
+                coming += [one for one, _ in step.next_functions]
+        found.append(sum(step.name().startswith("SelectBackward") for step in seen))
+    assert found[0] == found[1]

@@ -25,7 +25,7 @@ def taught(monkeypatch):
 
 @pytest.mark.parametrize("family", ["llama", "gemma", "gpt_neox", "falcon", "phi3", "mixtral"])
 @pytest.mark.parametrize("head", HEADS)
-def test_scores_are_no_logits_but_can_be_differentiated(family, head, tiny, ids):
+def test_scores_can_be_differentiated(family, head, tiny, ids):
     alone = tiny(family)
     name = type(alone).__name__.replace("CausalLM", head)
     if not hasattr(transformers, name):
@@ -34,17 +34,22 @@ def test_scores_are_no_logits_but_can_be_differentiated(family, head, tiny, ids)
     config = copy.deepcopy(alone.config)
     config.num_labels, config.pad_token_id = 2, 0
     model = model_class(config).double().eval()
-    why = f"^{name} has no next-token logits to explain: differentiate what it puts out under lrp_fast.patched$"
-    with pytest.raises(ValueError, match=why):
-        attribute(model, ids)
-    with pytest.raises(ValueError, match=why):
-        plan(model, 23)
+    if head == "QuestionAnswering":
+        why = f"^{name} has no next-token logits to explain: differentiate what it puts out under lrp_fast.patched$"
+        with pytest.raises(ValueError, match=why):
+            attribute(model, ids)
+        with pytest.raises(ValueError, match=why):
+            plan(model, 23)
     x = model.get_input_embeddings()(ids).detach().requires_grad_()
     with patched(model, "cp"):
         outputs = model(inputs_embeds=x)
         score = (outputs.start_logits if head == "QuestionAnswering" else outputs.logits).flatten()[-1]
         score.backward()
     assert torch.isfinite(x.grad).all() and x.grad.abs().max() > 0
+    if head != "QuestionAnswering":
+        relevance = (x * x.grad).sum(-1)[0]
+        gap = (attribute(model, ids, 1, rule="cp").relevance - relevance).abs().max()
+        assert gap <= 1e-9 * relevance.abs().max() or family == "gemma"  # which scales what it looks up
     last = [module for module in model.children() if isinstance(module, nn.Linear)][-1]
     if family in ("gemma", "mixtral") and last.bias is None:  # nothing but linear maps and norms: cp keeps all of it
         assert (x * x.grad).sum().item() == pytest.approx(score.item(), rel=1e-6)
@@ -81,11 +86,18 @@ def test_a_wrapper_without_its_head_is_loaded_with_it():
     assert attribute(transformers.LlavaForConditionalGeneration(config).eval(), [1, 2]).layers.shape == (3, 2)
 
 
-@pytest.mark.parametrize("name", ["BertModel", "BertForMaskedLM", "BertForSequenceClassification", "ViTModel"])
+def test_an_encoder_without_its_head_is_loaded_with_it():
+    model = transformers.BertModel(transformers.BertConfig(**SMALL)).eval()
+    for call in (lambda: attribute(model, [1, 2]), lambda: plan(model, 2)):
+        with pytest.raises(ValueError, match="^BertModel has .* with AutoModelForMaskedLM, if it holds a head$"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["ViTModel"])
 def test_what_reads_both_ways_has_no_mend(name):
     model_class = getattr(transformers, name)
     model = model_class(model_class.config_class(**SMALL)).eval()
-    why = f"^{name} has no next-token logits to explain: lrp_fast explains decoder-only language models$"
+    why = f"^{name} has no next-token logits to explain: lrp_fast explains decoders and encoders$"
     for call in (lambda: attribute(model, [1, 2]), lambda: plan(model, 2)):
         with pytest.raises(ValueError, match=why):
             call()
@@ -98,7 +110,7 @@ def test_encoder_decoders(name):
     small |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "pad_token_id": 0}
     model = model_class(model_class.config_class(**small)).eval()
     for call in (lambda: attribute(model, [1, 2]), lambda: plan(model, 2)):
-        with pytest.raises(ValueError, match=f"^{name} is an encoder-decoder model: lrp_fast explains decoder-only"):
+        with pytest.raises(ValueError, match=f"^{name} is an encoder-decoder model: lrp_fast explains decoders and"):
             call()
 
 

@@ -225,6 +225,11 @@ def strict_interpreter():
     patch.undo()
 
 
+# PyTorch lists, once, the functions that a device as a context serves: not those that stand in for them below.
+with torch.device("meta"):
+    torch.empty(0)
+
+
 @pytest.fixture(autouse=True)
 def poisoned_empty(monkeypatch):
     """What ``torch.empty`` and its kin return holds NaN (integers: the least): nothing unwritten goes unseen."""

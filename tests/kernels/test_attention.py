@@ -223,7 +223,8 @@ def compare(case, within_rounding, monkeypatch, forward=forward):
     (out, _), grads = run(case, *tensors, forward=forward)
     plain, plain_grads = define(case, *tensors, case.dtype)
     truth, true_grads = define(case, *tensors, torch.float64)
-    # Two sums lie behind a number: of head_dim products in a score, then over the keys or the queries that meet it.
+    # Sums lie behind a number: of head_dim products in a score, over the keys in a weight's denominator, and over the
+    # keys or the queries that meet it.
     # They are summed in float32: in 16 bits only the weights, their gradient, u and the result itself are rounded.
     narrow = case.dtype != torch.float32
     within_rounding(out, plain, truth, 4 if narrow else case.dim + case.keys)
@@ -232,12 +233,12 @@ def compare(case, within_rounding, monkeypatch, forward=forward):
     slope = rounding.slope_of_stabilisers(largest, epsilon, gamma)
     seen = case.queries * case.heads // case.kv_heads
     for name, found, own, true, terms in zip(
-        ("query", "key", "value"), grads, plain_grads, true_grads, (case.keys, seen, seen), strict=True
+        ("query", "key", "value"), grads, plain_grads, true_grads, (0, seen, seen), strict=True
     ):
         if case.rules.name == "cp" and name != "value":
             assert found is None
             continue
-        within_rounding(found, own, true, slope**2 * (4 if narrow else case.dim + terms))
+        within_rounding(found, own, true, slope**2 * (4 if narrow else case.dim + case.keys + terms))
 
 
 @pytest.mark.parametrize("softcap, sinks", [(None, False), (5.0, True)])

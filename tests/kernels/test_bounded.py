@@ -434,8 +434,8 @@ def check_edges(case, tensors, parts, kept, of_forward, within_rounding, k=7):
         defined_edges(case, query, key, value, g, sinks, *of_input, spread(kept, case), dtype)
         for dtype in (torch.float64, case.dtype)
     )
-    terms = slope_of(case, tensors) ** 2 * (4 if case.dtype != torch.float32 else case.dim + case.keys)
-    within_rounding(found.to(case.dtype), plain, truth, terms)
+    terms = 4 if case.dtype != torch.float32 else 4 * case.dim + 2 * case.keys + case.heads
+    within_rounding(found.to(case.dtype), plain, truth, slope_of(case, tensors) ** 2 * terms)
     assert not found[truth == 0].any() and found.any()
     rows = every[case.queries // 5 :: 2].contiguous()
     test_edges.check_lists(found[rows], *edges.strongest(given, rows, k), k)

@@ -61,7 +61,7 @@ class Case:
         """As `ops.attention` leaves one, its forward pass by the kernels."""
         reach = Reach(self.dim**-0.5, self.causal, self.window, self.softcap)
         absolute = self.rules.attention_gamma > 0
-        given = reach.without_choice() | {"sinks": self.some_sinks(), "absolute": absolute}
+        given = reach.for_kernels() | {"sinks": self.some_sinks(), "absolute": absolute}
         kept = attention.forward(query, key, value, **given)
         return Trace(g, query, key, value, Kept(*kept), None, None, reach, self.rules)
 
@@ -158,13 +158,23 @@ def compare(case, within_rounding):
     trace, parts = case.trace(*tensors[:4]), tensors[4:]
     found = dense(trace, rows, *parts)
     assert found.dtype == torch.float32
-    # As in the attention's own tests: sums of head_dim products in a score, and over the keys in what it is divided by.
-    terms = 4 if case.dtype != torch.float32 else case.dim + case.keys
+    # As `lrp_fast.operations.edges` counts them: four sums of head_dim products, two over the keys, one over the heads.
+    terms = 4 if case.dtype != torch.float32 else 4 * case.dim + 2 * case.keys + case.heads
     truth, plain = (define(case, *tensors, dtype) for dtype in (torch.float64, case.dtype))
     within_rounding(found.to(case.dtype), plain, truth, terms)
     hidden = ~reference.visible(1, case.queries, case.keys, causal=case.causal, window=case.window)[0]
     assert not found[hidden.view(found.shape).to(DEVICE)].any()
     return found, trace, parts
+
+
+def test_few_rows_are_divided_further():
+    """Into programs of 512 keys or more, until there are 512; what comes of it is in the tests below."""
+    found = {
+        (blocks, keys): listed._segments(blocks, keys, 128)
+        for blocks, keys in ((64, 4096), (256, 16384), (1024, 65536), (1, 65536), (3, 700))
+    }
+    assert found == {(64, 4096): (4, 8), (256, 16384): (32, 4), (1024, 65536): (32, 16), (1, 65536): (4, 128),
+                     (3, 700): (4, 2)}  # fmt: skip
 
 
 def chosen(matrix, k):

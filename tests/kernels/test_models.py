@@ -35,7 +35,7 @@ def by(monkeypatch):
     def choose(impl):
         for name in OPERATIONS:
             monkeypatch.setattr(module(name), "fused", lambda *_, **__: impl != "torch")
-        monkeypatch.setattr(module("attention"), "preferred", lambda *_: impl)
+        monkeypatch.setattr(module("attention"), "preferred", lambda *_: (impl, "triton"))
 
     return choose
 

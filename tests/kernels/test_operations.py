@@ -22,9 +22,12 @@ def test_every_operation_is_as_it_is_defined(dtype, device):
     assert [one for one in found if not one.passed] == []
     not_ours = {(one.operation, one.form) for one in found if one.path != "triton"}
     linear = {("linear", "plain"), ("linear", "epsilon"), ("linear backward", "plain")}
+    if not INTERPRETED and dtype != torch.float16:  # which goes by PyTorch's products, because they are faster
+        linear |= {("linear", "gamma"), ("linear backward", "gamma")}
     assert linear <= not_ours
     if INTERPRETED or dtype == torch.float32:  # elsewhere PyTorch's attention serves some of its forms
-        assert not_ours == linear
+        wide = set() if INTERPRETED else {("edges, lists", "attnlrp, head_dim 256")}  # too wide for it in float32
+        assert not_ours == linear | wide
     for one in found:
         if one.path == "triton" and one.operation.startswith(("attention", "edges, l", "edges, t", "linear, gamma")):
             assert one.tiles and all(tile.endswith("s") for tile in one.tiles), one

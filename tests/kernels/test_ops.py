@@ -72,6 +72,13 @@ def test_attention(rule, flags, random, device):
     compare(call, random(2, 4, 11, 16), random(2, 2, 11, 16), random(2, 2, 11, 16))
 
 
+def test_attention_at_another_temperature(random):
+    """Two attentions: of both, the kernels take what PyTorch takes."""
+    flags = {"softcap": 3.0, "window": 5, "sinks": random(4)}
+    call = lambda q, k, v, impl: ops.attention(q, k, v, rule="gim", impl=impl, **flags)  # noqa: E731
+    compare(call, random(2, 4, 11, 16), random(2, 2, 11, 16), random(2, 2, 11, 16))
+
+
 @rules
 @pytest.mark.parametrize("choice", [{"topk": 3}, {"topk": 70}, {"mass": 0.7}], ids=str)
 @pytest.mark.parametrize("flags", [{}, {"window": 5, "softcap": 3.0}], ids=["plain", "flags"])

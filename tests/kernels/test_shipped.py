@@ -157,7 +157,13 @@ class Edges(test_edges.Case):
 
 
 def edge_forms():
-    forms = {"64-single": Edges(Rules(), heads=2, kv_heads=2)}
+    forms = {}
+    for dim in (64, 128, 256):  # of heads that share no keys
+        own = {"dim": dim, "heads": 2, "kv_heads": 2}
+        forms[f"{dim}-single"] = Edges(Rules(), **own)
+        forms[f"{dim}-single-all-flags"] = Edges(Rules(attention_gamma=0.1), parts="key value", **own, **FLAGS)
+        if dim == 128:
+            forms["128-single-parts"] = Edges(Rules(), parts="key value", **own)
     for dim in (64, 80, 128, 256):
         forms[f"{dim}-plain"] = Edges(Rules(), dim=dim)
         if dim != 80:

@@ -192,7 +192,7 @@ def test_by_itself_it_takes_16_bits_on_cuda_alone(monkeypatch):
         assert why in attention_vendor.refusal(x, x, x, None, None, reach, Rules())
         with pytest.raises(ValueError, match=f"does not serve here: .*{why}"):
             ops.attention(x, x, x, impl="vendor")
-    with pytest.raises(ValueError, match="impl must be one of 'auto', 'triton', 'torch', 'vendor', not 'flash'"):
+    with pytest.raises(ValueError, match="impl must be one of .*'torch', 'vendor', 'cudnn', not 'flash'"):
         ops.attention(x, x, x, impl="flash")
     asked = []
     monkeypatch.setattr(attention_vendor, "can_use_flash_attention", lambda params: asked.append(params) or True)
@@ -264,7 +264,8 @@ def test_bits_that_have_to_repeat_are_ours(warn_only, used):
 @pytest.mark.parametrize("forward, backward", [*itertools.product(["vendor", "triton"], repeat=2)])
 def test_each_pass_goes_by_what_is_preferred(forward, backward, used, monkeypatch):
     choice, asked = {"attention forward": forward, "attention backward": backward}, []
-    monkeypatch.setattr(attention, "preferred", lambda step, query: asked.append(query.shape) or choice[step])
+    preferred = lambda step, query: asked.append(query.shape) or (choice[step], "triton")  # noqa: E731
+    monkeypatch.setattr(attention, "preferred", preferred)
     tensors = make()
     found = run(*tensors)
     assert used == [FORWARD if forward == "vendor" else "forward", BACKWARD if backward == "vendor" else "backward"]
@@ -275,8 +276,22 @@ def test_each_pass_goes_by_what_is_preferred(forward, backward, used, monkeypatc
         assert not asked
 
 
-def test_until_something_is_measured_it_is_preferred():
-    assert {backend.preferred(f"attention {step}", torch.ones(1)) for step in ("forward", "backward")} == {"vendor"}
+def test_until_something_is_measured_it_is_preferred_but_where_ours_is_known_to_be_faster(monkeypatch):
+    steps = [f"attention {step}" for step in ("forward", "backward")]
+    assert {backend.preferred(step, torch.ones(1)) for step in steps} == {("vendor", "triton")}
+    paths = {}
+    found = types.SimpleNamespace(measured=types.SimpleNamespace(paths=paths))
+    monkeypatch.setattr(backend, "_obeyed", lambda device: found)
+    for capability, known in (((9, 0), ("triton",)), ((8, 0), ("vendor", "triton")), ((10, 0), ("vendor", "triton"))):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, on=capability: on)
+        for head_dim in (64, 128, 80, 256):
+            default = known if head_dim in (64, 128) else ("vendor", "triton")
+            x = types.SimpleNamespace(is_cuda=True, shape=(1, 2, 3, head_dim), device=None, element_size=lambda: 2)
+            for step in steps:
+                paths.clear()
+                assert backend.preferred(step, x) == default
+                paths[backend.kernels("attention").row(step, head_dim, 2)] = "cudnn"
+                assert backend.preferred(step, x) == ("cudnn", *default)
 
 
 @pytest.mark.parametrize("window, queries", [(None, 11), (3, 7)])

@@ -236,3 +236,20 @@ def test_tiles_stay_small(monkeypatch):
     trace, _ = trace_of(Rules(), 111, 111)
     sizes = [entries.shape for _, _, entries in edges.edge_tiles(trace, torch.arange(111))]
     assert max(rows for rows, _ in sizes) == 5 and sum(rows for rows, _ in sizes) == 111
+
+
+@pytest.mark.parametrize("flags", [{}, {"window": 7}, {"causal": False, "softcap": 5.0}])
+def test_a_tile_is_the_same_alone_and_in_the_memory_of_others(flags, monkeypatch):
+    """Also while the next ones come, and where its rows are looked up one by one."""
+    monkeypatch.setattr(attention_tiled, "_MOST_ROWS", 5)
+    trace, (_, _, key, value) = trace_of(Rules(), 23, 23, **flags)
+    for parts in ((), (key.flip(2).requires_grad_(), value + 1)):
+        for rows in (torch.arange(23), torch.arange(0, 23, 2)):
+            together = list(edges.edge_tiles(trace, rows, *parts))
+            for of_tile, (position, keys, entries) in zip(rows.split(5), together, strict=True):
+                ((own_position, own_keys, alone),) = edges.edge_tiles(trace, of_tile, *parts)
+                assert torch.equal(position, own_position) and keys == own_keys and torch.equal(entries, alone)
+                for row, one in zip(of_tile, entries, strict=True):
+                    ((_, reach, alone),) = edges.edge_tiles(trace, row[None], *parts)
+                    gap = (one[reach.start - keys.start : reach.stop - keys.start] - alone[0]).abs().max()
+                    assert gap <= 1e-12 * entries.abs().max()

@@ -22,10 +22,10 @@ from torch.overrides import TorchFunctionMode
 from lrp_fast import reference
 
 PRODUCTS = {
-    torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm,
-    Tensor.bmm, torch.einsum, torch.baddbmm, Tensor.baddbmm,
+    torch.mul, torch.multiply, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.matmul, Tensor.matmul,
+    Tensor.__matmul__, torch.bmm, Tensor.bmm, torch.einsum, torch.baddbmm, Tensor.baddbmm,
 }  # fmt: skip
-ELEMENTWISE = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__}
+ELEMENTWISE = {torch.mul, torch.multiply, Tensor.mul, Tensor.__mul__, Tensor.__rmul__}
 SCALES = {torch.rsqrt, Tensor.rsqrt, torch.sqrt, Tensor.sqrt, torch.linalg.vector_norm, Tensor.norm, torch.norm}
 SIGMOIDS = {torch.sigmoid, Tensor.sigmoid, F.sigmoid}
 SQUASHES = {*SIGMOIDS, F.softplus, torch.softmax, Tensor.softmax, F.softmax}
@@ -33,6 +33,7 @@ POINTWISE = {
     F.silu, F.gelu, F.relu, torch.relu, Tensor.relu, torch.tanh, Tensor.tanh, F.tanh, torch.clamp, Tensor.clamp,
     torch.square, Tensor.square,
 }  # fmt: skip
+TANHS = {torch.tanh, Tensor.tanh, F.tanh}
 CLAMPS = {torch.clamp, Tensor.clamp}
 SUMS = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__}
 CASTS = {Tensor.float, Tensor.to, Tensor.type, Tensor.double}
@@ -54,6 +55,8 @@ class Detached(TorchFunctionMode):
         super().__init__()
         self.rule = rule
         self.gates: list[Tensor] = []
+        self.coefficients: list[Tensor] = []  # of a tanh, which a linear map makes multiples of
+        self.multiples: list[Tensor] = []  # which are these
         self.sources: list[tuple[Tensor, Tensor]] = []  # of multiples and sigmoids, what they are of
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -79,6 +82,14 @@ class Detached(TorchFunctionMode):
             self.gates += out[:2]
         elif self.is_still_gate(func, args):
             self.gates.append(out)
+        elif func in TANHS:
+            self.coefficients.append(out)
+        if func in SUMS and isinstance(args[1], float) and args[1] == 1 and any(x is one for one in self.multiples):
+            out.beyond_one = True  # 1 + c times x is x, and a product
+        elif func is F.linear and any(x is one for one in self.coefficients):
+            self.multiples.append(out)
+        elif func in ALIKE and getattr(x, "beyond_one", False):
+            out.beyond_one = True
         elif func in (torch.topk, Tensor.topk) and self.is_gate(x):
             self.gates.append(out[0])
         return out
@@ -90,7 +101,9 @@ class Detached(TorchFunctionMode):
         return any(one is gate for gate in self.gates)
 
     def is_still_gate(self, func, args) -> bool:
-        """Of a gate and a constant, or of gates side by side."""
+        """Of a gate and a constant, of gates side by side, or a map of a tanh's."""
+        if func is F.linear:
+            return any(args[0] is one for one in self.coefficients)
         if func in SUMS:
             return self.is_gate(args[0]) and not _explained(args[1])
         return func in (torch.cat, torch.concat) and all(map(self.is_gate, args[0]))
@@ -106,10 +119,10 @@ class Detached(TorchFunctionMode):
             elif places and func in ELEMENTWISE:
                 self.sources.append((out, self.source(args[places[0]])))
             return out
-        elif func in SCALES:
+        elif func in SCALES and kwargs.get("p") != 1:  # that one is a sum, by which weights are divided
             return func(*args, **kwargs).detach()
         elif func in (Tensor.pow, torch.pow, Tensor.__pow__):
-            root = _explained(args[0]) and args[1] < 0
+            root = _explained(args[0]) and (args[1] < 0 or args[1] == 0.5)
             return func(*args, **kwargs).detach() if root else func(*args, **kwargs)
         elif func in POINTWISE and _explained(args[0]):
             out = self.identity(lambda z: func(z, *args[1:], **kwargs), args[0])
@@ -135,8 +148,10 @@ class Detached(TorchFunctionMode):
                 out.activated = True
                 return out
         if self.rule == "attnlrp":
+            whole = [args[a] for a, b in ((one, two), (two, one)) if getattr(args[b], "beyond_one", False)]
             for place in places:
-                args[place] = 0.5 * args[place] + 0.5 * args[place].detach()
+                args[place] = _part(args[place], 0.5)
+            return func(*args, **kwargs) + sum(0.5 * (x - x.detach()) for x in whole)
         else:
             of_one, of_two = self.is_gate(args[one]), self.is_gate(args[two])
             if of_one != of_two:
@@ -241,15 +256,19 @@ def carried(model, mode: Detached):
 
 
 def explained(
-    model, layers: list, ids: Tensor, target: int, contrast: int, rule: str, with_edges: bool = True
+    model, layers: list, ids: Tensor, target: int, contrast: int, rule: str, with_edges=True, position: int = -1,
+    looked_up=(), with_images=False, **beside,
 ) -> tuple[float, Tensor, list[Tensor]]:
-    """The logit difference of the last position, (L + 1, N) node relevance, and (N, N) edges a decoder layer: a
-    backward pass a target row, through the layer alone. The model is changed for good."""
+    """The logit difference of a position, the last by default, or of a whole prompt, (L + 1, N) node relevance, and
+    (N, N) edges a decoder layer: a backward pass a target row, through the layer alone. ``looked_up`` are leaves,
+    (M, D), with (1, N) masks of the tokens that they are of, ``beside`` what the model is given with the ids;
+    ``with_images``, embeddings of images are put among those of tokens. The model is changed for good."""  # fmt: skip
     model.set_attn_implementation("eager")
     model.config._attn_implementation = "eager"  # Falcon's class says that it cannot be told
     model.config._experts_implementation = "eager"
     model.requires_grad_(False)
-    mode, calls, outputs, looked_up = Detached(rule), {}, {}, []
+    of_tokens, looked_up = looked_up, []
+    mode, calls, outputs = Detached(rule), {}, {}
     pointwise = [module for module in model.modules() if rule != "gradient" and _is_pointwise(type(module))]
     for module in pointwise:
         module.forward = partial(mode.identity, module.forward)
@@ -264,24 +283,33 @@ def explained(
     handles += [layer.register_forward_hook(leave) for layer in layers]
 
     def look_up(module, args, output):
-        if args and isinstance(args[0], Tensor) and torch.equal(args[0], ids):
+        # Gemma 4 looks up other tokens in the places of an image's.
+        if module is of_ids:
+            read.append(args[0])
+        if args and isinstance(args[0], Tensor) and any(torch.equal(args[0], one) for one in (ids, *read)):
             looked_up.append(output.requires_grad_().clone())  # CTRL scales it in place
+            if with_images and module is of_ids:  # and this becomes the first node
+                return looked_up.pop()
             return looked_up[-1]
         return output
 
-    tables = {model.get_input_embeddings(), *(one for one in model.modules() if isinstance(one, nn.Embedding))}
+    of_ids, read = model.get_input_embeddings(), []
+    tables = {of_ids, *(one for one in model.modules() if isinstance(one, nn.Embedding))}
     handles += [table.register_forward_hook(look_up) for table in tables]
     with carried(model, mode), mode:
-        logits = model(input_ids=ids, use_cache=False).logits[0, -1]
+        logits = model(input_ids=ids, use_cache=False, **beside).logits.flatten(0, -2)[position]
     for handle in handles:
         handle.remove()
     value = logits[target] - logits[contrast]
     inputs = [_hidden(*calls[layer]) for layer in layers]
     nodes = [*inputs, outputs[layers[-1]]]
     # Whatever else is looked up for a token, and does not go through its first node, is relevance of that node's too.
-    own = any(one is inputs[0] for one in looked_up)
-    others = [one for one in looked_up if own and one is not inputs[0]]
-    gs = torch.autograd.grad(value, [*nodes, *others], allow_unused=True)
+    own = with_images or any(one is inputs[0] for one in looked_up)
+    leading = inputs[0].ndim == 4 and len(inputs[0]) > 1  # streams made of it: what is looked up is the first node
+    others = [one for one in looked_up if leading or (own and one is not inputs[0])]
+    leaves = [leaf for leaf, _ in of_tokens]
+    gs = torch.autograd.grad(value, [*nodes, *others, *leaves], allow_unused=True)
+    of_leaves = gs[len(nodes) + len(others) :]
     edges = []
     for layer, h, g in zip(layers, inputs, gs[1 : len(nodes)], strict=True) if with_edges else ():
         leaf, (args, named) = h.detach().requires_grad_(), calls[layer]
@@ -297,9 +325,12 @@ def explained(
         edges.append(torch.stack(rows))
     for module in pointwise:  # the first GPT's are all models'
         del module.forward
-    relevance = [(node * g)[0].flatten(1).sum(-1).detach() for node, g in zip([*nodes, *others], gs, strict=True)]
+    relevance = [_by_token(node * g) for node, g in zip([*nodes, *others], gs, strict=False)]
+    relevance[0] = relevance[0] * (not leading)
     while len(relevance) > len(nodes):
         relevance[0] += relevance.pop()
+    for (leaf, mask), g in zip(of_tokens, of_leaves, strict=True):
+        relevance[0][mask[0]] += (leaf * g).sum(-1).detach()
     return value.item(), torch.stack(relevance), edges
 
 
@@ -309,6 +340,12 @@ def _is_pointwise(cls: type) -> bool:
     own = any(isinstance(one, type) and issubclass(one, torch.autograd.Function) for one in called)
     known = cls.__module__.endswith((".activations", ".activation")) and cls is not nn.Sigmoid  # without f(z)/z at 0
     return (own and cls.forward.__code__.co_argcount == 2) or known
+
+
+def _by_token(relevance: Tensor) -> Tensor:
+    """(N,) of (1, N, ...), or of streams (S, 1, N, D)."""
+    streams = relevance.ndim == 4 and len(relevance) > 1
+    return (relevance.movedim(0, 2) if streams else relevance)[0].flatten(1).sum(-1).detach()
 
 
 def _hidden(args: tuple, named: dict) -> Tensor:

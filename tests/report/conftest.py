@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from lrp_fast.attribution import Attribution
+from lrp_fast.explained import Explained, Term, Token
 from lrp_fast.graph import Edges, Graph
 from lrp_fast.rules import Rules
-from lrp_fast.targets import Explained, Term, Token
 
 # What a tokenizer, or a text that wants to harm, may hand over.
 HOSTILE = [
@@ -65,7 +65,7 @@ def attribution(candidates):
         if relevance is not None:
             layers[0] = torch.tensor(relevance)
         target, runner_up, contrast = candidates[0], candidates[1], None
-        contrast_logit = {"logit": None, "difference": candidates[3].logit, "mean": -1.5, "top": 13.75}[kind]
+        contrast_logit = {"difference": candidates[3].logit, "mean": -1.5, "top": 13.75, "logprob": 18.5}.get(kind)
         if kind == "difference":
             contrast = candidates[3]
         terms = [Term(position % num_tokens, target, contrast, contrast_logit, runner_up) for position in positions]

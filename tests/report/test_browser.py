@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lrp_fast.report.html import write_html
+from lrp_fast.report.html import case_page, write_html
 
 
 @pytest.fixture
@@ -34,6 +34,20 @@ def test_relevance_sets_the_colour_and_special_tokens_do_not_count(drawn, text, 
     assert "40.0 %" in text(body, "positive")
 
 
+def test_sources_are_added_up(drawn, attribution):
+    result = attribution([*"abcde"], relevance=[3.0, -1.0, 0.5, 0.25, 0.25])
+    assert '<section id="sources-part" hidden' in drawn(result)
+    body = drawn(result.by_source({"x<b>": (0, 2), "y": (3, 5)}))
+    assert '<section id="sources-part">' in body
+    rows = re.findall(r"<tr>(.*?)</tr>", body.split('id="sources"')[1].split("</table>")[0].split("<tbody")[1])
+    cells = [[re.sub("<[^>]*>", "", cell) for cell in re.findall("<td.*?>(.*?)</td>", row)] for row in rows]
+    assert [[html.unescape(one) for one in row] for row in cells] == [
+        ["x<b>", "2", "+2.000", "4.000", "80.0 %"],
+        ["y", "2", "+0.5000", "0.5000", "10.0 %"],
+        ["(rest)", "1", "+0.5000", "0.5000", "10.0 %"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("kind", "question", "answer"),
     [
@@ -41,6 +55,8 @@ def test_relevance_sets_the_colour_and_special_tokens_do_not_count(drawn, text, 
         ("difference", "Why ␣Paris rather than ␣Lyon?", "Logit difference +3.000 = 18.250 − 15.250, for"),
         ("mean", "Why ␣Paris rather than the mean of all logits?", "Logit difference +19.75 = 18.250 − (−1.500), for"),
         ("top", "Why ␣Paris rather than the mean of the 2 best other tokens?", "Logit difference +4.500 = 18.250 − 13"),
+        ("logprob", "Why ␣Paris?", "Log-probability −0.2500 = 18.250 − 18.500, for the token"),
+        ("function", "Why this value of a function of the logits?", "Value +18.25, for the token"),
     ],
 )
 def test_every_kind_says_what_is_explained(drawn, text, attribution, kind, question, answer):
@@ -95,3 +111,24 @@ def test_degenerate_results_are_drawn(drawn, text, attribution, case):
         body = drawn(attribution(["a", "b"], relevance=[0.0, 0.0]), "#0")
         assert classes(body) == ["token p0 now", "token p0 explained"] and text(body, "high") == "0"
         assert text(body, "readout") == "position 0aid 70– of all |relevance|"
+
+
+def test_of_several_the_address_says_which_is_drawn(drawn, text, attribution):
+    several = [attribution(["a", "b"], relevance=[1.0, value]) for value in (2.0, -3.0)]
+    assert '<nav id="choices-part" hidden' in drawn(several[0])
+    for link, value in (("", "+2.000"), ("#choice-1", "−3.000"), ("#choice-7", "−3.000")):
+        body = drawn(several, link)
+        assert 'id="choices-part" hidden' not in body and body.count("<button") >= 2
+        assert f"{value}" in text(body, "strongest") or value.removesuffix("0") in text(body, "strongest")
+        buttons = body.split('id="choices"')[1].split("</div>")[0]
+        assert buttons.count('aria-current="true"') == 1
+        assert buttons.index("aria-current") > (buttons.index("</button>") if value == "−3.000" else -1)
+
+
+def test_a_page_among_others_leads_to_them_and_says_which_it_is(drawn, text, attribution, body_of, tmp_path):
+    assert '<nav id="links" aria-label="Pages" hidden' in drawn(attribution(["a", "b"]))
+    facts = [("Case", "<b>\u202e"), ("kind", "fact")]
+    (tmp_path / "case.html").write_bytes(case_page(attribution(["a", "b"]), [("All cases", "../index.html")], facts))
+    body = body_of(tmp_path / "case.html")
+    assert '<a href="../index.html">All cases</a>' in body and text(body, "links") == "All cases"
+    assert text(body, "facts").endswith("Case<b>U+202Ekindfact")

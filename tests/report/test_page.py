@@ -127,3 +127,13 @@ def test_a_relevance_that_is_no_number_is_named(tmp_path, attribution, wrong):
 def test_a_long_context_stays_small(page, attribution):
     text = page(attribution([" relevance"] * 10_000, num_layers=30)).text
     assert len(text.encode()) < 2_500_000
+
+
+def test_several_that_are_too_large_for_one_page_are_refused(tmp_path, attribution, monkeypatch):
+    result = attribution(["a", "b"])
+    monkeypatch.setattr("lrp_fast.report.html.MOST_BYTES", 100)
+    with pytest.raises(ValueError, match="a page of these 9 explanations takes 0 MiB, more than the 0 that one may"):
+        write_html([result] * 9, tmp_path / "page.html")
+    with pytest.raises(ValueError, match="nothing to show: the list of results is empty"):
+        write_html([], tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())

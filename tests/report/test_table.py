@@ -1,10 +1,11 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from lrp_fast.report.table import best_table, table
+from lrp_fast.report.table import best_table, strongest_tokens, table
 
 
 def rows(text):
@@ -77,6 +78,8 @@ def test_wide_and_long_tokens_keep_the_columns(attribution):
         ),
         ("mean", "Why ' Paris' rather than the mean of all logits ", "difference +19.75 = 18.25 - (-1.500) (rank 1)"),
         ("top", "Why ' Paris' rather than the mean of the 2 best other ", "difference +4.500 = 18.25 - 13.75 (rank 1)"),
+        ("logprob", "Why ' Paris' after position 2?", "log-probability -0.2500 = 18.25 - 18.50 (rank 1)"),
+        ("function", "Why this value of a function of the logits after 2?", "value +18.25"),
     ],
 )
 def test_every_kind_says_what_is_explained(attribution, kind, question, sum_):
@@ -90,6 +93,13 @@ def test_a_span_lists_its_positions(attribution):
     assert text.startswith("Why these 20 next tokens? The sum of their logit differences is +60.00:")
     assert "\n  after 20: ' Paris' rather than ' Lyon'  +3.000 = 18.25 - 15.25 (rank 1 against rank 4)\n" in text
     assert "\n  and 8 more\n" in text and "after 32" not in text
+
+
+def test_a_function_is_of_all_its_positions_and_has_no_target(attribution):
+    result = attribution(["a"] * 40, positions=range(20, 40), kind="function")
+    assert table(result).startswith("Why this value of a function of the logits after 20, 21, 22, ")
+    assert " 31 and 8 more positions?\nvalue +365.0\n" in table(result)
+    assert "target" not in best_table(result.explained)
 
 
 def test_degenerate_results(attribution):
@@ -110,3 +120,14 @@ def test_the_best_next_tokens(attribution):
     assert lines[3].split() == ["1", "'", "Paris'", "1000", "18.250", "target"]
     assert lines[6].split() == ["4", "'", "Lyon'", "1003", "15.250", "contrast"]
     assert len(lines) == 13
+
+
+def test_some_of_the_tokens(attribution):
+    result = attribution(["<s>", "a", "b", "c"], special=[True, False, False, False])
+    relevance = np.array([5.0, 1.0, -2.0, 4.0])
+    lines = strongest_tokens(result, relevance, 10, np.array([True, True, True, False]))
+    assert [line.split()[2] for line in lines[1:3]] == ["'b'", "'a'"] and not any("'c'" in line for line in lines)
+    assert "share: of the summed |relevance| of the 2 tokens that are not special, 3.000" in lines
+    assert "special tokens, 1 in all, together +5.000:" in lines
+    lines = strongest_tokens(result, relevance, 10, np.array([False, True, True, False]))
+    assert lines[-1] == "share: of the summed |relevance| of 2 tokens, 3.000"
