@@ -1,5 +1,5 @@
-"""A thousand short cases of a tiny model: `attribute_batch`, and a study of them, with its files, log and table. Two
-threads, 1 minute.
+"""Short cases: `attribute_batch`, and a study of them, with its files, log and table; of a tiny model, whose passes take
+next to nothing, and of a real one. Two threads, 3 minutes.
 
 The study's folder is a new one in each turn, on the disk of the system's temporary folder.
 """
@@ -11,30 +11,48 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+import turns
 from bench_attribution import BOUND
-from turns import Reference
 
 import lrp_fast
 from lrp_fast import study
 
-NUMBER = 1000
+NUMBERS = {"tiny": 1000, "smollm2": 64}  # of cases
 CASES = ("attribute_batch", "study.run")
 
 
 def pytest_generate_tests(metafunc):
-    number = 2 if metafunc.config.getoption("--tiny") else 9
-    given = [pytest.param(turn, case, id=f"{case}-turn{turn}") for turn in range(number) for case in CASES]
-    metafunc.parametrize(("turn", "case"), given)
+    tiny = metafunc.config.getoption("--tiny")
+    given = [
+        pytest.param(name, turn, case, id=f"{name}-{case}-turn{turn}")
+        for name in (["tiny"] if tiny else NUMBERS)
+        for turn in range(2 if tiny else 9)
+        for case in CASES
+    ]
+    metafunc.parametrize(("tokens", "turn", "case"), given)
 
 
-@pytest.fixture(scope="module")
-def model():
+def tiny_model():
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=2, bos_token_id=0, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def models(request):
+    found = {}
+
+    def model(name):
+        if name not in found:
+            directory = None if name == "tiny" else request.config.stash[turns.KEY].directory(name)
+            loaded = directory and transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+            found[name] = loaded.eval() if loaded else tiny_model()
+        return found[name]
+
+    return model
 
 
 def made(number: int) -> list[dict]:
@@ -47,8 +65,9 @@ def made(number: int) -> list[dict]:
     ]
 
 
-def test_study(request, timed, model, tmp_path, turn, case):
-    cases = made(20 if request.config.getoption("--tiny") else NUMBER)
+def test_study(request, timed, models, tmp_path, tokens, turn, case):
+    model = models(tokens)
+    cases = made(20 if request.config.getoption("--tiny") else NUMBERS[tokens])
     columns = {name: [one[name] for one in cases] for name in ("input_ids", "target", "contrast")}
 
     def run():
@@ -56,10 +75,10 @@ def test_study(request, timed, model, tmp_path, turn, case):
         study.run(model, cases, folder)
         return folder
 
-    group, info = f"study, {len(cases):,} cases", {"prompts": len(cases)}
+    group, info = f"study, {len(cases):,} cases, {tokens}", {"prompts": len(cases), "model": tokens}
     if case == "attribute_batch":
         call = lambda: lrp_fast.attribute_batch(model, **columns)  # noqa: E731
         timed(group, case, call, numbers=lambda found: [one.value for one in found], **info)
     else:
-        held = Reference("attribute_batch", BOUND)
+        held = turns.Reference("attribute_batch", BOUND)
         timed(group, case, run, against=held, numbers=lambda folder: study.table(folder).value.tolist(), **info)

@@ -260,11 +260,14 @@ def study(groups: list[Cases]) -> str:
         base = "attribute_batch"
         for name in one.names:
             if name in one.missing:
-                rows.append([name, one.missing[name], ""])
-            else:
-                each = 1000 * one.seconds(name) / one.info(name)["prompts"]
-                rows.append([name, f"{each:.2f} ms", "" if name == base else spread(one.ratios(name, base))])
-    return table(("1,000 short cases of a tiny model", "each", "over attribute_batch"), rows)
+                rows.append(["", "", name, one.missing[name], ""])
+                continue
+            info = one.info(name)
+            each = 1000 * one.seconds(name) / info["prompts"]
+            model = MODELS.get(info["model"], "4 layers, 64 features")
+            ratio = "" if name == base else spread(one.ratios(name, base))
+            rows.append([model, f"{info['prompts']:,}", name, f"{each:.2f} ms", ratio])
+    return table(("model", "cases", "", "each", "over attribute_batch"), rows)
 
 
 TITLES = {
@@ -279,7 +282,7 @@ TITLES = {
     "hybrids": "Layers that carry a state: small random models (`benchmarks/hybrids.py`), float32.",
     "before": "Models of attention alone, against this package of an older commit (`BEFORE` in the Makefile).",
     "graph_algorithms": "Algorithms on a synthetic graph of 47 million edges.",
-    "study": "Studies: what files, log and table of a run cost above the passes.",
+    "study": "Studies: what files, log and table of a run cost above the passes, of cases of 8 to 32 tokens.",
 }
 
 

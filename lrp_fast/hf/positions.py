@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from .families import handled
-from .walk import modules_of
+from .walk import modules_of, named_modules_of
 
 _POSITIONS = re.compile(r"(^|\.)(wpe|\w*position\w*|pos_emb\w*)(\.|$)")
 
@@ -17,11 +17,14 @@ _POSITIONS = re.compile(r"(^|\.)(wpe|\w*position\w*|pos_emb\w*)(\.|$)")
 def position_limit(model: nn.Module) -> int | None:
     """Rows of the model's table of learned positions (GPT-2's ``wpe``) that stand for some; None where there is none,
     and so no end."""
-    rows = [
-        module.num_embeddings - _left_out(module)
-        for path, module, _ in handled(model)
+    tables = {
+        module
+        for path, module in named_modules_of(model)
         if isinstance(module, nn.Embedding) and _POSITIONS.search(path)
-    ]
+    }
+    if not tables:  # of most models, and of them each prompt asks
+        return None
+    rows = [module.num_embeddings - _left_out(module) for _, module, _ in handled(model) if module in tables]
     return min(rows, default=None)
 
 

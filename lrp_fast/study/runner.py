@@ -2,8 +2,8 @@
 
 Cases are sorted by length, and short ones share a pass, as in `lrp_fast.attribute_batch`. Which ones is decided once,
 for all of them, and kept in the manifest: a run that goes on takes the same packs, so that its numbers are those of an
-undisturbed one. A pack counts as finished when the log has all its cases. What was killed runs again the pack that was
-running and, if that was of several cases, the one before, whose files were being written meanwhile.
+undisturbed one. A pack counts as finished when the log has all its cases; what was killed runs again the one that was
+running.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -75,9 +74,9 @@ def run(
 ) -> dict[str, int]:
     """Explain many cases into a folder, or go on where an earlier run of the same into it ended.
 
-    A run may be killed at any moment, or end with an error; called again, it redoes at most two packs of cases: the one
-    that was running, and the one whose files were being written; of long cases, which have a pass each, one. A case
-    that is malformed, or goes wrong, is a line of the log and a row of the table, with a sentence; the others go on.
+    A run may be killed at any moment, or end with an error; called again, it redoes at most the pack of cases that was
+    running. A case that is malformed, or goes wrong, is a line of the log and a row of the table, with a sentence; the
+    others go on.
     Where memory runs out, a pack is halved; a case that runs out alone has failed.
 
     Args:
@@ -170,19 +169,7 @@ def _go_on(
     given = [[by_id[id] for id in unit["ids"]] for unit in todo]
     done = _here(model, how, todo, given, held) if ray is None else ray.finish(how, given, manifest["fingerprint"])
     figures: dict[str, dict] = {}
-    # Files of short cases are written while the next pack is computed: to make a file takes as long as a small pass.
-    with closing(done), ThreadPoolExecutor(1, "study") as writer:
-        writing = None
-
-        def settle() -> None:
-            nonlocal writing, left, tokens
-            if writing is not None:
-                unit, future = writing
-                writing = None
-                figures.update(future.result())
-                left, tokens = left - len(unit["ids"]), tokens + unit["tokens"]
-                tell(Progress(len(cases) - left, len(cases), tokens, all_tokens))
-
+    with closing(done):
         for number, found, sums, seconds in done:
             unit = todo[number]
             if sums != unit["sums"]:
@@ -190,11 +177,9 @@ def _go_on(
                     f"{_several(unit['ids'])} become other tokens than when the run was begun: give the tokenizer and "
                     "the chat template that it was begun with (some templates write the date), or name another folder"
                 )
-            settle()
-            writing = unit, writer.submit(_write, folder, how, unit["ids"], found, seconds, logged, again)
-            if len(found) == 1:  # a long case's result, with its graph, is too large to wait beside the next pass
-                settle()
-        settle()
+            figures |= _write(folder, how, unit["ids"], found, seconds, logged, again)
+            left, tokens = left - len(unit["ids"]), tokens + unit["tokens"]
+            tell(Progress(len(cases) - left, len(cases), tokens, all_tokens))
     return figures
 
 
