@@ -191,7 +191,7 @@ bench-long:
 	@$(MAKE) --no-print-directory bench BENCH='$(BENCH_LONG)'
 
 # A model is a process with a thread of its own; what is finished of it stands in build/evaluate.
-NEEDLES ?= 256 512
+NEEDLES ?= 256 512 1024
 evaluate: $(DONE)/study $(DONE)/bench
 	@for model in smollm2 gemma3; do \
 	  OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faithfulness.py $$model --needles $(NEEDLES) & processes="$$processes $$!"; \

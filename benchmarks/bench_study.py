@@ -1,5 +1,5 @@
-"""Short cases: `attribute_batch`, and a study of them, with its files, log and table; of a tiny model, whose passes take
-next to nothing, and of a real one. Two threads, 3 minutes.
+"""Short cases: `attribute_batch`, and a study of them, with its files, log and table; of a tiny model, whose passes
+take next to nothing, and of a real one. Two threads, 3 minutes.
 
 The study's folder is a new one in each turn, on the disk of the system's temporary folder.
 """

@@ -33,9 +33,9 @@ MODELS = ("smollm2", "gemma3")
 HELD_OUT = 0.08
 SHORT = ("flip", "recovery")
 CURVES = ("morf_lerf", "contextcite", "agreement", "flip", "recovery", "disrupt_recover", "graph_cuts")
-EVERY = 15  # so many short cases are one of "curves"
+EVERY = 6  # so many short cases are one of "curves"
 STEPS = 5  # of the curves
-NEEDLES = (256, 512)
+NEEDLES = (256, 512, 1024)
 WORDS = ("random", "gradient", "abs_gradient", "gim", "cp", "attnlrp")
 # Of "curves" alone: what costs most, itself or because the model changes its mind so late.
 COSTLY = ("position", "last_attention", "attention_rollout", "integrated_gradients:steps=8", "leave_one_out")

@@ -17,6 +17,7 @@ from .hf import UnsupportedModuleError, patched
 from .hops import Hops, hops
 from .memory import Memory, Plan, plan
 from .rules import Rules
+from .session import session
 from .sources import Sources
 
 __version__ = "0.1.0"
@@ -49,5 +50,6 @@ __all__ = [
     "ops",
     "patched",
     "plan",
+    "session",
     "study",
 ]

@@ -221,13 +221,15 @@ def planned(
         )
     budgets[HOST] -= edges
     beside = Counter()
-    for size in sizes:
-        beside[size.device] += reckoning.beside(size, context)
-        budgets[size.device] -= reckoning.beside(size, context)
+    for size, count in Counter(sizes).items():
+        beside[size.device] += count * reckoning.beside(size, context)
+    for at, taken in beside.items():
+        budgets[at] -= taken
     tiers, rows = _place(sizes, context, budgets)
 
     stored, working, least, peak = Counter(), {}, {}, Counter()
-    for tier, size in zip(tiers, sizes, strict=True):
+    # Most layers are alike, and of two that are, one is reckoned.
+    for (tier, size), count in Counter(zip(tiers, sizes, strict=True)).items():
         if tier == "graph":
             work = reckoning.work_with_graph(size, context)
         else:
@@ -238,7 +240,7 @@ def planned(
         at_least = reckoning.work_replayed(size, context, reckoning.rows(size, context))
         needed = max(at_least, head) + reckoning.fetched(size, context)
         least[place] = max(least.get(place, 0), needed)
-        taken = reckoning.graph(size, context) if tier == "graph" else reckoning.stored(size, context)
+        taken = count * (reckoning.graph(size, context) if tier == "graph" else reckoning.stored(size, context))
         stored[tier] += taken
         if tier != "file":
             peak[str(HOST if tier == "host" else size.device)] += taken
@@ -274,16 +276,16 @@ def planned(
 
 def _place(sizes: list[LayerSize], context: Context, budgets: dict[torch.device, float]) -> tuple[list[str], int]:
     """Every layer's tier, and how many tokens an MLP takes at a time."""
-    waiting = Counter()
-    for size in sizes:
-        waiting[size.device] += reckoning.stored(size, context)
+    alike, waiting = Counter(sizes), Counter()
+    for size, count in alike.items():
+        waiting[size.device] += count * reckoning.stored(size, context)
     # Where everything has room, MLPs stay whole: several targets then share their insides.
     rows = context.tokens
-    work = [(size.device, reckoning.work_replayed(size, context, rows)) for size in sizes]
+    work = [(size.device, reckoning.work_replayed(size, context, rows)) for size in alike]
     if any(needed + waiting[device] > budgets[device] for device, needed in work):
-        rows = min(reckoning.rows(size, context) for size in sizes)
+        rows = min(reckoning.rows(size, context) for size in alike)
     room = dict(budgets)
-    for size in dict.fromkeys(sizes):
+    for size in alike:
         needed = max(reckoning.work_replayed(size, context, rows), reckoning.work_on_logits(size, context))
         if needed + waiting[size.device] > budgets[size.device]:
             needed += reckoning.fetched(size, context)
@@ -293,11 +295,11 @@ def _place(sizes: list[LayerSize], context: Context, budgets: dict[torch.device,
                 f"{_size(budgets[size.device])} on {size.device} cannot hold one layer of {context.tokens} tokens: at "
                 f"least {_size(needed)} above the model are needed"
             )
-    tiers = []
+    tiers, taken = [], {size: reckoning.stored(size, context) for size in alike}
     for size in reversed(sizes):  # what is needed last goes furthest
         for tier, place in (("device", size.device), ("host", HOST)):
-            if (tier, place) != ("device", HOST) and reckoning.stored(size, context) <= room[place]:
-                room[place] -= reckoning.stored(size, context)
+            if (tier, place) != ("device", HOST) and taken[size] <= room[place]:
+                room[place] -= taken[size]
                 tiers.append(tier)
                 break
         else:
@@ -307,13 +309,16 @@ def _place(sizes: list[LayerSize], context: Context, budgets: dict[torch.device,
         tier == ("host" if size.device == HOST else "device") for tier, size in zip(tiers, reversed(sizes), strict=True)
     )
     if context.dtype.itemsize >= 4 and at_hand:
+        more = {size: reckoning.graph(size, context) - taken[size] for size in alike}
+        at_work = {
+            size: max(0, reckoning.work_with_graph(size, context) - reckoning.work_replayed(size, context, rows))
+            for size in alike
+        }
         for index, size in enumerate(reversed(sizes)):
             if size.loaded:  # a graph would hold on to the weights
                 continue
-            more = reckoning.graph(size, context) - reckoning.stored(size, context)
-            at_work = max(0, reckoning.work_with_graph(size, context) - reckoning.work_replayed(size, context, rows))
-            if more + at_work <= room[size.device]:
-                room[size.device] -= more
+            if more[size] + at_work[size] <= room[size.device]:
+                room[size.device] -= more[size]
                 tiers[index] = "graph"
     return tiers[::-1], rows
 

@@ -30,6 +30,7 @@ from .hf import (
     recording,
     replaying,
     showing,
+    skipping,
     summing,
     tokens_first,
 )
@@ -305,6 +306,7 @@ def _descent(
         # Only now: another thread's pass has hooks of its own on the layers.
         check_hooks(model)
         run = decoder_layers(model)
+        leaving.enter_context(skipping(run[-1]))
         layers = [_Pass(module, tier, is_watched(module)) for module, tier in zip(run, plan.tiers, strict=True)]
         if trace:
             check_edges(run)

@@ -33,9 +33,10 @@ from .images import (
 )
 from .layers import decoder_layers, reads_causally
 from .lens import decoding
+from .linears import skipping
 from .matrices import attention_matrices
 from .owner import owned
-from .patching import passing, patched
+from .patching import in_session, passing, patched
 from .positions import keeping_rotations, made_for, position_limit
 from .prefix import Prefix, carries_keys, logits_behind, prefix_of
 from .replay import Recorded, attending, recording, replaying
@@ -93,6 +94,7 @@ __all__ = [
     "head_of",
     "here",
     "image_token",
+    "in_session",
     "in_tiles",
     "is_masked_language_model",
     "is_watched",
@@ -125,6 +127,7 @@ __all__ = [
     "replaying",
     "share_a_row",
     "showing",
+    "skipping",
     "summing",
     "tokens_first",
     "unreadable_format",

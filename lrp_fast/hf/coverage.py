@@ -27,6 +27,7 @@ from . import (
 from .audit import NOT_AUDITED
 from .directions import both_ways
 from .families import LAYERS, MIXTURES, at_rest, handled, handler_of, vouch
+from .owner import session_of
 from .walk import modules_of, named_modules_of, own_weights, without_adapters
 
 LOAD = "transformers.AutoModelForCausalLM.from_pretrained"
@@ -40,6 +41,8 @@ class UnsupportedModuleError(TypeError):
 def check(model: nn.Module) -> None:
     """Raise `UnsupportedModuleError` for the first module of ``model`` that has no handler, or is refused with it."""
     check_module(model)
+    if session_of(model) is not None:  # where it was checked when that began
+        return
     if "shared_kv_states" in inspect.signature(inspect.unwrap(type(without_adapters(model)).forward)).parameters:
         raise UnsupportedModuleError(
             f"{type(model).__name__} reads the hidden states and keys of the model that it drafts for, and no tokens: "

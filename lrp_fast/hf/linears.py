@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -9,9 +12,19 @@ from .. import ops
 from ..rules import Rules
 from .glue import dropout
 from .hooks import check_unhooked
-from .overlay import Overlay, forward_of
+from .overlay import Overlay, forward_of, laid
 from .walk import modules_of
 from .weights import bias, is_plain, matrix, rows
+
+_SKIPS = "lrp_fast_skips"  # of a linear map: few tokens carry relevance at its output
+
+
+@contextmanager
+def skipping(layer: nn.Module) -> Iterator[None]:
+    """Within the block, the linear maps of a layer look for tokens that carry no relevance: the last layer's, above
+    whose attention those do alone whose logits are explained."""
+    with laid((module, _SKIPS, True) for module in modules_of(layer) if hasattr(module, "weight")):
+        yield
 
 
 def linear(module: nn.Module, rules: Rules) -> Overlay:
@@ -20,7 +33,7 @@ def linear(module: nn.Module, rules: Rules) -> Overlay:
     def forward(input):
         input = input.to(getattr(module, "lrp_fast_dtype", input.dtype))  # while a layer is replayed
         if is_plain(module):
-            return ops.linear(input, matrix(module), module.bias, **stabilisers)
+            return ops.linear(input, matrix(module), module.bias, **stabilisers, skip=_SKIPS in module.__dict__)
         with torch.no_grad():  # first: it may pack its weights anew
             # .data: LLM.int8 takes outliers out of what it is given, and puts them back; autograd is not to mind.
             z = own(input.data)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import nn
 
+from ..rules import Rules
 from .threads import here, is_autograds
 from .walk import modules_of, named_modules_of
 
@@ -17,19 +19,30 @@ MARK = "lrp_fast_owner"  # on every module of the model
 _turn = threading.Condition()  # held while marks are looked at and made
 
 
+@dataclass(eq=False)
+class Session:
+    """A model that stays patched between passes, and what is known of it until then."""
+
+    model: nn.Module
+    rules: Rules
+    known: dict[object, object] = field(default_factory=dict)
+    passing: bool = False
+
+
 class Owner(NamedTuple):
     thread: object
     passing: bool  # ends by itself, so that it can be waited for
+    session: Session | None = None
 
 
 @contextmanager
-def owned(model: nn.Module, passing: bool) -> Iterator[None]:
+def owned(model: nn.Module, passing: bool, session: Session | None = None) -> Iterator[None]:
     """Mark every module of ``model`` as this thread's. A pass of another thread on any of them is waited for.
 
     Raises:
         RuntimeError: if a module is this thread's already, or in another thread's `patched` block, which may last.
     """
-    owner, modules = Owner(here(), passing), modules_of(model)
+    owner, modules = Owner(here(), passing, session), modules_of(model)
     try:
         with _turn:
             while any(map(_is_passed_elsewhere, modules)):
@@ -58,10 +71,18 @@ def _why(other: Owner) -> str:
     if other.passing:
         return "is at work in a pass of lrp_fast that this call comes from: wait until that has ended"
     where = "" if other.thread is here() else " by another thread"
-    return f"is patched already{where}: leave the other lrp_fast.patched block first"
+    block = "lrp_fast.patched" if other.session is None else "lrp_fast.session"
+    return f"is patched already{where}: leave the other {block} block first"
 
 
 def is_ours(module: nn.Module) -> bool:
     """Whether the module is patched, and by the thread that asks."""
     owner = module.__dict__.get(MARK)
     return owner is not None and (owner.thread is here() or (not owner.passing and is_autograds()))
+
+
+def session_of(model: object) -> Session | None:
+    """The session that this thread has with the model, and with no more and no less than that, if any."""
+    owner = getattr(model, "__dict__", {}).get(MARK)
+    found = None if owner is None or owner.thread is not here() else owner.session
+    return found if found is not None and found.model is model else None

@@ -16,7 +16,7 @@ from .coverage import check
 from .families import MLPS, handled
 from .layers import check_places
 from .overlay import forward_name, is_compiled, laid, replaced, uncompiled
-from .owner import owned
+from .owner import Session, owned, session_of
 from .replay import attending
 from .walk import modules_of
 
@@ -73,11 +73,46 @@ def patched(
 @contextmanager
 def passing(model: nn.Module, rules: Rules) -> Iterator[None]:
     """As `patched`, for a pass that ends by itself: other threads run the model as if it were not patched, and those
-    that want it patched wait."""
-    with owned(model, passing=True), overlaid(model, rules) as configs:
-        for config in configs:
-            config.return_dict = True  # what models return is read by name
+    that want it patched wait. Within a session, the model is as it should be.
+
+    Raises:
+        RuntimeError: within a session of other rules, or within a pass of the same.
+    """
+    session = session_of(model)
+    if session is None:
+        with owned(model, passing=True), overlaid(model, rules) as configs:
+            _read_by_name(configs)
+            yield
+        return
+    if session.rules != rules:
+        raise RuntimeError(
+            f"the model is within lrp_fast.session, by {session.rules}, and this asks for {rules}: give the session's "
+            "rule, or ask after its block"
+        )
+    if session.passing:
+        raise RuntimeError("the model is at work in a pass of lrp_fast that this call comes from: wait until that ends")
+    session.passing = True
+    try:
         yield
+    finally:
+        session.passing = False
+
+
+@contextmanager
+def in_session(model: nn.Module, rules: Rules) -> Iterator[None]:
+    """`lrp_fast.session`, of a model that has been checked."""
+    with (
+        owned(model, passing=False, session=Session(model, rules)),
+        overlaid(model, rules, _REFUSAL.replace("patched", "session")) as configs,
+    ):
+        _read_by_name(configs)
+        yield
+
+
+def _read_by_name(configs: list) -> None:
+    """So is what models return."""
+    for config in configs:
+        config.return_dict = True
 
 
 @contextmanager

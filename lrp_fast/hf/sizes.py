@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from .contributions import is_homogeneous
 from .directions import is_causal
 from .families import MIXTURES, branch_dtype, handled, handler_of, handlers_of, last_linear, mlps_among, splits
 from .layers import decoder_layers
+from .owner import session_of
 from .sides import reads_embeddings, side_features
 from .spelt_out_attention import biases_scores, heads_with_biases
 from .walk import modules_of, own_weights
@@ -53,6 +55,20 @@ class LayerSize(NamedTuple):
 
 def layer_sizes(model: nn.Module) -> list[LayerSize]:
     """One entry a decoder layer, first to last. The model may be on the "meta" device."""
+    return _known(model, _layer_sizes)
+
+
+def _known(model: nn.Module, find: Callable):
+    """``find(model)``, once in a session."""
+    session = session_of(model)
+    if session is None:
+        return find(model)
+    if find not in session.known:
+        session.known[find] = find(model)
+    return session.known[find]
+
+
+def _layer_sizes(model: nn.Module) -> list[LayerSize]:
     config = model.config.get_text_config() if hasattr(model, "config") else None
     layers = decoder_layers(model)
     parts = [modules_of(layer) for layer in layers]
@@ -108,6 +124,10 @@ def head_dims(model: nn.Module) -> tuple[int, ...]:
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of the model's parameters and buffers, shared ones once."""
+    return _known(model, _weight_bytes)
+
+
+def _weight_bytes(model: nn.Module) -> int:
     held = [(*module._parameters.values(), *module._buffers.values()) for module in modules_of(model)]
     tensors = {id(tensor): tensor for some in held for tensor in some if tensor is not None}
     return sum(map(nbytes, tensors.values()))

@@ -21,6 +21,7 @@ def linear(
     epsilon: float = 0.0,
     gamma: float = 0.0,
     impl: str = "auto",
+    skip: bool = True,
 ) -> Tensor:
     """``x @ weight.T + bias``, differentiable in ``x`` under the epsilon or gamma rule.
 
@@ -39,6 +40,8 @@ def linear(
         (..., out), the same bits as ``torch.nn.functional.linear`` but where the Triton kernel makes it (gamma > 0).
     """
     check_stabilisers(epsilon, gamma)
+    if not (skip or epsilon or gamma):
+        return F.linear(x, weight.detach(), None if bias is None else bias.detach())
     served = x.dtype == weight.dtype and not (gamma and _is_faster_by_products(x))
     return _Linear.apply(x, weight, bias, epsilon, gamma, fused(x, impl, served=served))
 
