@@ -104,6 +104,18 @@ def test_a_row_a_case(run):
     assert [one[:27] for one in data["notes"]] == ["This run has not ended; wha"]
 
 
+def test_reasons_that_differ_in_texts_and_numbers_are_one(tmp_path):
+    whys = ["the answer is right: ' Rome.'", 'the answer is right: "it\'s 7"', "the difference is -0.25, not above 1"]
+    whys += ["the difference is 0.5, not above 1", "case3 has 2 tokens", "case3 has 2 tokens", "a word is missing."]
+    given = [{"id": str(i), "prompt": "a"} for i in range(len(whys))]
+    run = write_run(tmp_path / "run", given, {}, why={str(i): why for i, why in enumerate(whys)})
+    (found,) = (one for one in Page(page(run)).data["tables"] if one["title"] == "Without a result")
+    assert found["rows"] == [
+        ["failed: the answer is right: …", "2"], ["failed: the difference is …, not above …", "2"],
+        ["failed: case3 has 2 tokens", "2"], ["failed: a word is missing.", "1"],
+    ]  # fmt: skip
+
+
 def test_what_the_table_says_is_shown(run):
     """A finding, and what else of a plain kind others left there."""
     pandas = pytest.importorskip("pandas")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from ...report.record import rule_words
@@ -118,7 +120,15 @@ def _tables(rows: list[Row], done: list[Row]) -> list[dict]:
     return found
 
 
+_PARTICULAR = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|(?<![\w.])-?\d[\d.,]*(?<![.,])")  # texts and numbers
+
+
 def _reasons(whys: list[str]) -> dict:
+    """Counted; those that differ in what they quote, and in numbers, are one."""
+    alike: dict[str, list[str]] = {}
+    for why in whys:
+        alike.setdefault(_PARTICULAR.sub("…", why), []).append(why)
+    whys = [one if len(set(some)) > 1 else some[0] for one, some in alike.items() for _ in some]
     found = counted("Without a result", "why", whys)
     if len(found["rows"]) > 5:
         found["help"] = f"The first 5 of {len(found['rows']):,} reasons; the cases below have theirs."
