@@ -59,7 +59,7 @@ def picture(told: dict) -> str:
     from lrp_fast.study import plots
 
     rows = [
-        row | {"run": f"{RUNS[name]} ({sum(one['pair'] for one in map(Counter, run['kinds'].values()))} cases)"}
+        row | {"run": RUNS[name]}
         for name, run in told["runs"].items()
         if name != "smollm2-chat"
         for row in run["segments"]
