@@ -9,7 +9,9 @@ from turns import Reference
 NUMBER, TOKENS = 16, 54
 CASES = {
     "forward, one batch": ("ours", "forwards"),
+    "forward, one by one": ("ours", "each_forward"),
     "ours, one by one": ("ours", "one_by_one"),
+    "ours, one by one in a session": ("ours", "in_session"),
     "ours, attribute_batch": ("ours", "batch"),
     "LXT, one batch": ("lxt_attribution", "batch"),
 }
@@ -27,7 +29,7 @@ def test_batch(request, contender, tokenizer, turn, case):
     asked = prompts.short(tokenizer, number, TOKENS)
     peer, call = CASES[case]
     held = None
-    if case != "forward, one batch":
+    if not case.startswith("forward"):
         held = Reference("float64", BOUND)
         request.config.stash[turns.KEY].reference(GROUP, held.name, "ours", "one_by_one", asked, dtype="float64")
     contender(GROUP, case, peer, call, asked, against=held, prompts=number, tokens=TOKENS)

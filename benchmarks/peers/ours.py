@@ -35,6 +35,15 @@ def load(directory: str, dtype: str = "float32") -> dict:
     def one_by_one(prompts, target, contrast):
         return [attribute(ids, target, contrast) for ids in prompts]
 
+    def in_session(prompts, target, contrast):
+        with lrp_fast.session(model):
+            return one_by_one(prompts, target, contrast)
+
+    def each_forward(prompts, target, contrast):
+        for ids in prompts:
+            forward(ids, target, contrast)
+        return {}
+
     def forwards(prompts, target, contrast):
         """The model's own forward pass over all of them at once: they are of one length."""
         with torch.no_grad():
@@ -50,7 +59,7 @@ def load(directory: str, dtype: str = "float32") -> dict:
 
     return {
         "forward": forward, "attribute": attribute, "batch": batch, "one_by_one": one_by_one, "forwards": forwards,
-        "gradient": gradient,
+        "in_session": in_session, "each_forward": each_forward, "gradient": gradient,
     }  # fmt: skip
 
 
