@@ -33,7 +33,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .directions import is_causal
-from .forms import reads_past_autograd
+from .forms import code_of, reads_past_autograd
 from .tokens import Places
 from .walk import named_modules_of
 
@@ -94,13 +94,17 @@ def audit(
     """What the classes ``unknown`` of a model do; those of ``stubs`` put out what has the shape of what they are given,
     or a pair of that and None; attentions of ``past`` go past transformers' interface, by a method of their own.
 
-    Once for a model class and config in a process.
+    Once for a model class, its config, and the code of these classes as it is now, in a process.
     """
     eager = getattr(model.config, "_attn_implementation", None) == "eager"
-    key = (type(model), _said(model.config), model.dtype, frozenset(unknown), _states(model, unknown), eager)
+    key = (type(model), _said(model.config), model.dtype, _codes(unknown), _states(model, unknown), eager)
     if key not in _seen:
         _seen[key] = _run(model, unknown, stubs, past, eager)
     return _seen[key]
+
+
+def _codes(classes: set[type]) -> frozenset:
+    return frozenset((cls, code_of(cls)) for cls in classes)
 
 
 def _states(model: nn.Module, unknown: set[type]) -> tuple:
@@ -130,6 +134,9 @@ def _run(model: PreTrainedModel, unknown: set[type], stubs: dict[type, bool], pa
     except Exception as error:  # whatever a set-up cannot do without weights: not audited, and so refused
         why = f"{NOT_AUDITED}, as a copy without weights cannot be made ({type(error).__name__}: {error})"
         return Seen({}, dict.fromkeys(unknown, why))
+    embeddings = blank.get_input_embeddings()
+    if not isinstance(embeddings, nn.Module):  # Perceiver's are of what it keeps of a prompt, not of tokens
+        return Seen({}, dict.fromkeys(unknown, f"{NOT_AUDITED}, as the model's input embeddings are no module"))
     nodes = _layers(blank)
     for module in blank.modules():
         if type(module) in stubs:
@@ -142,7 +149,7 @@ def _run(model: PreTrainedModel, unknown: set[type], stubs: dict[type, bool], pa
             names = own.__globals__ | {"maybe_autocast": lambda *_, **__: nullcontext()}
             module.forward = FunctionType(own.__code__, names, own.__name__, own.__defaults__).__get__(module)
     # A clone, as some write into it.
-    blank.get_input_embeddings().register_forward_hook(lambda *given: _leaf(given[-1]).clone())
+    embeddings.register_forward_hook(lambda *given: _leaf(given[-1]).clone())
     most = getattr(blank.config.get_text_config(), "max_position_embeddings", None) or _LENGTHS[0]
     lengths = [_SHORT, max((length for length in _LENGTHS if length <= most), default=_SHORT)]
     said = _past_autograd(unknown)

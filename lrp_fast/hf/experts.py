@@ -202,6 +202,7 @@ def _mixed(experts, x, chosen, weights, between, rules, first: str = "gate_up_pr
         hidden = between(ops.linear(rows, *matrix_of(experts, first, expert), **stabilisers))
         return ops.linear(hidden, *matrix_of(experts, "down_proj", expert), **stabilisers)
 
+    x = x.to(matrix_of(experts, first, 0)[0].dtype)  # wider while a layer without a norm before is replayed
     return _by_experts(x, chosen, weights, run, rules, ahead)
 
 

@@ -19,6 +19,7 @@ import re
 import textwrap
 from pathlib import Path
 from types import CodeType, FunctionType
+from typing import NamedTuple
 
 import torch
 import transformers
@@ -27,6 +28,8 @@ from torch import nn
 _SET_UP = ("__init__", "_init_weights", "extra_repr", "compute_default_rope_parameters")
 # What all models share: whatever it does, it is none of a layer's own computation.
 _SHARED = ("torch.", "transformers.", "builtins.", "abc.", "collections.")
+# From where models import functions, which are no family's own.
+_IMPORTED = ("torch.", "transformers.", "lrp_fast.", "functools.", "contextlib.", "itertools.", "math.", "copy.")
 _MIXINS = ("GenericFor",)  # but for whole classes: models with labels have no code besides
 # Called by attentions where no other implementation is named; patched models name ours.
 _PAST_AUTOGRAD = {
@@ -48,20 +51,62 @@ def known() -> dict[str, str]:
     return {digest: handler for handler, digests in json.loads(text).items() for digest in digests}
 
 
+class _Read(NamedTuple):
+    """What was read of a class: its handler's name, the functions that are its code, and where each was found, to see
+    whether it is there still: a name in a class, or in the globals of a module."""
+
+    handler: str | None
+    code: tuple[FunctionType, ...]
+    places: tuple[tuple[type | dict, str, object], ...]
+
+    def holds(self) -> bool:
+        return all(_found(place, name) is one for place, name, one in self.places)
+
+
+_MOST = 4096  # classes; beyond, they are read anew
+_read: dict[type[nn.Module], _Read] = {}
+
+
 def handler_name(cls: type[nn.Module]) -> str | None:
     """The name of the handler of a class's form, in one of the rooms of `families`; None for a form that is not
     known, for one that calls a function whose form is not, and for code that transformers does not ship."""
-    return _handler_name(cls, cls.forward)
+    return _reading(cls).handler
 
 
-@functools.lru_cache(4096)
-def _handler_name(cls: type[nn.Module], forward: object) -> str | None:
-    if not all(map(_is_shipped, _methods(cls, unwrapped=False).values())):
-        return None
-    found = known().get(form(cls) or "")
-    if found is None or any(known().get(form(one) or "") != "function" for one in functions_of(cls)):
-        return None
+def code_of(cls: type[nn.Module]) -> tuple[FunctionType, ...]:
+    """The functions that a class's code consists of, as they are now: other ones where somebody has replaced one."""
+    return _reading(cls).code
+
+
+def _reading(cls: type[nn.Module]) -> _Read:
+    """Once for a class, until somebody replaces a method of its, or a function that one calls."""
+    found = _read.get(cls)
+    if found is None or not found.holds():
+        if len(_read) >= _MOST:
+            _read.clear()
+        found = _read[cls] = _read_anew(cls)
     return found
+
+
+def _read_anew(cls: type[nn.Module]) -> _Read:
+    methods = _methods(cls, unwrapped=False)
+    called = _called(cls)
+    places = [(cls, name, _found(cls, name)) for name in methods]
+    places += [(globals_, name, globals_.get(name)) for globals_, name, _ in called]
+    functions = list(dict.fromkeys(one for *_, one in called))
+    name = None
+    if all(map(_is_shipped, methods.values())):
+        name = known().get(form(cls) or "")
+        if any(known().get(form(one) or "") != "function" for one in functions):
+            name = None
+    return _Read(name, (*methods.values(), *functions), tuple(places))
+
+
+def _found(place: type | dict, name: str) -> object:
+    """What stands there under the name, as it is written."""
+    if isinstance(place, dict):
+        return place.get(name)
+    return next((vars(base)[name] for base in place.__mro__ if name in vars(base)), None)
 
 
 def form(thing: type | FunctionType) -> str | None:
@@ -76,18 +121,27 @@ def form(thing: type | FunctionType) -> str | None:
 
 
 def functions_of(cls: type[nn.Module]) -> list[FunctionType]:
-    """The functions that a class's methods call, of the module that the method is from, and those that they call."""
-    coming, found = list(_methods(cls).values()), {}
+    """The functions that a class's methods call, of the module that the method is from, and those that they call; and
+    those of anybody that somebody has put into their place."""
+    return list(dict.fromkeys(one for *_, one in _called(cls)))
+
+
+def _called(cls: type[nn.Module]) -> list[tuple[dict, str, FunctionType]]:
+    """Those, in the order in which they are met, each with where it stands."""
+    coming, found, seen = list(_methods(cls).values()), [], set()
     while coming:
         caller = coming.pop()
         for name in _names(caller.__code__):
             one = caller.__globals__.get(name)
             one = inspect.unwrap(one) if inspect.isfunction(one) else None
-            if one is None or one.__module__ != caller.__module__ or name in _REPLACED or one in found:
+            if one is None or name in _REPLACED or one in seen:
                 continue
-            found[one] = None
+            if one.__module__ != caller.__module__ and f"{one.__module__}.".startswith(_IMPORTED):
+                continue
+            seen.add(one)
+            found.append((caller.__globals__, name, one))
             coming.append(one)
-    return list(found)
+    return found
 
 
 def reads_past_autograd(cls: type[nn.Module]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from . import experts, handlers
+from . import experts, handlers, indexed
 from .families import handled, moves_tokens
 from .heads import head_of, pad_token
 from .hooks import is_watched
@@ -32,8 +32,11 @@ def prompts_meet(model: nn.Module) -> bool:
 
 def padding_shows(model: nn.Module) -> bool:
     """Whether a token is turned otherwise where more of them follow: by an attention in both directions, by rotations
-    that are made for the length, or by code in which an audit saw tokens meet, in whichever direction."""
+    that are made for the length, by an indexer, which of keys of equal scores chooses others among more, or by code in
+    which an audit saw tokens meet, in whichever direction."""
     if any(map(moves_tokens, modules_of(model))) or not reads_causally(model):
+        return True
+    if any(handler in indexed.INDEXERS for _, _, handler in handled(model)):
         return True
     kinds = [str(getattr(module, "rope_type", "")) for module in modules_of(model)]
     return any("dynamic" in kind or "longrope" in kind for kind in kinds)

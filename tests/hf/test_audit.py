@@ -328,6 +328,49 @@ def test_a_method_that_somebody_wrapped_has_no_form_that_is_known(ids, monkeypat
     assert lrp_fast.hf.forms.handler_name(LlamaMLP) is None
 
 
+def squared(self, x):
+    return x * x
+
+
+def bent(x):
+    return torch.tanh(x)
+
+
+@pytest.mark.parametrize("name", ["forward", "turn"])
+def test_a_class_that_somebody_changes_is_audited_anew(name, parted, ids, monkeypatch):
+    """It is known by its code as it is, not by having been audited."""
+    model = parted("y = self.turn(x)")
+    cls = type(model.model.layers[0].mlp)
+    cls.turn = lambda self, x: 2 * x
+    check(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(cls, name, squared)
+        with pytest.raises(lrp_fast.UnsupportedModuleError, match="Part, which multiplies"):
+            check(model)
+    check(model)
+
+
+def test_a_function_that_somebody_replaces_is_seen(ids, tiny, monkeypatch):
+    from transformers.models.llama import modeling_llama
+
+    model = tiny("llama")
+    check(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(modeling_llama, "rotate_half", bent)
+        with pytest.raises(lrp_fast.UnsupportedModuleError, match="LlamaAttention, which computes tanh"):
+            check(model)
+    check(model)
+
+
+def test_embeddings_that_are_no_module_are_refused():
+    config = transformers.PerceiverConfig(
+        num_latents=4, d_latents=16, d_model=16, num_blocks=1, num_self_attends_per_block=1, vocab_size=30,
+        num_self_attention_heads=2, num_cross_attention_heads=2, max_position_embeddings=20,
+    )  # fmt: skip
+    with pytest.raises((lrp_fast.UnsupportedModuleError, ValueError)):
+        check(transformers.PerceiverForMaskedLM(config).eval())
+
+
 def test_what_one_config_shows_says_nothing_about_another(parted, ids):
     """A branch that a config switches on is audited with that config."""
     model = parted("y = x * x if self.config.rms_norm_eps > 1 else x")
@@ -350,7 +393,7 @@ def test_a_handler_that_was_registered_comes_first(parted, ids):
 def test_a_changed_form_is_audited(tmp_path, parted, ids, monkeypatch):
     """A class of transformers that falls out of the table is as good as one that was never in it."""
     monkeypatch.setattr(lrp_fast.hf.forms, "known", dict)
-    lrp_fast.hf.forms._handler_name.cache_clear()
+    lrp_fast.hf.forms._read.clear()
     try:
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
             hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, vocab_size=97
@@ -358,4 +401,4 @@ def test_a_changed_form_is_audited(tmp_path, parted, ids, monkeypatch):
         with pytest.raises(lrp_fast.UnsupportedModuleError, match=r"a Llama(MLP|RMSNorm), which (multiplies|computes)"):
             check(model.eval())
     finally:
-        lrp_fast.hf.forms._handler_name.cache_clear()
+        lrp_fast.hf.forms._read.clear()

@@ -104,14 +104,14 @@ def test_a_function_that_is_called_counts_too(made, monkeypatch):
     known = {forms.form(cls): "leave", **{forms.form(one): "function" for one in forms.functions_of(cls)}}
     monkeypatch.setattr(forms, "known", lambda: known)
     monkeypatch.setattr(forms, "_is_shipped", lambda function: True)
-    forms._handler_name.cache_clear()
+    forms._read.clear()
     try:
         assert forms.handler_name(cls) == "leave" and forms.handler_name(other) is None
         subclass = type("Sub", (cls,), {})
         subclass.__module__ = cls.__module__
         assert forms.handler_name(subclass) == "leave"  # it has no code of its own
     finally:
-        forms._handler_name.cache_clear()
+        forms._read.clear()
 
 
 @pytest.mark.parametrize("folder", ["/opt/torch/lib/site-packages/transformers/models", "/home/lrp_fast/transformers"])

@@ -57,6 +57,16 @@ def test_prompts_together_are_explained_as_each_by_itself(model_type, rule):
 
 
 @pytest.mark.parametrize("model_type", INDEXED)
+def test_which_of_equal_keys_are_chosen_hangs_on_no_other_prompt(model_type):
+    """Of few heads, scores are often 0."""
+    model = decoders.build(model_type)
+    prompts = [IDS[0, :13], IDS[0, :5], IDS[0, 4:13]]
+    for prompt, found in zip(prompts, lrp_fast.attribute_batch(model, prompts, target=3, contrast=5), strict=True):
+        alone = attribute(model, prompt, 3, 5).layers
+        assert (found.layers - alone).abs().max() <= 1e-10 * alone.abs().max()
+
+
+@pytest.mark.parametrize("model_type", INDEXED)
 def test_an_indexer_that_runs_some_queries_at_a_time_chooses_the_same(model_type, monkeypatch):
     model = decoders.build(model_type, **MANY_HEADS[model_type])
     whole = attribute(model, IDS, 3, 5).layers
