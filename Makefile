@@ -36,7 +36,7 @@ DONE := .venv/.done
 
 help:
 	@echo 'make demo         explain one decision of a small language model, on this machine'
-	@echo 'make study        where two small language models go wrong on the 300 prompts of demo/study, and why: build/study.'
+	@echo 'make study        where two small language models go wrong on the 327 prompts of demo/study, and why: build/study.'
 	@echo '                  What was stopped goes on; 20 minutes at most on two quiet cores'
 	@echo 'make test         run the test suite, 10 minutes at most on two cores: every test that is not slow, with every value'
 	@echo '                  of its parameters but not with all their combinations (tests/selection.py)'

@@ -88,7 +88,7 @@ def aside(path: str | os.PathLike, sweep: bool = True) -> Iterator[Path]:
             with suppress(OSError):  # it would hide the first one
                 part.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise _in_our_words(error, path) from error
+            raise in_our_words(error, path) from error
         raise
 
 
@@ -99,7 +99,7 @@ def _label(name: str) -> str:
     return f".{name[:40]}.{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}."
 
 
-def _in_our_words(error: OSError, path: Path) -> OSError:
+def in_our_words(error: OSError, path: Path) -> OSError:
     """An error of the same kind that names ``path``."""
     reason = error.strerror or str(error).partition("\n")[0] or type(error).__name__
     mend = _MENDS.get(error.errno, "name another file")

@@ -57,6 +57,10 @@ def test_there_are_enough_of_each_kind(cases, chats):
     assert len(set(told)) == len(told)
 
 
+def test_the_makefile_says_how_many_there_are(cases, root):
+    assert f"on the {len(cases)} prompts of demo/study" in (root / "Makefile").read_text("utf-8")
+
+
 def test_the_right_answer_is_told_from_a_mistake(cases, chats):
     for case in cases + chats:
         right, wrong = case["answer"], case["mistake"]

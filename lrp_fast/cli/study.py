@@ -57,10 +57,11 @@ def _run(options: argparse.Namespace) -> int:
                 progress=lambda now: progress(now.cases, now.tokens / max(1, now.all_tokens)), **given,
             )  # fmt: skip
     except (KeyboardInterrupt, OSError, RuntimeError):
-        print(
-            f"{len(folder.statuses()):,} of {len(cases):,} cases are finished: the same command goes on from there",
-            file=sys.stderr,
-        )
+        if folder.is_begun:
+            print(
+                f"{len(folder.statuses()):,} of {len(cases):,} cases are finished: the same command goes on from there",
+                file=sys.stderr,
+            )
         raise
     if before:
         print(f"{before:,} cases had been finished before", file=sys.stderr)
@@ -168,8 +169,11 @@ def read_file(read_cases, path) -> list:
 
 
 def _tell(left_out: list[tuple[str, str]]) -> None:
+    """A line a case: an id may be anything."""
+    from ..report.table import _printable
+
     for id, why in left_out:
-        print(why if why.startswith(f"{id}: ") else f"{id}: {why}", file=sys.stderr)
+        print(_printable(why if why.startswith(f"{id}: ") else f"{id}: {why}"), file=sys.stderr)
 
 
 class _Bar:

@@ -85,7 +85,8 @@ def read_cases(given: str | os.PathLike | Iterable) -> list[Case]:
         seen[case.id] = where
         found.append(case)
     if not found:
-        raise ValueError("there are no cases: give one at least")
+        where = f" in {os.fspath(given)!r}" if isinstance(given, str | os.PathLike) else ""
+        raise ValueError(f"there are no cases{where}: give one at least")
     return found
 
 

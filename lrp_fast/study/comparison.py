@@ -44,6 +44,7 @@ from . import averages, differences
 from .averages import segment_means
 from .folder import Folder
 from .runs import Run, read_runs
+from .statistics import read_seed
 from .table import check_installed
 
 __all__ = ["Comparison", "Run", "compare", "segment_means"]
@@ -92,8 +93,7 @@ def compare(*runs: str | os.PathLike | Folder, seed: int = 0) -> Comparison:
 
     if len(runs) < 2:
         raise ValueError("compare takes two runs at least: the first is what the others are compared with")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be a whole number, 0 or more, not {seed!r}")
+    read_seed(seed)
     base, *others = read = read_runs(runs)
     ids = list(dict.fromkeys(id for run in read for id in run.table.index))
     rows = {run.name: run.table.reindex(ids) for run in read}

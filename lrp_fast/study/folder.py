@@ -31,7 +31,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ..files import write_atomically
+from ..files import in_our_words, write_atomically
 from .cases import Case, read_cases
 
 FORMAT = "lrp_fast.study/1"
@@ -104,7 +104,7 @@ class Folder:
 
     def log(self) -> list[dict]:
         """The lines of the log; one that was cut off at its end is not among them."""
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             return [_entry(line) for line in (self.path / "log.jsonl").read_bytes().split(b"\n")[:-1]]
         return []
 
@@ -144,11 +144,13 @@ def working(folder: Folder) -> Iterator[None]:
 
 
 def make(place: Path) -> None:
-    """ValueError where a file is in the way."""
+    """ValueError where a file is in the way; OSError, one sentence, where it must not be written."""
     try:
         place.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(f"{os.fspath(place)!r} is no folder, or lies in none: name a new one") from error
+    except OSError as error:
+        raise in_our_words(error, place) from error
 
 
 @contextmanager
@@ -157,8 +159,13 @@ def locked(place: Path) -> Iterator[None]:
 
     Raises:
         ValueError: if it is another's.
+        OSError: if it must not be written, one sentence.
     """
-    with open(place / ".lock", "ab") as file:
+    try:
+        file = open(place / ".lock", "ab")  # noqa: SIM115
+    except OSError as error:
+        raise in_our_words(error, place / ".lock") from error
+    with file:
         if not lock(file):
             raise ValueError(
                 f"another process works on {os.fspath(place)!r}: wait for it to end, or name another folder"

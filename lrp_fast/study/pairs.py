@@ -15,6 +15,7 @@ why. One whose logit difference is not above the bound (1 in the paper) is kept 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,6 +104,8 @@ def pairs(
     for name, number in (("k", k), ("max_new_tokens", max_new_tokens), ("batch", batch)):
         if isinstance(number, bool) or not isinstance(number, int) or number < (2 if name == "k" else 1):
             raise ValueError(f"{name} must be a whole number, {2 if name == 'k' else 1} or more, not {number!r}")
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or math.isnan(bound):
+        raise ValueError(f"bound must be a number, not {bound!r}")
     cases = read_cases(prompts)
     writer = Writer(model, reader, max_new_tokens, batch, ends_of(model))
     found: dict[str, dict] = {}
@@ -161,6 +164,9 @@ def _found(
 
 
 def _check_fields(case: Case, checker: Checker | None) -> None:
+    told = {"target": case.target is not None, "contrast": case.contrast is not None, "position": case.position != -1}
+    if own := [name for name, is_told in told.items() if is_told]:
+        raise ValueError(f"it has {' and '.join(own)}, which pairs looks for: leave it out, or run the case as it is")
     given = {name: case.fields[name] for name in ("answer", "pattern", "stronger", "wrong") if name in case.fields}
     for name, text in given.items():
         if not isinstance(text, str) or not text:

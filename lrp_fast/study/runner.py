@@ -32,6 +32,7 @@ from .cluster import Ray
 from .faults import first_line, is_lost
 from .folder import Folder
 from .passes import Asked, Finished, How
+from .statistics import read_seed
 from .table import Finding, check_installed, write_table
 
 _HELD = 1_000_000  # tokens of cases that were read and wait for their pack: the others are read again
@@ -111,6 +112,7 @@ def run(
         raise TypeError(f"graph must be a lrp_fast.GraphSpec, not {type(graph).__name__}")
     given = (graph, memory, read_tolerance(tolerance), read_tokenizer(tokenizer), observed.read(observe))
     how = How(as_rules(rule), *given)
+    read_seed(seed)
     question.check_model(model)
     check_hooks(model)
     if graph is not None:

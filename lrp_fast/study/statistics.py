@@ -14,6 +14,13 @@ LEVEL = 0.95
 _AT_ONCE = 1 << 22  # numbers drawn at once
 
 
+def read_seed(seed) -> int:
+    """ValueError for what draws nothing."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number, 0 or more, not {seed!r}")
+    return seed
+
+
 def ecdf(values) -> tuple[np.ndarray, np.ndarray]:
     """The empirical distribution function: where it steps, ascending, and the share of values at most that, after it.
 

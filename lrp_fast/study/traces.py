@@ -30,7 +30,7 @@ def as_case(given: dict) -> dict:
 
     Instructions become the segments "instruction 1", "instruction 2", ... and what the model had written "completion".
     An instruction that does not stand in the prompt once, or shares characters with one before it, is none, and named
-    in ``segments_left_out``.
+    in ``segments_left_out``, a text.
 
     Raises:
         TypeError, ValueError: one sentence, for what is no such trace.
@@ -52,7 +52,7 @@ def as_case(given: dict) -> dict:
     else:
         found |= {"contrast": contrast, "contrast_from": how}
     if left_out:
-        found["segments_left_out"] = left_out
+        found["segments_left_out"] = "; ".join(left_out)
     return {key: value for key, value in given.items() if key not in read and key not in found} | found
 
 

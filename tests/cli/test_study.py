@@ -96,11 +96,18 @@ def test_the_bar_says_how_fast_and_what_is_left(monkeypatch):
         (["--out", "run", "--layers", "1"], "are of a graph: give --topk or --mass too"),
         ([], "the following arguments are required: --out"),
         (["--out", "run", "--workers", "2"], "--workers are Ray's: give --ray too"),
+        (["--out", "given.jsonl"], "'given.jsonl' is no folder, or lies in none: name a new one"),
+        (["--out", "given.jsonl/run"], "given.jsonl/run' is no folder, or lies in none: name a new one"),
     ],
 )
 def test_what_is_asked_wrongly(options, message, study):
     status, out, err = study("run", CASES, *options)
     assert (status, out) == (2, "") and message in err
+
+
+def test_no_control_character_of_an_id_reaches_the_terminal(study):
+    status, out, err = study("run", [{"id": "a\n\x1b[31mb", "prompt": 3}], "--out", "run")
+    assert status == 1 and "a\\n\\x1b[31mb: line 1: prompt must be" in err
 
 
 def test_a_file_that_is_not_there(study, directory, capsys):
@@ -264,6 +271,7 @@ def test_pages_of_a_run_and_of_one_compared_with_it(compare, capsys, tmp_path):
         (["run", "--out", "cp"], "the folder 'cp' holds other things, 'cases.jsonl': name a new one"),
         (["run", "--compare", "run"], "'run' is given twice"),
         (["run", "--compare", "cp", "--seed", "-1"], "seed must be a whole number, 0 or more, not -1"),
+        (["run", "--seed", "-1"], "seed must be a whole number, 0 or more, not -1"),
     ],
 )
 def test_pages_that_cannot_be_made_are_refused(arguments, message, compare, capsys, tmp_path):

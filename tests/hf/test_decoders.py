@@ -78,12 +78,13 @@ def test_edges_between_blocks_of_tokens(model_type, rule):
         assert (graph.dense(layer) - matrix).abs().max() <= 1e-10 * matrix.abs().max()
 
 
+@pytest.mark.parametrize("model_type", ["dbrx", "flex_olmo"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_dbrx_in_16_bits(dtype):
-    """Its layer hands its mixture what is as wide as the residual stream, float32 when it runs again. Of what a node is
-    explained by, three layers of five products each round."""
-    found = attribute(decoders.build("dbrx", dtype), IDS, 3, 5)
-    truth = attribute(decoders.build("dbrx", dtype).double(), IDS, 3, 5).layers
+def test_mixtures_without_a_norm_before_in_16_bits(dtype, model_type):
+    """Their layers hand their mixtures what is as wide as the residual stream, float32 when it runs again. Of what a
+    node is explained by, three layers of five products each round."""
+    found = attribute(decoders.build(model_type, dtype), IDS, 3, 5)
+    truth = attribute(decoders.build(model_type, dtype).double(), IDS, 3, 5).layers
     assert (found.layers - truth).abs().max() <= 16 * torch.finfo(dtype).eps * truth.abs().max()
 
 

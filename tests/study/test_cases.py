@@ -123,6 +123,12 @@ def test_what_holds_no_cases_is_refused(given, error, message):
     assert message in str(caught.value)
 
 
+def test_a_file_without_cases_is_named(tmp_path):
+    (tmp_path / "none.jsonl").write_text("\n \n")
+    with pytest.raises(ValueError, match="there are no cases in '.*none.jsonl': give one at least"):
+        read_cases(tmp_path / "none.jsonl")
+
+
 @pytest.mark.parametrize(
     ("case", "why"),
     [

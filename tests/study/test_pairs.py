@@ -382,6 +382,19 @@ def test_a_prompt_that_leaves_no_room_for_an_answer(tiny, tokenizer):
     assert long["left_out"] == "the prompt has 17 tokens, more than the model's 16 positions: shorten it"
 
 
+@pytest.mark.parametrize("bound", [float("nan"), "1", None, True])
+def test_a_bound_is_a_number(bound, model, tokenizer):
+    with pytest.raises(ValueError, match="bound must be a number, not "):
+        study.pairs(model, tokenizer, [{"id": "a", "prompt": "the capital", "answer": "x"}], bound=bound)
+
+
+def test_what_is_looked_for_must_not_be_there(model, tokenizer):
+    """Else it would be gone without a word."""
+    given = {"id": "a", "prompt": "the capital", "answer": "x", "target": "sydney", "position": 0}
+    (found,) = study.pairs(model, tokenizer, [given])
+    assert found["left_out"].startswith("it has target and position, which pairs looks for")
+
+
 def test_models_that_write_nothing_are_refused(tokenizer):
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
     config = transformers.LlamaConfig(**sizes, vocab_size=11, pad_token_id=0)

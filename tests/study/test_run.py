@@ -1,6 +1,7 @@
 """A run explains every case as `attribute` does, says what went wrong with others, and goes on where it ended."""
 
 import copy
+import errno
 import json
 import os
 import re
@@ -250,6 +251,28 @@ def test_a_graph_of_layers_that_there_are_not_refuses_the_run(run, tmp_path):
     with pytest.raises(ValueError, match="there is no transition 7: this model's are numbered 0 to 2"):
         run(graph=GraphSpec(topk=2, layers=[7]))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, True, "x"])
+def test_a_seed_is_a_whole_number(seed, run, tmp_path):
+    with pytest.raises(ValueError, match="seed must be a whole number, 0 or more, not "):
+        run(seed=seed)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_must_not_be_written_says_so(run, tmp_path, monkeypatch):
+    def refused(self, *given, **named):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    said = pytest.raises(PermissionError, match="cannot write 'run' in the folder .*: name a folder and a file")
+    with monkeypatch.context() as patch, said:
+        patch.setattr("pathlib.Path.mkdir", refused)
+        run()
+    run()
+    (tmp_path / "run" / ".lock").unlink()
+    (tmp_path / "run" / ".lock").mkdir()  # as little to be opened as one that may not be
+    with pytest.raises(OSError, match="cannot write '.lock' in the folder .*run'"):
+        run()
 
 
 def test_without_pyarrow_it_is_said_first(run, tmp_path, monkeypatch):

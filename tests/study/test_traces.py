@@ -6,6 +6,7 @@ import pytest
 
 from lrp_fast.study import read_cases
 from lrp_fast.study.folder import lines
+from lrp_fast.study.table import plain_fields
 
 TRACE = {
     "metadata": {"uuid": "u-1", "model": "some/model"},
@@ -37,8 +38,9 @@ def test_a_trace_is_a_case(tmp_path):
     }
     assert best.prompt[31:50] == "Use capitals twice."
     told = best.fields["segments_left_out"]
-    assert told[0].startswith("instruction 2 stands in the prompt 2 times")
-    assert told[1].startswith("instruction 3 shares characters with one before it")
+    assert told.startswith("instruction 2 stands in the prompt 2 times")
+    assert "; instruction 3 shares characters with one before it" in told
+    assert plain_fields([named, best])["segments_left_out"] == [told, told]  # the table and the pages show it
     assert best.fields["metadata"]["model"] == "some/model" and best.fields["completion"] == "the Nile, the Rhine"
     assert (named.fields["contrast_from"], best.fields["contrast_from"]) == ("contrast_token", "topk_token_explore")
 

@@ -16,6 +16,7 @@ from .. import folder as folders
 from ..cases import Case
 from ..comparison import compare as compare_runs
 from ..folder import Folder
+from ..statistics import read_seed
 from ..table import check_installed, plain_fields, spelled_out
 from . import index, overview, seen, side_by_side
 
@@ -55,6 +56,7 @@ def page(
         ModuleNotFoundError: without matplotlib, pandas and pyarrow (the extra ``study``).
     """
     check_installed("matplotlib", "pandas", "pyarrow")
+    read_seed(seed)
     others = [compare] if isinstance(compare, str | os.PathLike | Folder) else compare
     runs = [one if isinstance(one, Folder) else Folder(one) for one in (run, *others)]
     for one in runs:
