@@ -141,7 +141,7 @@ def judged(options: argparse.Namespace, model, tokenizer) -> dict:
 
 def begun(folder: Path, anew: bool) -> Path:
     """The folder, emptied of what other code has found, or of all; which code is as of now is settled here, too."""
-    path, now = folder / "commit", commit()["id"]
+    path, now = folder / "commit", None if commit()["dirty"] else commit()["id"]
     if anew or not path.is_file() or changed_since(path.read_text()):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

@@ -48,7 +48,8 @@ def of_model(name: str, found: dict) -> str:
     paragraphs = [f"**{MODELS[name]}.** {said(found)}"]
     for part, shown in SHOWN.items():
         paragraphs += [judged(found["parts"][part], shown), cases_of(found["parts"][part])]
-        paragraphs += [DIFFERS] if "flip" in shown else []
+        paragraphs += [f"{never(found['parts'][part])} {DIFFERS}".strip()] if "flip" in shown else []
+        paragraphs += [f"The curves have {found['steps']} steps."] if "morf_lerf" in shown else []
     if "needles" in found["parts"]:
         paragraphs += [needles(found), picture(name, "needles", "Rank of the needle by depth and length")]
     paragraphs += [picture(name, "curves", "Preference over the share of tokens that is gone"), made(found)]
@@ -75,8 +76,13 @@ def judged(part: dict, shown: dict[str, tuple[str, ...]]) -> str:
     )
     headings = [f"{HEADINGS[measure]} {_arrow(part, protocol, measure)}" for protocol, measure in columns]
     paper = first == ("flip", "flipped_at")
+    most = {column: max((row["n"] for key, row in by.items() if key[:2] == column), default=0) for column in columns}
     rows = [
-        [f"`{name}`", *(cell(by.get((*column, name))) for column in columns), *([PAPER.get(name, "")] if paper else [])]
+        [
+            f"`{name}`",
+            *(cell(by.get((*column, name)), most[column]) for column in columns),
+            *([PAPER.get(name, "")] if paper else []),
+        ]
         for name in methods
     ]
     return table(("method", *headings, *(["the paper's"] if paper else [])), rows)
@@ -86,13 +92,30 @@ def _arrow(part: dict, protocol: str, measure: str) -> str:
     return {"lower": "↓", "higher": "↑"}[part["better"][protocol][measure]]
 
 
-def cell(row: dict | None) -> str:
+def cell(row: dict | None, most: int) -> str:
+    """``most``: the cases of the method that has most of them."""
     if row is None or row["mean"] is None:
         return ""
-    text = f"{row['mean']:.3g} [{row['low']:.3g}, {row['high']:.3g}]"
+    text = f"{row['mean']:.3g}"
+    if row["low"] is not None:
+        text += f" [{row['low']:.3g}, {row['high']:.3g}]"
     if row["best"]:
-        return f"**{text}**"
-    return f"{text} †" if row["p"] is not None and row["p"] < 0.05 else text
+        text = f"**{text}**"
+    elif row["p"] is not None and row["p"] < 0.05:
+        text += " †"
+    return text if row["n"] == most else f"{text} of {row['n']:,}"
+
+
+def never(part: dict) -> str:
+    """How often nothing flips, which the means take for all of the prompt's tokens."""
+    shares = {row["method"]: 1 - row["mean"] for row in part["table"] if row["measure"] == "flipped"}
+    if not any(shares.values()):
+        return ""
+    least, most = min(shares, key=shares.get), max(shares, key=shares.get)
+    return (
+        f"What never flips counts with all of its tokens: from {shares[least]:.0%} of the cases (`{least}`) to "
+        f"{shares[most]:.0%} (`{most}`)."
+    )
 
 
 def cases_of(part: dict) -> str:
@@ -108,14 +131,22 @@ def needles(found: dict) -> str:
     """Mean ranks of needles by length."""
     measures = found["parts"]["needles"]["measures"]["recovery"]
     lengths = sorted({length for length, _ in found["needles"].values()})
+    ranks = {
+        (method, length): [one["rank"] for case, one in by_case.items() if found["needles"][case][0] == length]
+        for method, by_case in measures.items()
+        for length in lengths
+    }
+    most = {length: max(len(ranks[method, length]) for method in measures) for length in lengths}
     rows = []
-    for method, by_case in measures.items():
+    for method in measures:
         cells = []
         for length in lengths:
-            ranks = [one["rank"] for case, one in by_case.items() if found["needles"][case][0] == length]
-            cells.append(f"{sum(ranks) / len(ranks):.3g}" if ranks else "")
+            mine = ranks[method, length]
+            text = f"{sum(mine) / len(mine):.3g}" if mine else ""
+            cells.append(text if len(mine) in (0, most[length]) else f"{text} of {len(mine)}")
         rows.append([f"`{method}`", *cells])
-    return table(("rank of the needle's best token", *(f"{length:,} tokens" for length in lengths)), rows)
+    headings = (f"{length:,} tokens, {most[length]} case{'s' * (most[length] != 1)}" for length in lengths)
+    return table(("rank of the needle's best token", *headings), rows)
 
 
 def picture(name: str, what: str, title: str) -> str:

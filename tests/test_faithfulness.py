@@ -29,7 +29,7 @@ def found():
     return {
         "commit_info": {"id": "abc", "dirty": False}, "machine_info": {"cpu": "a CPU"},
         "versions": {"torch": "2", "transformers": "5"}, "turned": ["b"], "kinds": {"a": "fact", "b": "fact"},
-        "search": {"method": "attnlrp", "measure": "flip, flipped_at", "cases": ["c"], "table": [{}] * 9},
+        "steps": 5, "search": {"method": "attnlrp", "measure": "flip, flipped_at", "cases": ["c"], "table": [{}] * 9},
         "needles": {"n0": [256, 0.0], "n1": [256, 0.5], "n2": [1024, 0.5]},
         "parts": {
             "short": part(flip=["flipped_at", "share"], recovery=["recovery", "rank"]),
@@ -58,10 +58,27 @@ def test_the_tables(tables, found, tmp_path):
     assert rows[0].endswith("the paper's |")
     assert rows[2].startswith("| `attnlrp` | **1.33 [1, 2]** |") and rows[2].endswith("| 1.7 |")
     assert rows[3].startswith("| `random` | 7 [5, 9] † |") and rows[3].endswith("|  |")
-    assert "| rank of the needle's best token | 256 tokens | 1,024 tokens |" in text
+    assert "| rank of the needle's best token | 256 tokens, 2 cases | 1,024 tokens, 1 case |" in text
     assert "| `random` | 6 | 9 |" in text and "Commit abc, a CPU, torch 2, transformers 5." in text
     assert text.count("failures of larger models; what stands in for a masked token there") == 1
+    assert "The curves have 5 steps." in text and "never flips" not in text
     assert "Gemma" not in text and "Cases: `flip` 3, `recovery` 3." in text
+
+
+def test_what_the_means_are_of(tables, found):
+    """Fewer cases than the others', one case, and preferences that never flip."""
+    short = found["parts"]["short"]
+    rank, share = (next(row for row in short["table"] if row["measure"] == name) for name in ("rank", "share"))
+    rank["n"] = 2
+    share |= {"low": None, "high": None}
+    for method, mean in (("attnlrp", 1.0), ("random", 0.75)):
+        short["table"].append({"protocol": "flip", "measure": "flipped", "method": method, "n": 3, "mean": mean})
+    del found["parts"]["needles"]["measures"]["recovery"]["random"]["n1"]
+    text = tables.of_model("smollm2", found)
+    (line,) = (line for line in text.splitlines() if line.startswith("| `attnlrp`") and line.endswith("| 1.7 |"))
+    assert line == "| `attnlrp` | **1.33 [1, 2]** | **1.33** | **1.33 [1, 2]** | **1.33 [1, 2]** of 2 | 1.7 |"
+    assert "from 0% of the cases (`attnlrp`) to 25% (`random`). The paper's" in text
+    assert "| `random` | 5 of 1 | 9 |" in text and "Cases: `flip` 3, `recovery` 2 to 3." in text
 
 
 def test_nothing_to_tell(tables, tmp_path):
@@ -109,6 +126,8 @@ def test_what_other_code_has_found_is_thrown_away(driver, tmp_path, monkeypatch)
     (folder / "search.json").write_text("{}")
     driver.begun(folder, anew=True)
     assert [one.name for one in folder.iterdir()] == ["commit"]
+    monkeypatch.setattr(driver, "commit", lambda: {"id": "abc", "dirty": True})
+    assert (driver.begun(folder, anew=True) / "commit").read_text() == "none"  # what was found is of no commit
 
 
 def test_the_driver_comes_to_its_end_and_goes_on(driver, tables, tiny, smollm2, tmp_path, monkeypatch):

@@ -24,11 +24,7 @@ def run(options: argparse.Namespace) -> int:
         cases = read_file(read_cases, options.cases)
     model, tokenizer = loaded(options)
     if options.turn:
-        from ..evaluate import preferred
-
-        cases = preferred(model, cases, tokenizer)
-        turned = sum(bool(case.fields.get("turned")) for case in cases)
-        print(f"{turned:,} of {len(cases):,} cases turned: the model prefers their contrast", file=sys.stderr)
+        cases = _turned(model, cases, tokenizer, methods)
     shared = {"tokenizer": tokenizer, "replacement": options.replacement, "units": options.units, "seed": options.seed}
     if options.plan:
         return _plan(options, model, cases, methods, shared)
@@ -43,10 +39,29 @@ def _methods(words: list[str]) -> dict:
     found = {}
     for word in words:
         is_file = word.endswith((".json", ".npz"))
+        name = Path(word).name if is_file else word
+        if name in found:
+            raise ValueError(f"two methods are called {name!r}: leave one out, or give its file another name")
         try:
-            found[Path(word).name if is_file else word] = scores_from(word) if is_file else named(word)
+            found[name] = scores_from(word) if is_file else named(word)
         except OSError as error:
             raise ValueError(f"cannot read the scores: {error}") from error
+    return found
+
+
+def _turned(model, cases: list, tokenizer, methods: dict) -> list:
+    """Raises ValueError for scores of a file that are of a question the other way round."""
+    from ..evaluate import Scores, preferred
+
+    found = preferred(model, cases, tokenizer)
+    turned = [now.id for was, now in zip(cases, found, strict=True) if now.target != was.target]
+    print(f"{len(turned):,} of {len(cases):,} cases turned: the model prefers their contrast", file=sys.stderr)
+    for name, method in methods.items():
+        if isinstance(method, Scores) and (there := [id for id in turned if id in method.by_case]):
+            raise ValueError(
+                f"--turn exchanges target and contrast of {there[0]!r}, and {name} holds its scores as it was: leave "
+                "--turn out, or write the cases turned, and score those"
+            )
     return found
 
 
@@ -81,9 +96,8 @@ def _evaluate(options: argparse.Namespace, model, cases: list, methods: dict, sh
 
     searched = None
     if options.search:
-        told = {"tokenizer": shared["tokenizer"], "seed": options.seed}
         print("searching epsilon and gamma", file=sys.stderr)
-        searched = search(model, cases, protocol=options.protocols[0], **told)
+        searched = search(model, cases, protocol=options.protocols[0], **shared)
         cases = searched.rest
         methods |= _methods([searched.word])
         print(f"{searched.word} is best of {len(searched.table)} by {searched.measure}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """An evaluation into a folder, which can be killed and goes on where it was.
 
-    FOLDER/asked.json        what was asked: model, methods, protocols, replacement, units, seed, a digest of the cases
+    FOLDER/asked.json        what was asked: model, methods, protocols, replacement, units, seed, a digest of the cases,
+                             and the versions that were there
     FOLDER/rows.jsonl        a line a case that is finished, {"case": id, "rows": [...]}, in the order of that
     FOLDER/evaluation.json   `Evaluation.save`, when all are finished
 """
@@ -16,17 +17,13 @@ from functools import partial
 from pathlib import Path
 
 from ..files import without_infinity, write_atomically
-from ..study.cases import Case, read_cases
-from ..study.folder import cut_off, lines
+from ..study.folder import cut_off, lines, make
 from ..study.manifest import fingerprint
 from .given import Scores
-from .judging import evaluate
-from .methods import named
-from .protocols import PROTOCOLS
+from .judging import about_of, better_of, evaluate, read
 from .result import Evaluation, row_of
 
 FORMAT = "lrp_fast.evaluating/1"
-_NONE = Case("none", left_out="it is none")
 
 
 def run(
@@ -45,7 +42,8 @@ def run(
     """`lrp_fast.evaluate`, a case after the other; what is finished is kept in ``folder``.
 
     Args:
-        folder: a new one, or one that an evaluation of the same was begun in.
+        folder: a new one, or one that an evaluation of the same was begun in. Functions of one's own are known by their
+            names there, not by what they do: where one has changed, name a new folder.
         progress: called with how many cases are finished, and how many there are.
         model, cases, methods, protocols, tokenizer, replacement, units, seed: as of `lrp_fast.evaluate`.
 
@@ -53,23 +51,25 @@ def run(
         ValueError: for a folder that was begun with something else; and as `lrp_fast.evaluate`.
         OSError: if something is wrong with the disk.
     """
-    cases, folder = read_cases(cases), Path(folder)
-    given = {"tokenizer": tokenizer, "replacement": replacement, "units": units, "seed": seed}
+    from .. import __version__  # which imports this room first
+
+    folder = Path(folder)
     # Whatever is wrong with what is asked is raised here, as it is of no case at all.
-    empty = evaluate(model, [_NONE], methods, protocols, **given)
-    methods = methods if isinstance(methods, Mapping) else {word: named(word) for word in methods}
-    protocols = protocols if isinstance(protocols, Mapping) else {name: PROTOCOLS[name] for name in protocols}
+    methods, protocols, cases, tokenizer = read(model, cases, methods, protocols, tokenizer, replacement, units)
+    given = {"tokenizer": tokenizer, "replacement": replacement, "units": units, "seed": seed}
+    about = about_of(model, len(cases), methods, protocols, replacement, units, seed)
     told = {
         "format": FORMAT,
         "fingerprint": fingerprint(model),
         "cases": hashlib.sha256(lines([case.as_line() for case in cases])).hexdigest(),
         "methods": {name: _told(method) for name, method in methods.items()},
-        "protocols": {name: _told(getattr(one, "run", one)) for name, one in protocols.items()},
+        "protocols": {name: _told(one.run) for name, one in protocols.items()},
         "replacement": replacement,
         "units": units,
         "seed": seed,
+        "versions": {"lrp_fast": __version__} | about["versions"],
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    make(folder)
     _begin(folder, told)
     path = folder / "rows.jsonl"
     finished = _finished(path)
@@ -88,8 +88,7 @@ def run(
         if progress is not None:
             progress(done, len(cases))
     rows = [row_of(row) for case in cases for row in finished[case.id]]
-    about = empty.about | {"cases": len(cases)}
-    found = Evaluation(rows, empty.better, about)
+    found = Evaluation(rows, better_of(protocols), about)
     found.save(folder / "evaluation.json")
     return found
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..question import Question
 from ..study.cases import Case, read_cases
 from ..study.faults import first_line, is_lost
+from ..tokenizer import Tokenizer
 from ..tokenizer import read as read_tokenizer
 from . import perturb
 from .given import Scores
@@ -19,6 +20,7 @@ from .protocols import PROTOCOLS, Protocol
 from .result import Evaluation, Row
 from .scene import Scene, check_scores
 from .staging import ask, check_model, rehearse, stage
+from .units import units_of
 
 Method = Callable[[torch.nn.Module, Tensor, Question], Tensor]
 
@@ -79,7 +81,7 @@ def evaluate(
         OSError: if a file of cases cannot be read.
         RuntimeError: if the CUDA device is lost.
     """
-    methods, protocols, cases, tokenizer = _read(model, cases, methods, protocols, tokenizer, replacement)
+    methods, protocols, cases, tokenizer = read(model, cases, methods, protocols, tokenizer, replacement, units)
     rows: list[Row] = []
     done, all_pairs = 0, len(cases) * len(methods)
     for case in cases:
@@ -95,17 +97,8 @@ def evaluate(
             done += 1
             if progress is not None:
                 progress(done, all_pairs)
-    about = {
-        "model": getattr(model.config, "name_or_path", "").rpartition("/")[2],
-        "cases": len(cases),
-        "methods": list(methods),
-        "protocols": list(protocols),
-        "replacement": replacement,
-        "units": units,
-        "seed": seed,
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-    }
-    return Evaluation(rows, {name: dict(one.better) for name, one in protocols.items()}, about)
+    about = about_of(model, len(cases), methods, protocols, replacement, units, seed)
+    return Evaluation(rows, better_of(protocols), about)
 
 
 def plan(
@@ -128,7 +121,7 @@ def plan(
         methods: how many.
         model, cases, protocols, tokenizer, replacement, units, seed: as of `evaluate`.
     """
-    _, protocols, cases, tokenizer = _read(model, cases, {}, protocols, tokenizer, replacement)
+    _, protocols, cases, tokenizer = read(model, cases, {}, protocols, tokenizer, replacement, units)
     tokens, counted = dict.fromkeys(protocols, 0), dict.fromkeys(protocols, 0)
     for case in cases:
         try:
@@ -152,14 +145,42 @@ def plan(
     return [Cost(name, tokens[name], counted[name]) for name in protocols]
 
 
-def _read(model, cases, methods, protocols, tokenizer, replacement) -> tuple:
+def about_of(model, count: int, methods, protocols, replacement: str | None, units, seed: int) -> dict:
+    """`Evaluation.about` of ``count`` cases."""
+    return {
+        "model": getattr(model.config, "name_or_path", "").rpartition("/")[2],
+        "cases": count,
+        "methods": list(methods),
+        "protocols": list(protocols),
+        "replacement": replacement,
+        "units": units,
+        "seed": seed,
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }
+
+
+def better_of(protocols: Mapping[str, Protocol]) -> dict[str, dict[str, str]]:
+    """`Evaluation.better`."""
+    return {name: dict(one.better) for name, one in protocols.items()}
+
+
+def read(
+    model, cases, methods, protocols, tokenizer, replacement: str | None, units: str | int
+) -> tuple[dict, dict[str, Protocol], list[Case], Tokenizer | None]:
+    """Methods and protocols by name, cases and tokenizer, of arguments as of `evaluate`, which takes them as they are.
+
+    Raises:
+        ValueError, TypeError, UnsupportedModuleError, OSError: as `evaluate`.
+    """
     check_model(model)
     if replacement is not None:
         perturb.check_replacement(replacement)
+    units_of(units, 1, [False], None if tokenizer is None else [""])
     if not isinstance(methods, Mapping):
         from .methods import named  # which reads this room's files first
 
         methods = {word: named(word) for word in _listed("methods", methods)}
+    methods = dict(methods)
     for name, method in methods.items():
         if not callable(method) and not isinstance(method, Scores):
             kind = type(method).__name__
@@ -191,7 +212,8 @@ def _judged(
         if isinstance(method, Scores):
             scores = method.of_case(case.id, scene.length)
         else:
-            scores = method(model, asked.ids, asked)
+            own = asked._replace(ids=asked.ids.clone())  # which a method may write into, and the next one reads
+            scores = method(model, own.ids, own)
         check_scores(scores, scene.length)
     except Exception as error:
         return [Row(case.id, name, None, why=_why(error, model))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from ..report.table import _pad, _printable, cut
@@ -23,6 +24,8 @@ def table(found: Evaluation, seed: int = 0) -> str:
         lines += ["", protocol, "", *_block(mine, measures, found.better.get(protocol, {}))]
     if any(row["best"] for row in rows):
         lines += ["", "mean over the cases [95 % bootstrap interval]; * the best, p against it: paired sign flips"]
+        if _differs(rows):
+            lines.append("where n differs, * is the best over the cases that all methods have")
     if why := failures(found):
         lines += ["", *why]
     return "\n".join(lines)
@@ -48,21 +51,34 @@ def _block(rows: list[dict], measures: list[str], better: dict[str, str]) -> lis
     methods.sort(key=lambda name: sign * by[name, first]["mean"] if (name, first) in by else float("inf"))
     lines = [heading.rstrip()]
     for name in methods:
-        of_first = by.get((name, first))
-        line = f"{_pad(name, _NAME)}  {of_first['n'] if of_first else 0:4d}"
+        count = by[name, first]["n"] if (name, first) in by else 0
+        line = f"{_pad(name, _NAME)}  {count:4d}"
         for measure in measures:
-            line += f"  {_cell(by.get((name, measure))):<40}"
+            line += f"  {_cell(by.get((name, measure)), count):<40}"
         lines.append(line.rstrip())
     return lines
 
 
-def _cell(row: dict | None) -> str:
+def _cell(row: dict | None, count: int) -> str:
+    """``count``: the cases that the row's beginning says."""
     if row is None:
         return "-"
-    text = f"{row['mean']:.4g} [{row['low']:.4g}, {row['high']:.4g}]"
+    text = f"{row['mean']:.4g}"
+    if math.isfinite(row["low"]):
+        text += f" [{row['low']:.4g}, {row['high']:.4g}]"
     if row["best"]:
-        return f"{text} *"
-    return text if row["p"] is None else f"{text} p {row['p']:.2g}"
+        text += " *"
+    elif row["p"] is not None:
+        text += f" p {row['p']:.2g}"
+    return text if row["n"] == count else f"{text} n {row['n']}"
+
+
+def _differs(rows: list[dict]) -> bool:
+    """Whether the methods' means of some measure are over different numbers of cases."""
+    counts: dict[tuple, set[int]] = {}
+    for row in rows:
+        counts.setdefault((row["protocol"], row["measure"]), set()).add(row["n"])
+    return any(len(one) > 1 for one in counts.values())
 
 
 def failures(found: Evaluation, most: int = 5) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -53,21 +54,24 @@ class Evaluation:
 
     def table(self, seed: int = 0) -> list[dict]:
         """Of each protocol, measure and method: ``n`` cases, ``mean`` with its 95 % bootstrap interval ``low`` to
-        ``high``, and of measures that are better one way, whether the method is the ``best`` on average, which of
-        several that are equally good none is, and of all but the first of the best ``p`` of the paired test against
-        that (sign flips, over the cases that both have). Cases that failed, and NaN, count in no mean; ``failed`` says
-        how many of the method's there are."""
+        ``high`` (NaN of one case), and of measures that are better one way, whether the method is the ``best`` on
+        average over the cases that all methods have, which of several that are equally good none is (nor any where they
+        have none in common), and of all but the first of the best ``p`` of the paired test against that (sign flips,
+        over the cases that both have). Cases that failed, and NaN, count in no mean; ``failed`` says how many of the
+        method's there are."""
         found = []
         for (protocol, measure), by_method in self._values().items():
             way = self.better.get(protocol, {}).get(measure)
             sign = -1 if way == "lower" else 1
-            means = {name: float(np.mean(list(one.values()))) for name, one in by_method.items()}
-            best = max(means, key=lambda name: sign * means[name]) if way else None
-            equal = [name for name in means if best and math.isclose(means[name], means[best], rel_tol=1e-9)]
+            of_all = set.intersection(*map(set, by_method.values()))
+            means = {name: _mean(one, of_all) for name, one in by_method.items() if of_all and way}
+            best = max(means, key=lambda name: sign * means[name], default=None)
+            equal = [name for name in means if math.isclose(means[name], means[best], rel_tol=1e-9)]
             for name, values in by_method.items():
                 low, high = bootstrap(np.array(list(values.values())), seed)
                 row = {"protocol": protocol, "measure": measure, "better": way, "method": name, "n": len(values)}
-                row |= {"mean": means[name], "low": low, "high": high, "failed": self._failed(protocol, name)}
+                row |= {"mean": _mean(values, values), "low": low, "high": high}
+                row |= {"failed": self._failed(protocol, name)}
                 p = None if best in (None, name) else _paired(values, by_method[best], seed)["p"]
                 found.append(row | {"best": equal == [name] if way else None, "p": p})
         return found
@@ -104,6 +108,10 @@ class Evaluation:
             row.why is not None and row.method in (None, method) and row.protocol in (None, protocol)
             for row in self.rows
         )
+
+
+def _mean(values: dict[str, float], cases: Container[str]) -> float:
+    return float(np.mean([value for case, value in values.items() if case in cases]))
 
 
 def _paired(one: dict[str, float], other: dict[str, float], seed: int) -> dict[str, float]:

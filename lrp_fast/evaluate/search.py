@@ -46,6 +46,8 @@ def search(
     protocol: str = "flip",
     *,
     tokenizer=None,
+    replacement: str | None = None,
+    units: str | int = "tokens",
     share: float = 0.2,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -57,7 +59,7 @@ def search(
             where others are no better: name the plainest first.
         protocol: of `lrp_fast.evaluate.PROTOCOLS`; by its first measure.
         share: of the cases that are held out, drawn by their ids and ``seed``, one at least and not all.
-        model, cases, tokenizer, seed, progress: as of `lrp_fast.evaluate`.
+        model, cases, tokenizer, replacement, units, seed, progress: as of `lrp_fast.evaluate`.
 
     Raises:
         ValueError: for fewer than two cases, a share that is none, or if not one of those held out could be judged.
@@ -70,7 +72,8 @@ def search(
     tried = [Rules(**own | dict(zip(grid, one, strict=True))) for one in itertools.product(*grid.values())]
     by_word = {word_of(one): one for one in tried}
     methods = {word: ByRule(one) for word, one in by_word.items()}
-    found = evaluate(model, held_out, methods, [protocol], tokenizer=tokenizer, seed=seed, progress=progress)
+    given = {"tokenizer": tokenizer, "replacement": replacement, "units": units, "seed": seed}
+    found = evaluate(model, held_out, methods, [protocol], progress=progress, **given)
     measure, way = next(iter(PROTOCOLS[protocol].better.items()))
     rows = [row for row in found.table(seed) if row["measure"] == measure]
     if not rows:

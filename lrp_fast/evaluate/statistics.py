@@ -31,9 +31,9 @@ def kendall(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def bootstrap(values: np.ndarray, seed: int = 0, draws: int = RESAMPLES) -> tuple[float, float]:
-    """The percentile interval, of 0.95, of the mean of ``values``; NaN of none."""
+    """The percentile interval, of 0.95, of the mean of ``values``; NaN of fewer than two, which say nothing of it."""
     values = np.asarray(values, np.float64)
-    return interval(values, seed, draws) if len(values) else (math.nan, math.nan)
+    return interval(values, seed, draws) if len(values) > 1 else (math.nan, math.nan)
 
 
 def sign_flips(differences: np.ndarray, seed: int = 0, draws: int = 10_000) -> float:

@@ -121,6 +121,26 @@ def test_scores_from_a_file(call, tmp_path):
     assert status == 2 and "cannot read the scores" in err
 
 
+def test_scores_of_a_question_the_other_way_round_are_refused(call, made, tmp_path):
+    (turned,) = (case.id for case in preferred(made[0], CASES, made[1]) if "turned" in case.fields)
+    scores = {case["id"]: list(range(len(case["prompt"].split()))) for case in CASES}
+    (tmp_path / "mine.json").write_text(json.dumps(scores))
+    asked = ("--cases", "cases.jsonl", "--protocols", "flip", "--methods", "mine.json", "--turn")
+    status, out, err = call(*asked, "--out", "judged")
+    assert (status, out) == (2, "") and f"--turn exchanges target and contrast of '{turned}', and mine.json" in err
+    del scores[turned]
+    (tmp_path / "mine.json").write_text(json.dumps(scores))
+    assert call(*asked, "--out", "judged")[0] == 0
+
+
+def test_two_files_of_one_name_are_refused(call, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.json").write_text("{}")
+    status, out, err = call("--cases", "cases.jsonl", "--methods", "a/mine.json", "b/mine.json", "--out", "x")
+    assert (status, out) == (2, "") and "two methods are called 'mine.json'" in err
+
+
 def test_a_public_set(call, monkeypatch):
     class Rows(list):
         column_names = ("known_id", "prompt", "subject", "attribute")

@@ -163,6 +163,24 @@ def test_of_equally_good_methods_none_is_the_best():
     assert [row["p"] for row in table] == [None, 1.0, 0.25]
 
 
+def told_of(values, way="lower"):
+    """The table of one measure, by method, of values by method and case; None failed."""
+    rows = [
+        Row(str(i), name, "flip", {} if value is None else {"share": value}, why="no" if value is None else None)
+        for name, one in values.items() for i, value in enumerate(one)
+    ]  # fmt: skip
+    return {row["method"]: row for row in Evaluation(rows, {"flip": {"share": way}}, {}).table()}
+
+
+def test_the_best_is_so_over_the_cases_that_all_have():
+    """Not a method that failed where it is hard for all."""
+    easy = told_of({"a": [0.2, 0.3, None, None], "b": [0.1, 0.2, 0.8, 0.9]})
+    assert (easy["a"]["mean"], easy["b"]["mean"]) == pytest.approx((0.25, 0.5))  # each over its own
+    assert not easy["a"]["best"] and easy["b"]["best"] and easy["a"]["p"] == 0.5
+    apart = told_of({"a": [0.2, None], "b": [None, 0.1]})
+    assert [(row["best"], row["p"], row["n"]) for row in apart.values()] == [(False, None, 1)] * 2
+
+
 def test_a_saved_evaluation_is_read_again(model, tmp_path):
     found = lrp_fast.evaluate(model, cases(2), {"same": lambda model, ids, asked: torch.ones(len(ids))}, FAST, seed=3)
     assert math.isnan(found.rows[1].measures["spearman"])
@@ -264,6 +282,22 @@ def test_every_protocol_runs_by_its_name(model):
             assert better and set(better) <= set(row.measures), row
 
 
+def test_a_method_that_writes_into_its_prompt_harms_no_other(model):
+    def writes(model, input_ids, question):
+        input_ids.zero_()
+        question.ids.zero_()
+        return by_position(model, input_ids, question)
+
+    read = []
+
+    def reads(model, input_ids, question):
+        read.append((input_ids.tolist(), question.ids.tolist()))
+        return by_position(model, input_ids, question)
+
+    lrp_fast.evaluate(model, cases(1), {"writes": writes, "reads": reads}, ["agreement"])
+    assert read == [(cases(1)[0]["input_ids"],) * 2]
+
+
 def test_special_tokens_stay_and_units_are_added_up(model, tokenizer):
     seen = []
 
@@ -300,6 +334,8 @@ def test_one_replacement_may_hold_for_all(model, tokenizer):
         ({"protocols": []}, ValueError, "there are no protocols"),
         ({"methods": {"mine": 3}}, TypeError, "method 'mine' must be a callable"),
         ({"replacement": "drop"}, ValueError, "replacement must be one of"),
+        ({"units": "words"}, TypeError, 'units must be "tokens", "sentences" or a number'),
+        ({"units": "sentences"}, ValueError, "give tokenizer="),
         ({"cases": []}, ValueError, "there are no cases"),
     ],
 )

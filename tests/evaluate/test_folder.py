@@ -104,6 +104,24 @@ def test_another_evaluation_is_refused(model, tiny, cases, tmp_path):
     assert [one.name for one in other.iterdir()] == ["thesis.txt"]
 
 
+def test_names_may_come_from_an_iterator(model, cases, tmp_path):
+    found = run(model, iter(cases), iter(ASKED[0]), iter(ASKED[1]), tmp_path / "a")
+    assert same(found, lrp_fast.evaluate(model, cases, *ASKED)) and found.about["methods"] == ASKED[0]
+
+
+def test_rows_of_other_versions_are_not_gone_on_with(model, cases, tmp_path, monkeypatch):
+    run(model, cases, *ASKED, tmp_path / "a")
+    monkeypatch.setattr(lrp_fast, "__version__", "0.0.1")
+    with pytest.raises(ValueError, match="was begun with another value of versions: name another folder"):
+        run(model, cases, *ASKED, tmp_path / "a")
+
+
+def test_a_file_in_the_way(model, cases, tmp_path):
+    (tmp_path / "a").write_text("mine")
+    with pytest.raises(ValueError, match="is no folder, or lies in none: name a new one"):
+        run(model, cases, *ASKED, tmp_path / "a")
+
+
 def test_what_is_wrong_is_said_before_anything_is_written(model, cases, tmp_path):
     with pytest.raises(ValueError, match="there is no protocol 'flop'"):
         run(model, cases, ["random"], ["flop"], tmp_path / "a")
@@ -111,4 +129,6 @@ def test_what_is_wrong_is_said_before_anything_is_written(model, cases, tmp_path
         run(model, cases, ["lime"], ["flip"], tmp_path / "a")
     with pytest.raises(ValueError, match="replacement must be one of"):
         run(model, cases, {"it": METHODS["random"]}, ["flip"], tmp_path / "a", replacement="noise")
+    with pytest.raises(ValueError, match="give tokenizer="):
+        run(model, cases, ["random"], ["flip"], tmp_path / "a", units="sentences")
     assert not (tmp_path / "a").exists()

@@ -46,6 +46,8 @@ def test_batches_of_any_size_say_the_same(model, prompt, monkeypatch, replacemen
 def test_a_shared_prefix_changes_no_more_than_rounding(tiny, ids, monkeypatch, family):
     """Prompts of 23 tokens, more than the windows of 7 that some families have."""
     exact = family not in ("qwen3_moe", "gpt_oss")  # transformers' experts run in no float64
+    # Gemma 2's eager attention takes its softmax in float32, which sums rows padded to other widths otherwise.
+    within = {"gemma2": 1e-5}.get(family, 1e-9 if exact else 1e-4)
     model = tiny(family, torch.float64 if exact else torch.float32)
     keep = some_rows(ids.shape[1])
     assert carries_keys(model)
@@ -58,7 +60,7 @@ def test_a_shared_prefix_changes_no_more_than_rounding(tiny, ids, monkeypatch, f
         given.room = given.room._replace(shares=False)
         plain = given.read(keep, replacement, everything)
         assert given._prefix is None
-        torch.testing.assert_close(shared, plain, rtol=0, atol=1e-9 if exact else 1e-4)
+        torch.testing.assert_close(shared, plain, rtol=0, atol=within)
 
 
 def test_cost_is_what_goes_through_the_model(model, prompt, monkeypatch):

@@ -30,6 +30,17 @@ def test_the_table():
     assert lines[-1].startswith("1 not judged (the case): it is ") and "\x1b" not in text
 
 
+def test_means_over_different_cases_say_so():
+    more = [Row("c4", "a", "flip", {"flipped_at": 2.0, "share": 0.5}), Row("c5", "a", "flip", {"flipped_at": 2.0})]
+    better = {"flip": {"flipped_at": "lower", "share": "lower"}}
+    text = table(Evaluation([*flips(), *more], better, ABOUT))
+    lines = text.splitlines()
+    assert lines[5].split() == ["a", "5", "2", "[1.4,", "2.6]", "*", "0.5", "*", "n", "1"]
+    assert lines[6].split()[:2] == ["b", "3"] and lines[6].endswith("-")
+    assert "where n differs, * is the best over the cases that all methods have" in lines
+    assert "where n differs" not in table(Evaluation(flips(), BETTER, ABOUT))
+
+
 def test_what_describes_only_is_shown_where_there_is_nothing_else():
     text = table(Evaluation([Row("c", "a", "mine", {"length": 3.0})], {"mine": {}}, ABOUT))
     assert "length" in text and "*" not in text

@@ -138,6 +138,22 @@ def test_morf_lerf(staged, says, units):
     assert found["sufficiency"] == pytest.approx(sum(sufficient) / 5, abs=1e-9)
 
 
+@pytest.mark.parametrize("steps", [5, 7])  # 3, 3, 2, 2, 2 and 2, 2, 2, 2, 2, 1, 1 of 12
+def test_curves_of_fewer_steps_than_units(staged, says, steps):
+    scene, units = staged()
+    _, order = ranking(scores(), units)
+    gone = [0]
+    for step in range(steps):
+        left = 12 - gone[-1]
+        gone.append(gone[-1] + -(-left // (steps - step)))
+    found = PROTOCOLS["morf_lerf"].run(scores(), scene, steps=steps)
+    assert found["gone"] == pytest.approx([count / 12 for count in gone])
+    for name, way in (("morf", order), ("lerf", order[::-1])):
+        curve = [says(way[:count], "zero")[0] for count in gone]
+        assert found[f"{name}_curve"] == pytest.approx(curve, abs=1e-9)
+        assert found[name] == pytest.approx(trapezoid(curve, [i / steps for i in range(steps + 1)]), abs=1e-9)
+
+
 def test_naopc_is_exact_for_few_units(staged, says):
     scene, units = staged(2)
     p = math.exp(says([], "zero")[1])
@@ -324,3 +340,13 @@ def test_graph_cuts(staged, model, prompt):
         assert found[f"{kind}_random"] == pytest.approx(np.mean(other), abs=1e-9)
         assert found[f"{kind}_sign"] == np.mean(right)
         assert found[f"{kind}_gain"] == pytest.approx(np.mean(moved) - np.mean(other), abs=1e-9)
+
+
+def test_a_model_of_one_layer_has_no_nodes_to_cut(tiny, prompt, recwarn):
+    model = tiny("llama", torch.float64, num_hidden_layers=1)
+    (case,) = read_cases([{"id": "a", "input_ids": prompt.tolist(), "target": 5, "contrast": 7}])
+    scene, _ = stage(model, case, ask(model, case, None), "tokens", None, 0)
+    scene.rules = Rules()
+    found = run("graph_cuts", scores(), scene)
+    assert [name for name, value in found.items() if math.isnan(value)] == [name for name in found if "nodes" in name]
+    assert found["edges_moved"] > 0 and not recwarn.list

@@ -53,6 +53,15 @@ def test_higher_is_better_where_it_is(tiny, ids):
     assert means == sorted(means, reverse=True) and means[0] > means[-1]
 
 
+def test_it_is_judged_as_it_will_be(tiny, ids):
+    model, cases = tiny("llama"), made(ids)
+    found = search(model, cases, grid={"epsilon": (0.0,)}, share=0.5, units=5, replacement="mean")
+    rules = {"it": ByRule(Rules())}
+    judged = lrp_fast.evaluate(model, found.held_out, rules, ["flip"], units=5, replacement="mean")
+    assert found.table[0]["mean"] == np.mean([row.measures["flipped_at"] for row in judged.rows])
+    assert found.table[0]["mean"] <= 5
+
+
 def test_what_cannot_be_held_out_is_refused(tiny, ids):
     for cases, share in ((made(ids, 1), 0.2), (made(ids), 1.0), (made(ids), 0)):
         with pytest.raises(ValueError, match="cannot be held out: give more cases, or 0.2"):

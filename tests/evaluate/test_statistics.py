@@ -58,3 +58,7 @@ def test_intervals_hold_the_mean_nineteen_times_of_twenty():
 
 def test_of_nothing_nothing_is_known():
     assert all(math.isnan(one) for one in (*bootstrap(np.array([])), sign_flips(np.array([]))))
+
+
+def test_one_case_has_no_interval():
+    assert all(math.isnan(one) for one in bootstrap(np.array([3.0]))) and sign_flips(np.array([3.0])) == 1

@@ -12,9 +12,12 @@ Each is compared with one drawn at random of the same class: for a node another 
 another source of the same layer and target (both by the case's name and the seed). ``nodes_moved`` and
 ``nodes_random`` are the mean |change| of the value that is explained, ``nodes_gain`` the first minus the second,
 ``nodes_sign`` the share of the named ones whose change has the sign that the graph says: the value falls without what
-has positive relevance. The same for edges. Scores of tokens play no part in it."""
+has positive relevance. The same for edges. A model of one layer has no nodes between: NaN. Scores of tokens play no
+part in it."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
@@ -72,7 +75,7 @@ def _compared(scene: Scene, kind: str, how: str, named: list[tuple[Part, float]]
         moved.append(abs(change))
         right.append(change * weight < 0)
         random.append(abs(scene.cut({kind: [_other(part, scene.length, drawn)]}, how)))
-    means = [float(np.mean(one)) for one in (moved, random, right)]
+    means = [float(np.mean(one)) if named else math.nan for one in (moved, random, right)]
     return dict(zip((f"{kind}_moved", f"{kind}_random", f"{kind}_sign"), means, strict=True)) | {
         f"{kind}_gain": means[0] - means[1]
     }

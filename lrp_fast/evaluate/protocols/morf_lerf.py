@@ -2,8 +2,9 @@
 
 **MoRF and LeRF** (Samek et al., arXiv 1509.06321; for language models AttnLRP, arXiv 2402.05602): the units go from
 the highest score to the lowest (MoRF), or from the lowest to the highest (LeRF), in S = min(20, U) steps of as equal
-numbers as can be. ``morf`` and ``lerf`` are the areas below the curves of the preference over the share of units that
-is gone (trapezoid rule, 0 to 1), and ``area`` is lerf - morf, 0 for a random ranking on average.
+numbers as can be. ``morf`` and ``lerf`` are the areas below the curves of the preference (trapezoid rule, 0 to 1; each
+step counts 1/S, though the first ones may take a unit more: ``gone`` says what share is gone after each), and ``area``
+is lerf - morf, 0 for a random ranking on average.
 
 **Comprehensiveness and sufficiency** (ERASER, DeYoung et al., arXiv 1911.03429), p the target's probability: the mean
 of p(whole) - p(without the best q) and of p(whole) - p(of the best q alone) over q = 1, 5, 10, 20 and 50 % of the
