@@ -166,7 +166,7 @@ PARTICULAR: dict[str, dict] = {
 }  # fmt: skip
 
 
-# They rotate queries and keys, or carry a state, in float32 whatever the model's dtype.
+# They rotate queries and keys, or carry a state, in float32 whatever the model's dtype: see `tests.oracles.wide`.
 IN_FLOAT32 = (
     "cohere", "cohere2", "cohere2_moe", "deepseek_v2", "ernie4_5", "ernie4_5_moe", "falcon_mamba", "hy_v3", "llama4",
     "llama4_text", "mamba", "mamba2", "modernbert-decoder", "mllama", "nemotron_h",
