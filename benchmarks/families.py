@@ -86,11 +86,11 @@ def decoders_table(results: dict, told) -> str:
         if name in told.REFUSED:
             cells = [f"refused: {told.REFUSED[name][0]}" if shown.get("refused") == "yes" else "not yet", "", ""]
         elif name in told.WRAPPERS:
-            cells = ["on text alone", "", ""]
+            cells = ["as a wrapper: see below", "", ""]
         else:
             cells = [shown.get(column, "not yet") for column in ("decoder", "edges", "waiting")]
             if name in told.WITHOUT_GRAPH and shown.get("no edges") == "yes":
-                cells[1] = "refused"
+                cells[1] = f"refused: {told.WITHOUT_GRAPH[name]}"
             elif name in told.FADING and cells[1] == "yes":
                 cells[1] = "yes, not of plain gradients"
         lines.append(f"| `{name}` | {' | '.join(cells)} |")

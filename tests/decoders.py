@@ -174,11 +174,13 @@ IN_FLOAT32 = (
 # What their own code says of their softmax or experts is another product than the one of the rule, and detached it is
 # another rule: here by plain gradients, and by cp, where it has no such product.
 RULES = dict.fromkeys(["granite_swa", "granitemoe_swa"], ["cp", "gradient"])
-# No graph: their layers read more than what the one below puts out, or no closed form is known of their edges; or
-# none under plain gradients.
-WITHOUT_GRAPH = (
-    "bailing_hybrid", "gemma3n_text", "gemma4", "kimi_linear", "longcat_flash", "rwkv", "zamba", "zamba2",
-)  # fmt: skip
+# No graph, and why; FADING: none under plain gradients.
+_OPEN = "no closed form is known of its edges"
+_MORE = "its layers read more than what the one below puts out"
+WITHOUT_GRAPH = {
+    "bailing_hybrid": _OPEN, "gemma3n_text": _MORE, "gemma4": _MORE, "kimi_linear": _OPEN,
+    "longcat_flash": "a layer holds two attentions", "rwkv": _OPEN, "zamba": _MORE, "zamba2": _MORE,
+}  # fmt: skip
 FADING = (
     "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "mamba", "mamba2", "nemotron_h",
     "recurrent_gemma", "xlstm",
