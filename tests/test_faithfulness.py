@@ -159,3 +159,46 @@ def test_the_driver_comes_to_its_end_and_goes_on(driver, tables, tiny, smollm2, 
     driver.main()
     assert list(json.loads((tmp_path / "evaluate-smollm2.json").read_text())["parts"]) == ["short", "curves"]
     assert "needle's best token" not in tables.section(tmp_path)
+
+
+def test_what_follows_is_of_the_committed_results(tables, root):
+    """The figures in the README's words."""
+    from lrp_fast.evaluate.statistics import sign_flips
+
+    words = (root / "README.md").read_text("utf-8").split("**Which rule for what")[1].split("## Studies")[0]
+    text = " ".join(words.split())
+    found = [tables.read(f"evaluate-{name}") for name in ("smollm2", "gemma3")]
+    values = [one["parts"]["short"]["measures"]["flip"] for one in found]
+
+    def flips(method, model):
+        return [one["flipped_at"] for one in values[model][method].values()]
+
+    def mean(method, model):
+        numbers = flips(method, model)
+        return f"{sum(numbers) / len(numbers):.3g}"
+
+    assert f"Over {len(flips('cp', 0))} prompts a model" in text and len(flips("cp", 1)) == len(flips("cp", 0))
+    assert f"after {mean('cp', 0)} tokens (SmolLM2) and {mean('cp', 1)} (Gemma 3)" in text
+    assert f"of `attnlrp` after {mean('attnlrp', 0)} and {mean('attnlrp', 1)}" in text
+    assert f"of |gradient × input| after {mean('abs_gradient', 0)} and {mean('abs_gradient', 1)}" in text
+    assert f"at random after {mean('random', 0)} and {mean('random', 1)}" in text
+    assert f"flips Gemma 3 soonest ({float(mean('attnlrp:gamma=0.5', 1)):.2f})" in text
+    assert found[1]["search"]["method"] == "attnlrp:gamma=0.5"
+    for model, said in ((0, "(p = 0.33)"), (1, "(p = 0.04)")):
+        apart = [a - values[model]["cp"][case]["flipped_at"] for case, a in
+                 ((case, one["flipped_at"]) for case, one in values[model]["attnlrp"].items())]  # fmt: skip
+        assert said == f"(p = {sign_flips(apart):.2f})" and said in text
+        for rule in ("cp", "attnlrp"):
+            assert sorted(flips(rule, model))[len(flips(rule, model)) // 2] == 1
+    gold = found[1]["parts"]["short"]["measures"]["recovery"]
+    shares = [sum(one["recovery"] for one in gold[rule].values()) / len(gold[rule]) for rule in ("cp", "attnlrp")]
+    assert f"({shares[0]:.3f} to {shares[1]:.3f})" in text
+    held = []
+    for model, one in enumerate(found):
+        rows = (row for row in one["parts"]["curves"]["table"] if row["measure"] == "edges_sign")
+        signs = {row["method"]: row["mean"] for row in rows}
+        assert max(signs, key=signs.get) == "attnlrp"
+        held.append({rule: f"{signs[rule]:.0%}"[:-1] for rule in ("attnlrp", "cp")})
+        assert float(mean("gradient", model)) > float(mean("random", model))
+    assert f"{held[0]['attnlrp']} and {held[1]['attnlrp']} % move the logit difference" in text
+    assert f"of cp's {held[0]['cp']} and {held[1]['cp']} %" in text

@@ -14,6 +14,7 @@ import hashlib
 import importlib.resources
 import inspect
 import json
+import linecache
 import os
 import re
 import textwrap
@@ -28,8 +29,6 @@ from torch import nn
 _SET_UP = ("__init__", "_init_weights", "extra_repr", "compute_default_rope_parameters")
 # What all models share: whatever it does, it is none of a layer's own computation.
 _SHARED = ("torch.", "transformers.", "builtins.", "abc.", "collections.")
-# From where models import functions, which are no family's own.
-_IMPORTED = ("torch.", "transformers.", "lrp_fast.", "functools.", "contextlib.", "itertools.", "math.", "copy.")
 _MIXINS = ("GenericFor",)  # but for whole classes: models with labels have no code besides
 # Called by attentions where no other implementation is named; patched models name ours.
 _PAST_AUTOGRAD = {
@@ -136,12 +135,19 @@ def _called(cls: type[nn.Module]) -> list[tuple[dict, str, FunctionType]]:
             one = inspect.unwrap(one) if inspect.isfunction(one) else None
             if one is None or name in _REPLACED or one in seen:
                 continue
-            if one.__module__ != caller.__module__ and f"{one.__module__}.".startswith(_IMPORTED):
+            foreign = one.__module__ != caller.__module__  # imported, as a rule: then it is no family's own
+            if foreign and name not in _defined(caller.__code__.co_filename):
                 continue
             seen.add(one)
             found.append((caller.__globals__, name, one))
             coming.append(one)
     return found
+
+
+@functools.lru_cache(4096)
+def _defined(path: str) -> frozenset[str]:
+    """The functions that a file defines."""
+    return frozenset(re.findall(r"^def (\w+)", "".join(linecache.getlines(path)), re.MULTILINE))
 
 
 def reads_past_autograd(cls: type[nn.Module]) -> str | None:
