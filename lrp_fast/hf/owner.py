@@ -15,6 +15,7 @@ from .threads import here, is_autograds
 from .walk import modules_of, named_modules_of
 
 MARK = "lrp_fast_owner"  # on every module of the model
+AT_WORK = "is at work in a pass of lrp_fast that this call comes from: wait until that has ended"
 
 _turn = threading.Condition()  # held while marks are looked at and made
 
@@ -69,7 +70,7 @@ def _is_passed_elsewhere(module: nn.Module) -> bool:
 
 def _why(other: Owner) -> str:
     if other.passing:
-        return "is at work in a pass of lrp_fast that this call comes from: wait until that has ended"
+        return AT_WORK
     where = "" if other.thread is here() else " by another thread"
     block = "lrp_fast.patched" if other.session is None else "lrp_fast.session"
     return f"is patched already{where}: leave the other {block} block first"

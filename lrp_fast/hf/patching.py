@@ -16,7 +16,7 @@ from .coverage import check
 from .families import MLPS, handled
 from .layers import check_places
 from .overlay import forward_name, is_compiled, laid, replaced, uncompiled
-from .owner import Session, owned, session_of
+from .owner import AT_WORK, Session, owned, session_of
 from .replay import attending
 from .walk import modules_of
 
@@ -90,7 +90,7 @@ def passing(model: nn.Module, rules: Rules) -> Iterator[None]:
             "rule, or ask after its block"
         )
     if session.passing:
-        raise RuntimeError("the model is at work in a pass of lrp_fast that this call comes from: wait until that ends")
+        raise RuntimeError(f"the model {AT_WORK}")
     session.passing = True
     try:
         yield
