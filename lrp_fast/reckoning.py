@@ -185,7 +185,7 @@ def _work_on_edges(size: LayerSize, context: Context) -> tuple[int, float]:
     if not size.plain or rules.epsilon or rules.gamma or not rules.treatment.frozen_norm:
         # What the input contributes to keys and values takes a pass of its own, up to the attention, beforehand.
         held += w * h
-        chosen = max(chosen, context.tokens * (5 * w * h + 8 * b * q))
+        chosen = max(chosen, context.tokens * (5 * w * h + (1 if size.rotates else 8) * b * q))
     return context.tokens * traces, context.tokens * held + chosen
 
 

@@ -22,7 +22,8 @@ class Treatment(NamedTuple):
 
     frozen_norm: bool  # a norm's rstd (and nothing else of it) is a constant
     ratio: bool  # activations and soft-caps pass g f(z)/z instead of g f'(z)
-    gate: float  # share of act(gate) in act(gate) * up, of the routing weight in routing weight * expert output
+    # Share of act(gate) in act(gate) * up, of the routing weight in routing weight * expert output: 0, or as `up`.
+    gate: float
     up: float  # share of up, of the expert output
     value: float  # share of V in P V
     score: float  # share of P in P V, times the share of q (and of k) in q k^T; 0: P is a constant

@@ -22,6 +22,7 @@ from .hf import (
     contributions,
     decoder_layers,
     has_side_routes,
+    head_of,
     here,
     is_watched,
     keeping_rotations,
@@ -306,7 +307,7 @@ def _descent(
         # Only now: another thread's pass has hooks of its own on the layers.
         check_hooks(model)
         run = decoder_layers(model)
-        leaving.enter_context(skipping(run[-1]))
+        leaving.enter_context(skipping(run[-1], head_of(model).module))
         layers = [_Pass(module, tier, is_watched(module)) for module, tier in zip(run, plan.tiers, strict=True)]
         if trace:
             check_edges(run)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from ..hf import handlers
 from ..hf.audit import is_running
+from ..hf.coverage import check
 from ..hf.families import handler_of
 from ..hf.overlay import laid
 from ..hf.owner import is_ours, owned
@@ -130,6 +131,7 @@ def _patched_unless_it_is(module: nn.Module, rules: Rules) -> Iterator[None]:
     if is_ours(module) or is_running():
         yield
         return
+    check(module)
     with owned(module, passing=True):
         overlays = []
         for part in module.modules():

@@ -12,12 +12,17 @@ from .functions import by_rule
 from .glue import spelt_out
 from .indexed import indexed_attention
 from .overlay import Overlay, forward_of
+from .rotations import rotating
 from .spelt_out_attention import SPELT_OUT
 
 
 def attention(module: nn.Module, rules: Rules) -> Overlay:
     """A module that goes through transformers' attention interface and holds projections and q/k norms besides."""
-    return {"lrp_fast_rules": rules, **_window_of_mask(module)}
+    return {**rotating(module), **_by_interface(module, rules)}
+
+
+def _by_interface(attention: nn.Module, rules: Rules) -> Overlay:
+    return {"lrp_fast_rules": rules, **_window_of_mask(attention)}
 
 
 def _window_of_mask(attention: nn.Module) -> Overlay:
@@ -43,7 +48,7 @@ def capped_attention(module: nn.Module, rules: Rules) -> Overlay:
 
 def gated_attention(module: nn.Module, rules: Rules) -> Overlay:
     """As `attention`, with a sigmoid's share of what each head reads, or clipped projections: `spelt_out`."""
-    return {**spelt_out(module, rules), **attention(module, rules)}
+    return {**spelt_out(module, rules), **_by_interface(module, rules)}
 
 
 def mixture_of_attentions(module: nn.Module, rules: Rules) -> Overlay:

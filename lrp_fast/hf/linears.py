@@ -16,14 +16,15 @@ from .overlay import Overlay, forward_of, laid
 from .walk import modules_of
 from .weights import bias, is_plain, matrix, rows
 
-_SKIPS = "lrp_fast_skips"  # of a linear map: few tokens carry relevance at its output
+_SKIPS = "lrp_fast_skips"  # of a linear map: few of its outputs carry relevance
 
 
 @contextmanager
-def skipping(layer: nn.Module) -> Iterator[None]:
-    """Within the block, the linear maps of a layer look for tokens that carry no relevance: the last layer's, above
-    whose attention those do alone whose logits are explained."""
-    with laid((module, _SKIPS, True) for module in modules_of(layer) if hasattr(module, "weight")):
+def skipping(*parts: nn.Module) -> Iterator[None]:
+    """Within the block, the linear maps of these parts look for tokens, and logits, that carry no relevance: the last
+    layer's, above whose attention those do alone whose logits are explained, and the head's."""
+    maps = dict.fromkeys(module for part in parts for module in modules_of(part) if hasattr(module, "weight"))
+    with laid((module, _SKIPS, True) for module in maps):
         yield
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import ops, reference
 from ..rules import Rules
+from .coverage import check
 from .cutting import seen_keys
 from .heads import logits_at
 from .layers import decoder_layers
@@ -33,11 +34,13 @@ def attention_matrices(model: nn.Module, input_ids: Tensor) -> list[Tensor]:
         input_ids: (N,).
 
     Raises:
+        UnsupportedModuleError: for a module that no rule covers.
         ValueError: for a model with a layer whose tokens meet elsewhere than in one softmax attention, and for a prompt
             of more than `MOST` tokens.
     """
     if len(input_ids) > MOST:
         raise ValueError(f"attention matrices of {len(input_ids)} tokens are too large: {MOST} are the most")
+    check(model)
     layers = decoder_layers(model)
     for number, layer in enumerate(layers):
         other = beside_attention(layer)

@@ -64,6 +64,7 @@ def patched(
             forward is overridden already.
     """
     rules, tolerance = as_rules(rule), read_tolerance(tolerance)
+    check(model)
     told = tolerance or dropped is not None
     bounded = attending(model, None, tolerance, dropped, _REFUSAL) if told else nullcontext()
     with owned(model, passing=False), overlaid(model, rules, _REFUSAL), bounded:
@@ -72,8 +73,8 @@ def patched(
 
 @contextmanager
 def passing(model: nn.Module, rules: Rules) -> Iterator[None]:
-    """As `patched`, for a pass that ends by itself: other threads run the model as if it were not patched, and those
-    that want it patched wait. Within a session, the model is as it should be.
+    """As `patched`, of a model that has been checked, for a pass that ends by itself: other threads run the model as if
+    it were not patched, and those that want it patched wait. Within a session, the model is as it should be.
 
     Raises:
         RuntimeError: within a session of other rules, or within a pass of the same.
@@ -117,8 +118,8 @@ def _read_by_name(configs: list) -> None:
 
 @contextmanager
 def overlaid(model: nn.Module, rules: Rules, refusal: str | None = None) -> Iterator[list]:
-    """What `patched` lays over a model that is this thread's; its configs, as the block sees them."""
-    check(model)
+    """What `patched` lays over a model that is this thread's, and has been checked; its configs, as the block sees
+    them."""
     check_places(model)
     if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
         raise RuntimeError("lrp_fast does not run under torch.autocast: load the model in the dtype that you want")

@@ -16,6 +16,7 @@ from .directions import is_causal
 from .families import MIXTURES, branch_dtype, handled, handler_of, handlers_of, last_linear, mlps_among, splits
 from .layers import decoder_layers
 from .owner import session_of
+from .rotations import rotates
 from .sides import reads_embeddings, side_features
 from .spelt_out_attention import biases_scores, heads_with_biases
 from .walk import modules_of, own_weights
@@ -50,6 +51,7 @@ class LayerSize(NamedTuple):
     beside: int  # of what side routes bring it, or it sends along them: there all the time, with the gradients
     plain: bool  # whether its keys and values are a linear map of its input, but for norms (see `contributions`)
     choice: Choice | None = None  # where its attention reads chosen keys alone
+    rotates: bool = False  # whether `ops.rotary` turns its queries and keys (see `rotations`)
     causal: bool = True  # whether no query reads a later key; where it does, a window counts those on both sides
 
 
@@ -172,10 +174,12 @@ def _layer_size(layer: nn.Module, config) -> LayerSize:
         beside=side_features(layer, sum(keys * features for _, keys, features in heads)),
         plain=is_homogeneous(held),
         choice=next(filter(None, map(_choice, attention)), None),
+        rotates=bool(attention) and all(handler_of(one) in _ROTATING and rotates(one) for one in attention),
         causal=all(map(is_causal, attention)),
     )
 
 
+_ROTATING = (handlers.attention, handlers.capped_attention)  # that lay `rotating` over their modules
 # The plan reckons with a gated MLP of two projections. Halves of one keep each other alive; without a gate, what the
 # activation takes counts for more. Fitted, as the plan's own factors are.
 _MORE = {

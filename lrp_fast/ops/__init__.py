@@ -23,6 +23,7 @@ from .mlstm_edges import mlstm_edges
 from .norm import layer_norm, layer_norm_jvp, rms_norm, rms_norm_jvp
 from .recurrence import recurrence
 from .relevance import node_relevance
+from .rotary import rotary
 from .wkv import wkv
 
 __all__ = [
@@ -66,5 +67,6 @@ __all__ = [
     "recurrence",
     "rms_norm",
     "rms_norm_jvp",
+    "rotary",
     "wkv",
 ]

@@ -483,12 +483,14 @@ def _span_backward(g, query, key, value, out, lse, size, sinks, reach, rules, to
     rows = active_rows(g.transpose(0, 2))  # of any prompt
     g, out, wide = at_values(g, out, value, size, rules)
     given, how = (g, query, key, wide, out, lse, reach), {"scores": treatment.score != 0, "ratio": treatment.ratio}
+    flash = not gamma and rows is None and treatment.score != 0 and attention_flash.serves(query, reach)
     less = None
     if tolerance and rows is None and reach.is_plain:
-        less = attention_bounded.backward(*given, sinks=sinks, tolerance=tolerance, **how)
+        most = attention_bounded.worth(flash)
+        less = attention_bounded.backward(*given, sinks=sinks, tolerance=tolerance, most=most, **how)
     if less is not None:
         dq, dk, dv, tiles, dropped = less
-    elif not gamma and rows is None and treatment.score and attention_flash.serves(query, reach):
+    elif flash:
         dq, dk, dv = attention_flash.backward(*given)
     else:
         dq, dk, dv = attention_tiled.backward(*given, rows=rows, **how)

@@ -20,11 +20,20 @@ TILE = 64  # queries, and keys, of a tile
 _BATCH = 32  # tiles of head_dim 64 in one product: measured, with more of them they leave the cache
 _DRAWN = 8  # queries of a tile: measured, they let 2 % more tiles stay than the true masses would, four 4 %, two 8 %
 _FEWEST = 4  # tiles of queries in a context that is worth a look
-_WORTH = 0.8  # of the tiles: where more stay, to choose costs more than it saves (measured)
 # Of all mass: so much more is said to be left out of 16-bit models. What is told is never less than the truth that way:
 # PyTorch's 16-bit forward pass rounds the sums of the weights, by up to 0.8 of this where it was measured.
 _ROUNDED = 2.0**-14
 _AIM = 0.8  # of the tolerance, at first: tiles that seem lighter than they are go more often than others
+
+
+def worth(flash: bool) -> float:
+    """Of the tiles, so many at most may stay: with more, to choose them costs more than it saves (measured).
+
+    Args:
+        flash: whether the exact pass would be by PyTorch's own kernel. With AVX-512, to choose costs 0.13 of that, and
+            all tiles 1.6 times it.
+    """
+    return 0.5 if flash and torch.backends.cpu.get_cpu_capability() == "AVX512" else 0.8
 
 
 class Grads(NamedTuple):
@@ -38,11 +47,13 @@ class Grads(NamedTuple):
 
 
 def backward(
-    g, query, key, value, out, lse, reach, *, sinks: Tensor | None, tolerance: float, scores: bool, ratio: bool
-) -> Grads | None:
+    g, query, key, value, out, lse, reach, *, sinks: Tensor | None, tolerance: float, most: float, scores: bool,
+    ratio: bool,
+) -> Grads | None:  # fmt: skip
     """As `attention_tiled.backward`, for one row of a batch, (1, H, T, D), less the tiles that the tolerance allows.
 
     Args:
+        most: of the tiles that may stay (see `worth`).
         sinks: (H,) as `ops.attention` takes them: what they take of the weights has no mass.
 
     Returns:
@@ -60,7 +71,7 @@ def backward(
     total = weighed.sum(dtype=torch.float64).item()
     guessed = _guessed(norm, query, key, lse, reach)
     chosen = choose(guessed, _AIM * tolerance)
-    if chosen is None or chosen.kept.sum() > _WORTH * (guessed > 0).sum():
+    if chosen is None or chosen.kept.sum() > most * (guessed > 0).sum():
         return None
     sums = _Sums(g, query, key, value, out, lse, norm, reach, scores, ratio)
     kept, goal = torch.zeros_like(chosen.kept), _AIM * tolerance

@@ -52,8 +52,8 @@ class _GatedMLP(torch.autograd.Function):
         forward = find(ctx.kind).forward
         if not rest:  # the gate is a constant
             return None, forward(gate).mul_(g).mul_(shares.up), None, None, None
-        factor = slope(gate, ctx.kind, ctx.rules)
-        activated = factor * gate if shares.ratio else forward(gate)
-        g_up = activated.mul_(g).mul_(shares.up)
-        g_gate = factor.mul_(g).mul_(rest[0]).mul_(shares.gate)
-        return g_gate.to(g.dtype), g_up.to(g.dtype), None, None, None
+        slopes = slope(gate, ctx.kind, ctx.rules)
+        # Where the gate has a share, it is that of the other factor: one product of both, in one pass over memory.
+        passed = torch.addcmul(slopes.new_zeros(()), slopes, g, value=shares.up, out=slopes)
+        g_up = passed * gate if shares.ratio else forward(gate).mul_(g).mul_(shares.up)
+        return passed.mul_(rest[0]).to(g.dtype), g_up.to(g.dtype), None, None, None

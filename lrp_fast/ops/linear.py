@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 from .backend import fused, kernels, table
 from .once import once
-from .rows import active_rows
+from .rows import active_columns, active_rows
 
 _FEW = 32  # rows, as the kernel's tiles for few of them are
+_MANY = 8192  # outputs, from which on it is worth a look whether few of them carry relevance, as of a vocabulary
 _SHORT = 256  # rows, up to which autograd's own transpose is the faster one (measured: of 2,048 it is 5 % slower)
 
 
@@ -122,6 +123,10 @@ class _Linear(torch.autograd.Function):
         weight, *saved = ctx.saved_tensors
 
         def back(g, saved):
+            if not saved and g.numel() <= _FEW * g.shape[-1] and weight.shape[0] >= _MANY:
+                flat = g.reshape(-1, g.shape[-1])
+                if (columns := active_columns(flat)) is not None:
+                    return (flat[:, columns] @ weight[columns]).view(*g.shape[:-1], weight.shape[1])
             return relevance_gradient(g, weight, saved, ctx.epsilon, ctx.gamma, ctx.fused)
 
         return of_active_rows(back, g, saved), None, None, None, None, None

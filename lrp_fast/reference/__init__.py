@@ -14,6 +14,7 @@ from .linear import epsilon_factor, linear, linear_backward
 from .mlstm import mlstm, mlstm_backward
 from .norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from .recurrence import recurrence, recurrence_backward
+from .rotary import rotary, rotary_backward
 from .wkv import wkv, wkv_backward
 
 __all__ = [
@@ -43,6 +44,8 @@ __all__ = [
     "recurrence_backward",
     "rms_norm",
     "rms_norm_backward",
+    "rotary",
+    "rotary_backward",
     "scan_edges",
     "visible",
     "wkv",

@@ -1,6 +1,9 @@
 """Patching: the identities that every rule and family must keep, scope, and what is refused."""
 
 import copy
+import functools
+import sys
+import types
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from torch import nn
 
 import lrp_fast
 from lrp_fast import Rules, UnsupportedModuleError, attribute, patched, plan
-from lrp_fast.hf import coverage
+from lrp_fast.hf import coverage, rotations
 
 RULES = ["attnlrp", "cp", "gradient", Rules("attnlrp", 0.1, 0.1, 0.1, 0.1)]
 FEW_RULES = ["cp", Rules("attnlrp", 0.1, 0.1, 0.1, 0.1)]
@@ -385,3 +388,67 @@ def test_what_reads_both_ways_is_refused(family, name, value, by_hand, tiny, ids
 def test_attention_to_an_encoder_that_text_does_not_run_is_no_reading_both_ways(tiny, ids):
     model = tiny("gpt2", add_cross_attention=True)
     assert attribute(model, ids).layers.shape == (4, 23)
+
+
+def test_rotary_positions_of_llamas_functions_go_by_one_operation(tiny, ids, monkeypatch):
+    calls, own = [], lrp_fast.ops.rotary
+    monkeypatch.setattr(lrp_fast.ops, "rotary", lambda *given: calls.append(given) or own(*given))
+    expected = {}
+    for family, count in (("llama", 2 * 3), ("gpt2", 0)):  # queries and keys of three layers
+        model = tiny(family)
+        with torch.no_grad():
+            expected[family] = model(ids).logits
+        calls.clear()
+        with patched(model):
+            assert torch.equal(model(ids).logits, expected[family])
+        assert len(calls) == count
+        with torch.no_grad():
+            model(ids)
+        assert len(calls) == count
+
+
+def test_rotary_positions_of_other_functions_go_by_these(tiny, ids, monkeypatch):
+    interleaved = sys.modules[type(model := tiny("cohere")).__module__]
+    assert not rotations.rotates(model.model.layers[0].self_attn)
+    model = tiny("llama")
+    llama, attention = sys.modules[type(model).__module__], model.model.layers[0].self_attn
+    assert rotations.rotates(attention)
+    with monkeypatch.context() as patch:
+        patch.setattr(llama, "rotate_half", interleaved.rotate_half)
+        assert not rotations.rotates(attention)
+    elsewhere = types.FunctionType(
+        llama.apply_rotary_pos_emb.__code__,
+        vars(llama) | {"rotate_half": interleaved.rotate_half},
+        argdefs=llama.apply_rotary_pos_emb.__defaults__,
+    )
+    with monkeypatch.context() as patch:  # what it calls counts, not what stands beside it
+        patch.setattr(llama, "apply_rotary_pos_emb", elsewhere)
+        assert not rotations.rotates(attention)
+    assert rotations.rotates(attention)
+
+
+@pytest.mark.parametrize("name", ["rotate_half", "apply_rotary_pos_emb"])
+def test_a_rotation_that_somebody_has_wrapped_is_run(name, tiny, ids, monkeypatch):
+    model = tiny("llama")
+    llama = sys.modules[type(model).__module__]
+    own = getattr(llama, name)
+
+    @functools.wraps(own)
+    def wrapped(x, *rest):
+        return own(2 * x, *rest)
+
+    monkeypatch.setattr(llama, name, wrapped)
+    with torch.no_grad():
+        expected = model(ids).logits
+    with patched(model):
+        assert torch.equal(model(ids).logits, expected)
+
+
+def test_wide_maps_without_relevance(tiny, ids, monkeypatch):
+    """A mixture's experts without the explained token, as of vocabularies, get zeros alone."""
+    model = tiny("mixtral", torch.float64)
+    expected = [attribute(model, ids[0], target=3).relevance, lrp_fast.between(model, ids[0], 0, 1, [2, 8], target=3)]
+    monkeypatch.setattr(sys.modules["lrp_fast.ops.linear"], "_MANY", 1)
+    found = [attribute(model, ids[0], target=3).relevance, lrp_fast.between(model, ids[0], 0, 1, [2, 8], target=3)]
+    for one, truth in zip(found, expected, strict=True):
+        assert (one - truth).abs().max() <= 1e-12 * truth.abs().max()

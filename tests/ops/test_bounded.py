@@ -14,7 +14,7 @@ TILE = attention_bounded.TILE
 @pytest.fixture
 def whatever_it_saves(monkeypatch):
     """Leaves tiles out also where that costs more than it saves."""
-    monkeypatch.setattr(attention_bounded, "_WORTH", 1.0)
+    monkeypatch.setattr(attention_bounded, "worth", lambda flash: 1.0)
 
 
 def make(queries, keys, dtype=torch.float64, heads=4, kv_heads=2, dim=8, batch=1, spread=3.0):
@@ -286,7 +286,15 @@ def test_tensors_are_made_where_those_of_the_caller_are(whatever_it_saves):
     reach = run(query, key, value, g, 0.4)[2].reach
     with torch.device("meta"):
         found = attention_bounded.backward(
-            g, query, key, value, *kept[:2], reach, sinks=None, tolerance=0.4, scores=True, ratio=False
+            g, query, key, value, *kept[:2], reach, sinks=None, tolerance=0.4, most=1.0, scores=True, ratio=False
         )
     assert found is not None
     assert found.query.device.type == "cpu"
+
+
+@pytest.mark.parametrize(("capability", "flash", "most"), [("AVX512", True, 0.5), ("AVX512", False, 0.8),
+                                                          ("AVX2", True, 0.8)])  # fmt: skip
+def test_how_many_tiles_may_stay_hangs_on_what_else_would_run(capability, flash, most, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert attention_bounded.worth(flash) == most

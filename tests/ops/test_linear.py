@@ -56,6 +56,31 @@ def test_rows_without_relevance_are_skipped_exactly(epsilon, gamma):
     assert touched == [[0, 4], [1, 8]]
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("few", [0, 2, 5000])
+def test_logits_without_relevance_are_skipped(rows, few, monkeypatch):
+    module = importlib.import_module("lrp_fast.ops.linear")
+    monkeypatch.setattr(module, "relevance_gradient", _counted(module.relevance_gradient, dense := []))
+    x, weight = torch.randn(1, rows, 17, dtype=torch.float64), torch.randn(9000, 17, dtype=torch.float64)
+    g = torch.zeros(1, rows, 9000, dtype=torch.float64)
+    if few:
+        g[:, -1, torch.randperm(9000)[:few]] = torch.randn(few, dtype=torch.float64)
+        g[:, 0, :2] = torch.randn(2, dtype=torch.float64)
+    _, found = run(x, weight, None, g, 0.0, 0.0)
+    truth = g @ weight
+    assert found.shape == x.shape
+    assert (found - truth).abs().max() <= 1e-12 * max(truth.abs().max(), 1)
+    assert len(dense) == (few == 5000)
+
+
+def _counted(function, calls):
+    def counting(*given):
+        calls.append(given)
+        return function(*given)
+
+    return counting
+
+
 def test_saves_no_more_than_the_backward_pass_needs():
     x, weight, bias = torch.randn(9, 17, requires_grad=True), torch.randn(13, 17), torch.randn(13)
     for (epsilon, gamma), expected in zip(RULES, [0, 9 * 13, 9 * 17 + 9 * 13, 9 * 17 + 9 * 13], strict=True):

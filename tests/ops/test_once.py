@@ -13,6 +13,7 @@ OPS = {
     "layer_norm": lambda x, **on: ops.layer_norm(x, MATRIX[0], None, 1e-6, **on),
     "linear": lambda x, **on: ops.linear(x, MATRIX, **on),
     "linear-gamma": lambda x, **on: ops.linear(x, MATRIX, gamma=0.1, **on),
+    "rotary": lambda x, **on: ops.rotary(x, MATRIX, MATRIX),
     "attention": lambda x, **on: ops.attention(*[x.view(1, 1, 5, 8)] * 3, **on),
 }
 every_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS)

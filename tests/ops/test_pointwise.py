@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lrp_fast import ops, reference
+from lrp_fast import Rules, ops, reference
 from lrp_fast.ops.activation import ACTIVATIONS
 
 RULES = ["attnlrp", "cp", "gradient"]
@@ -179,3 +179,9 @@ def test_bad_arguments():
             ops.rms_norm(x, x[0], 1e-6, residual=residual)
         with pytest.raises(ValueError, match="x and residual must have one shape and dtype"):
             ops.layer_norm(x, None, None, 1e-6, residual=residual)
+
+
+def test_a_gate_has_no_share_or_that_of_the_other_factor():
+    """Which `ops.gated_mlp` relies on, to form both products in one."""
+    for name in ("attnlrp", "cp", "gradient", "gim"):
+        assert Rules(name).treatment.gate in (0, Rules(name).treatment.up)
