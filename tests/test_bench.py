@@ -233,6 +233,7 @@ def bench(root, folder, *arguments):
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("zennit") is None, reason="Zennit is not installed")
 def test_linear_maps_agree_with_zennit_and_the_file_names_no_host(root, tmp_path, modules):
     found = bench(root, tmp_path, "benchmarks/bench_linear.py")
@@ -248,6 +249,7 @@ def test_linear_maps_agree_with_zennit_and_the_file_names_no_host(root, tmp_path
     assert "| Zennit's gamma | " in modules("tables").section(tmp_path)
 
 
+@pytest.mark.slow
 def test_this_package_of_an_older_commit_is_a_peer_like_any_other(modules, monkeypatch, tmp_path, root):
     """In whose place the same commit stands here."""
     turns, before = modules("turns"), modules("bench_before")

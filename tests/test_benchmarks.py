@@ -29,6 +29,7 @@ TIMED = [
 ]
 
 
+@pytest.mark.slow
 def test_a_dry_run_times_every_case_and_writes_nothing(root, monkeypatch):
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
     before = {path: path.read_bytes() for path in (root / "benchmarks" / "results").iterdir()}
@@ -43,6 +44,7 @@ def test_a_dry_run_times_every_case_and_writes_nothing(root, monkeypatch):
     assert {path: path.read_bytes() for path in (root / "benchmarks" / "results").iterdir()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu_one_sentence_says_so(root):
     commands = [[sys.executable, root / "benchmarks" / "gpu.py"]]

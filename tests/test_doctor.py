@@ -41,6 +41,7 @@ def test_what_no_rule_covers_is_named_and_nothing_is_checked():
     assert part.rule is None and part.count == 2 and part.path == "transformer.layer.0.rel_attn" and checks == []
 
 
+@pytest.mark.slow
 @decoders.RECENT
 def test_a_config_that_no_small_copy_can_be_made_of():
     found, checks = doctor.examine(transformers.MambaConfig(num_hidden_layers=2, hidden_size=32, vocab_size=50))

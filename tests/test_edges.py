@@ -221,6 +221,7 @@ def test_contributions_are_the_transpose_of_the_backward_pass(family, rule, tiny
     assert gap <= TOLERANCE.get(family, 1e-12)
 
 
+@pytest.mark.slow
 def test_smollm2_in_float32(smollm2):
     model, _ = smollm2
     ids = torch.randint(100, 40000, (1, 256), generator=torch.Generator().manual_seed(0))

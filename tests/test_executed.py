@@ -30,6 +30,7 @@ def report(executed):
     return json.loads(executed.RESULT.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [80, 90])
 def test_faults_fail_by_name_line_and_kind(target, root):
     planted = root / "tests" / "kernels" / "planted.py"

@@ -49,6 +49,7 @@ def test_of_the_interpreter():
 """
 
 
+@pytest.mark.slow
 def test_a_family_has_what_all_of_its_tests_show(families, root, tmp_path):
     """A count of a run is added to another's, and where anything failed or was skipped the table does not say yes."""
     folder = tmp_path / "tests"

@@ -32,6 +32,7 @@ def test_a_failure_leaves_the_one_before(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["case.json"]
 
 
+@pytest.mark.slow
 def test_what_a_killed_writer_left_goes_with_the_next_result(tmp_path):
     path = tmp_path / "case[1].json"  # a name that means something else to glob
     code = """

@@ -198,7 +198,7 @@ def test_what_others_look_at_and_leave_out(model, ids, monkeypatch):
     found = attribute(model, ids, "glad", "sad", observe=[LogitLens()])
     (scores,) = found.observed
     assert scores.scores[-1].item() == pytest.approx(found.value, rel=1e-6) and scores.positions == [22]
-    monkeypatch.setattr(attention_bounded, "worth", lambda flash: 1.0)  # whatever it saves
+    monkeypatch.setattr(attention_bounded, "worth", lambda *_: 1.0)  # whatever it saves
     longer = torch.randint(3, 97, (1, 300), generator=torch.Generator().manual_seed(1))
     exact, bounded = (attribute(model, longer, "glad", "sad", tolerance=one) for one in (0.0, 0.3))
     assert bounded.dropped.max() > 0 and 0 < (bounded.layers - exact.layers).abs().max() <= exact.layers.abs().max()

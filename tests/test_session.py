@@ -138,7 +138,7 @@ def test_a_model_that_is_more_than_the_sessions_is_looked_at(model):
         assert hf.owner.session_of(model.model) is None
 
 
-def test_rows_are_skipped_in_the_last_layer_alone(model, monkeypatch):
+def test_what_carries_no_relevance_is_looked_for_in_the_last_layer_and_the_head_alone(model, monkeypatch):
     seen, own = [], linears.ops.linear
 
     def spy(*args, skip, **named):
@@ -148,5 +148,5 @@ def test_rows_are_skipped_in_the_last_layer_alone(model, monkeypatch):
     monkeypatch.setattr(linears.ops, "linear", spy)
     explain(model)
     layers, within = len(model.model.layers), 7  # linear maps of a layer
-    assert seen == [False] * within * (layers - 1) + [True] * within + [False]
+    assert seen == [False] * within * (layers - 1) + [True] * (within + 1)
     assert not any("lrp_fast_skips" in module.__dict__ for module in model.modules())

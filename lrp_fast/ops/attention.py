@@ -485,8 +485,8 @@ def _span_backward(g, query, key, value, out, lse, size, sinks, reach, rules, to
     given, how = (g, query, key, wide, out, lse, reach), {"scores": treatment.score != 0, "ratio": treatment.ratio}
     flash = not gamma and rows is None and treatment.score != 0 and attention_flash.serves(query, reach)
     less = None
-    if tolerance and rows is None and reach.is_plain:
-        most = attention_bounded.worth(flash)
+    most = attention_bounded.worth(flash, query.shape[2])
+    if tolerance and most and rows is None and reach.is_plain:
         less = attention_bounded.backward(*given, sinks=sinks, tolerance=tolerance, most=most, **how)
     if less is not None:
         dq, dk, dv, tiles, dropped = less

@@ -26,14 +26,17 @@ _ROUNDED = 2.0**-14
 _AIM = 0.8  # of the tolerance, at first: tiles that seem lighter than they are go more often than others
 
 
-def worth(flash: bool) -> float:
-    """Of the tiles, so many at most may stay: with more, to choose them costs more than it saves (measured).
+def worth(flash: bool, queries: int) -> float:
+    """Of the tiles, so many at most may stay: with more, to choose them costs more than it saves (measured). 0: it is
+    not worth a look.
 
     Args:
         flash: whether the exact pass would be by PyTorch's own kernel. With AVX-512, to choose costs 0.13 of that, and
-            all tiles 1.6 times it.
+            all tiles 1.6 times it; up to 1,024 queries, few layers leave out enough for that.
     """
-    return 0.5 if flash and torch.backends.cpu.get_cpu_capability() == "AVX512" else 0.8
+    if flash and torch.backends.cpu.get_cpu_capability() == "AVX512":
+        return 0.5 if queries > 1024 else 0.0
+    return 0.8
 
 
 class Grads(NamedTuple):

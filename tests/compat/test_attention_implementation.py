@@ -120,6 +120,7 @@ assert torch.equal(default(ids).logits, plain)
 """
 
 
+@pytest.mark.slow
 def test_from_pretrained_after_nothing_but_the_import(tiny, tmp_path):
     tiny("mistral").save_pretrained(tmp_path)
     done = subprocess.run([sys.executable, "-c", BY_ITSELF, tmp_path], capture_output=True, text=True, encoding="utf-8")

@@ -34,6 +34,7 @@ print(json.dumps([found, refusals]))
 """
 
 
+@pytest.mark.slow
 def test_relevance_is_that_of_attribute(saved, ids, elsewhere):
     (model, folder), (_, other) = saved("llama"), saved("mistral")
     found, refusals = elsewhere(SCRIPT, *map(json.dumps, (RULES, ids.tolist(), str(folder), str(other))))

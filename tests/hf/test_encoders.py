@@ -186,7 +186,7 @@ def test_streaming_bounding_and_company_change_nothing(model_type):
 
 @pytest.mark.parametrize("model_type", ["bert", "modernbert"])
 def test_bounded_edges_reach_both_ways(model_type, monkeypatch):
-    monkeypatch.setattr(attention_bounded, "worth", lambda flash: 1.0)  # whatever it saves
+    monkeypatch.setattr(attention_bounded, "worth", lambda *_: 1.0)  # whatever it saves
     ids = torch.randint(5, 97, (1, 300), generator=torch.Generator().manual_seed(2))
     windows = {"layer_types": ["full_attention", "sliding_attention", "full_attention"], "sliding_window": 70}
     told = windows if model_type == "modernbert" else {}  # whose last layer would leave few queries to the others

@@ -14,7 +14,7 @@ TILE = attention_bounded.TILE
 @pytest.fixture
 def whatever_it_saves(monkeypatch):
     """Leaves tiles out also where that costs more than it saves."""
-    monkeypatch.setattr(attention_bounded, "worth", lambda flash: 1.0)
+    monkeypatch.setattr(attention_bounded, "worth", lambda *_: 1.0)
 
 
 def make(queries, keys, dtype=torch.float64, heads=4, kv_heads=2, dim=8, batch=1, spread=3.0):
@@ -148,7 +148,7 @@ def test_no_tolerance_is_the_exact_pass_bit_for_bit():
             assert all(map(torch.equal, grads, exact))
 
 
-def test_each_prompt_of_a_batch_chooses_for_itself():
+def test_each_prompt_of_a_batch_chooses_for_itself(whatever_it_saves):
     query, key, value, g = make(320, 320, batch=3)
     g[1] *= 1e-6  # beside the others' mass it would all be left out
     g[2, :, :200] = 0
@@ -165,7 +165,7 @@ def test_each_prompt_of_a_batch_chooses_for_itself():
             assert torch.equal(one[row : row + 1, :, start:end], other)
 
 
-def test_relevance_that_is_nothing_or_not_a_number():
+def test_relevance_that_is_nothing_or_not_a_number(whatever_it_saves):
     query, key, value, g = make(320, 320)
     grads, dropped, _ = run(query, key, value, torch.zeros_like(g), 0.4)
     assert not any(one.any() for one in grads)
@@ -222,7 +222,7 @@ def test_a_tolerance_that_is_no_share_is_refused(wrong):
             run(*make(8, 8), kind)
 
 
-def test_what_is_short_or_of_one_query_is_computed_whole():
+def test_what_is_short_or_of_one_query_is_computed_whole(whatever_it_saves):
     for queries, keys in itertools.product((1, 64, 192), (192, 320)):
         query, key, value, g = make(queries, keys)
         _, dropped, trace = run(query, key, value, g, 0.4)
@@ -245,7 +245,7 @@ def test_how_large_relevance_is_does_not_matter(dtype, whatever_it_saves):
     assert run(query, key, value, g * small, 0.4)[1] == pytest.approx(dropped.item(), rel=1e-5)
 
 
-def test_a_query_that_is_not_a_number_is_not_left_out():
+def test_a_query_that_is_not_a_number_is_not_left_out(whatever_it_saves):
     query, key, value, g = make(320, 320)
     query[0, 1, 101, 3] = torch.nan  # none of those that are drawn
     grads, dropped, trace = run(query, key, value, g, 0.4)
@@ -255,7 +255,7 @@ def test_a_query_that_is_not_a_number_is_not_left_out():
     assert all(torch.equal(one.isnan(), other.isnan()) for one, other in zip(grads, exact, strict=True))
 
 
-def test_no_tolerance_is_too_small_to_come_to_an_end():
+def test_no_tolerance_is_too_small_to_come_to_an_end(whatever_it_saves):
     """Of queries that read their neighbours alone, most tiles weigh less than any tolerance, and rounding more."""
     t, half = torch.arange(1024, dtype=torch.float64), torch.zeros(1, 2, 1024, 8, dtype=torch.float64)
     query, key = half.clone(), half.clone()
@@ -292,9 +292,20 @@ def test_tensors_are_made_where_those_of_the_caller_are(whatever_it_saves):
     assert found.query.device.type == "cpu"
 
 
-@pytest.mark.parametrize(("capability", "flash", "most"), [("AVX512", True, 0.5), ("AVX512", False, 0.8),
-                                                          ("AVX2", True, 0.8)])  # fmt: skip
-def test_how_many_tiles_may_stay_hangs_on_what_else_would_run(capability, flash, most, monkeypatch):
+@pytest.mark.parametrize(
+    ("capability", "flash", "queries", "most"),
+    [("AVX512", True, 1025, 0.5), ("AVX512", True, 1024, 0.0), ("AVX512", False, 256, 0.8), ("AVX2", True, 256, 0.8)],
+)
+def test_how_many_tiles_may_stay_hangs_on_what_else_would_run(capability, flash, queries, most, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert attention_bounded.worth(flash) == most
+    assert attention_bounded.worth(flash, queries) == most
+
+
+def test_where_it_is_not_worth_a_look_all_tiles_stay(monkeypatch):
+    monkeypatch.setattr(attention_bounded, "worth", lambda *_: 0.0)
+    monkeypatch.setattr(attention_bounded, "_guessed", None)
+    query, key, value, g = make(320, 320)
+    (found, dropped, _), (exact, *_) = (run(query, key, value, g, tolerance) for tolerance in (0.4, 0.0))
+    assert all(map(torch.equal, found, exact))
+    assert not dropped.any()
