@@ -50,7 +50,7 @@ help:
 	@echo '                  where it is not the pinned one, with the newest that there is'
 	@echo 'make lint         check the style of the code'
 	@echo "make families     run the tests behind the README's table of model families, and make it anew"
-	@echo 'make bench        run the benchmarks on the CPU, and make the README of their figures: half an hour on two quiet cores.'
+	@echo 'make bench        run the benchmarks on the CPU, and make the README of their figures: half an hour to an hour on two cores.'
 	@echo '                  A group whose figures are of this very code is not run again: what was stopped goes on.'
 	@echo '                  make bench-long: those of long contexts, another half an hour. BENCH="graph peers" names groups'
 	@echo 'make evaluate     judge explanations on two small language models, and make the README of it: an hour at most on two'

@@ -1,10 +1,10 @@
 """Attribution of one prompt over the context length: ours, LXT, and plain gradient x input, each beside its own
 forward.
 
-Two threads, a quarter of an hour; 8,192 tokens are bench_attribution_long.py's. Relevance is held against ours in float64 up to
-1,024 tokens; beyond, ours and LXT's are held against each other. float32 rounds to 2^-24, and thirty layers of sums
-over thousands of numbers make 1e-6 to 1e-5 of it: the bound, 1e-4 of the greatest relevance, is a hundredth of what
-bfloat16 does.
+Two threads, a quarter of an hour; 8,192 tokens are bench_attribution_long.py's. Relevance is held against ours in
+float64 up to 1,024 tokens; beyond, ours and LXT's are held against each other. float32 rounds to 2^-24, and thirty
+layers of sums over thousands of numbers make 1e-6 to 1e-5 of it: the bound, 1e-4 of the greatest relevance, is a
+hundredth of what bfloat16 does.
 """
 
 import prompts
