@@ -66,7 +66,8 @@ def test_chunks_matter_and_those_of_a_padded_row_begin_with_it():
     assert (found[3:] - truth).abs().max() <= 1e-5 * truth.abs().max()
 
 
-@pytest.mark.parametrize("graph", [None, GraphSpec(topk=100), GraphSpec(mass=0.8)], ids=["nodes", "topk", "mass"])
+# Of 0.8 of the mass, rounding decides which of two equal edges is the last.
+@pytest.mark.parametrize("graph", [None, GraphSpec(topk=100), GraphSpec(mass=0.9)], ids=["nodes", "topk", "mass"])
 def test_prompts_of_a_batch_are_explained_as_alone(model, graph):
     prompts = [IDS[0].tolist(), IDS[0, :5].tolist(), IDS[0, 2:10].tolist()]
     together = attribute_batch(model, prompts, target=3, contrast=5, graph=graph)
