@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from types import FunctionType, MethodType
+from types import FunctionType
 
 from torch import Tensor, nn
 
 from .. import ops
 from .forms import form
-from .overlay import Overlay
+from .overlay import Overlay, calling
 
 _NAME, _HALF = "apply_rotary_pos_emb", "rotate_half"
 _FORMS = ("4a8f8b85ee37", "7b6c9b425ca0")  # of Llama's two, as `forms` has them
@@ -18,13 +18,7 @@ _FORMS = ("4a8f8b85ee37", "7b6c9b425ca0")  # of Llama's two, as `forms` has them
 
 def rotating(module: nn.Module) -> Overlay:
     """The module's own forward pass, but for what turns queries and keys, where that is Llama's; else nothing."""
-    if not rotates(module):
-        return {}
-    own = type(module).forward
-    names = own.__globals__ | {_NAME: _rotated}
-    code = FunctionType(own.__code__, names, own.__name__, own.__defaults__, own.__closure__)
-    code.__kwdefaults__ = own.__kwdefaults__
-    return {"forward": MethodType(code, module)}
+    return {"forward": calling(module, **{_NAME: _rotated})} if rotates(module) else {}
 
 
 def rotates(module: nn.Module) -> bool:

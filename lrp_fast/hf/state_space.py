@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
-from types import FunctionType, MethodType
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from .. import ops
 from ..rules import Rules
 from .functions import activated, by_rule
 from .hooks import check_unhooked
-from .overlay import Overlay
+from .overlay import Overlay, calling
 from .walk import modules_of
 from .weights import is_offloaded
 
@@ -237,11 +236,8 @@ def _calling(module: nn.Module, rules: Rules, gates: dict | None = None, **names
     _check(module, rules, "convolves")
     if any(map(is_offloaded, modules_of(module))):
         raise ValueError(f"{type(module).__name__} is offloaded, which its rule cannot follow: load it whole")
-    own = inspect.unwrap(type(module).forward)
     names.setdefault("causal_conv1d_fn", _convolution(rules))
-    code = FunctionType(own.__code__, own.__globals__ | names, own.__name__, own.__defaults__, own.__closure__)
-    code.__kwdefaults__ = own.__kwdefaults__
-    forward = MethodType(code, module)
+    forward = calling(module, **names)
 
     def ruled(*given, **named):
         if module.training:
