@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import FunctionType, MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 from torch import nn
@@ -73,11 +72,38 @@ def forward_of(module: nn.Module) -> Callable:
 
 
 def calling(module: nn.Module, **functions: Callable) -> Callable:
-    """The forward pass of the module's class as it is written, but that it finds these functions by their names."""
-    own = inspect.unwrap(type(module).forward)
-    code = FunctionType(own.__code__, own.__globals__ | functions, own.__name__, own.__defaults__, own.__closure__)
-    code.__kwdefaults__ = own.__kwdefaults__
-    return MethodType(code, module)
+    """The forward pass of the module's class and what wraps it, but that its code finds these functions by their names.
+
+    Raises:
+        TypeError: for a forward pass that `written` does not see through.
+    """
+    own = type(module).forward
+    if written(own) is None:
+        raise TypeError(f"{type(module).__name__}.forward is wrapped by what does not show its code: unwrap it")
+    return MethodType(_finding(own, functions), module)
+
+
+def written(function: Callable) -> FunctionType | None:
+    """The function under wrappers that keep what they wrap in their closure, as decorators do; None under others."""
+    while type(function) is FunctionType and hasattr(function, "__wrapped__"):
+        inner = function.__wrapped__
+        function = inner if any(cell.cell_contents is inner for cell in function.__closure__ or ()) else None
+    return function if type(function) is FunctionType else None
+
+
+def _finding(function: FunctionType, functions: dict[str, Callable]) -> FunctionType:
+    names, closure = function.__globals__, function.__closure__
+    if hasattr(function, "__wrapped__"):
+        inner = _finding(function.__wrapped__, functions)
+        held = CellType(inner)
+        closure = tuple(held if cell.cell_contents is function.__wrapped__ else cell for cell in closure)
+        told = {"__wrapped__": inner}
+    else:
+        names, told = names | functions, {}
+    found = FunctionType(function.__code__, names, function.__name__, function.__defaults__, closure)
+    found.__kwdefaults__ = function.__kwdefaults__
+    found.__dict__.update(function.__dict__ | told)
+    return found
 
 
 def replaced(module: nn.Module) -> bool:

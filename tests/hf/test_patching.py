@@ -13,6 +13,7 @@ from torch import nn
 import lrp_fast
 from lrp_fast import Rules, UnsupportedModuleError, attribute, patched, plan
 from lrp_fast.hf import coverage, rotations
+from lrp_fast.hf.overlay import calling
 
 RULES = ["attnlrp", "cp", "gradient", Rules("attnlrp", 0.1, 0.1, 0.1, 0.1)]
 FEW_RULES = ["cp", Rules("attnlrp", 0.1, 0.1, 0.1, 0.1)]
@@ -442,6 +443,38 @@ def test_a_rotation_that_somebody_has_wrapped_is_run(name, tiny, ids, monkeypatc
         expected = model(ids).logits
     with patched(model):
         assert torch.equal(model(ids).logits, expected)
+
+
+def test_what_wraps_the_forward_pass_of_a_class_is_run(tiny, ids, monkeypatch):
+    """As transformers' own do, which give an argument its new name."""
+    model, calls, wrapped, rotate = tiny("llama"), [], [], lrp_fast.ops.rotary
+    kind, expected = type(model.model.layers[0].self_attn), model(ids).logits
+    own = kind.forward
+
+    @functools.wraps(own)
+    def forward(self, *args, **named):
+        wrapped.append(self)
+        return own(self, *args, **named)
+
+    monkeypatch.setattr(kind, "forward", forward)
+    monkeypatch.setattr(lrp_fast.ops, "rotary", lambda *given: calls.append(given) or rotate(*given))
+    with patched(model):
+        calls.clear(), wrapped.clear()  # those of the audit of a class that has changed
+        assert torch.equal(model(ids).logits, expected)
+    assert len(wrapped) == 3 and len(calls) == 6
+
+
+def test_a_wrapper_that_does_not_show_the_code_of_a_forward_pass(tiny, monkeypatch):
+    attention = tiny("llama").model.layers[0].self_attn
+    own = type(attention).forward
+
+    class Opaque:
+        __wrapped__ = own
+
+    monkeypatch.setattr(type(attention), "forward", Opaque())
+    assert not rotations.rotates(attention)
+    with pytest.raises(TypeError, match="LlamaAttention.forward is wrapped by what does not show its code"):
+        calling(attention)
 
 
 def test_wide_maps_without_relevance(tiny, ids, monkeypatch):
