@@ -1,6 +1,7 @@
-// The Python face of the C++ graph core: checks the arguments, lets go of the interpreter lock, calls.
+// The Python face of the C++ core: checks the arguments, lets go of the interpreter lock, calls.
 
 #include "arguments.hpp"
+#include "attention_module.hpp"
 #include "graph_module.hpp"
 #include "topk.hpp"
 
@@ -33,4 +34,5 @@ Returns the int64 indices of the k entries of ``values`` with the largest ``|val
 by the lower index. ``values`` is a 1-D contiguous float32 array without NaN; where it has fewer than k entries, all
 of them are returned.)doc");
     lrp_fast::bind_graph(module);
+    lrp_fast::bind_attention(module);
 }

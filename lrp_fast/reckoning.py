@@ -10,6 +10,7 @@ import torch
 from .graph import GraphSpec
 from .hf import LayerSize
 from .hf.indexed import SCORES
+from .ops import attention_native
 from .ops.decayed import ROOM as SCANNED
 from .ops.edges import HELD
 from .rules import Rules
@@ -100,8 +101,6 @@ def work_replayed(size: LayerSize, context: Context, rows: int) -> int:
     inside = (9 if widened else 5) if scored else 3.5  # of the MLP's inner tensors
     if widened:
         attention += b * 6.5 * k
-    if on_host and scored and q > k and size.heads * k // q % torch.get_num_threads():
-        attention += b * 2.8 * q  # keys and values, once a query head
     if not rules.treatment.frozen_norm:
         attention += b * 2 * h
     if rules.attention_gamma:
@@ -112,8 +111,10 @@ def work_replayed(size: LayerSize, context: Context, rows: int) -> int:
         attention += b * (2 * q + 2 * k + 2 * h) + (b * (2 * h + q) if rules.gamma else 0)
         inside += 8 if rules.gamma else 5
     attention = context.tokens * (attention + targets * w + _flash_attention(size, context))
+    attention += _native_attention(size, context)
     chosen = _choices(size, context)
-    if chosen or (on_host and not (scored and rules.attention_gamma == 0 and not tempered)):  # a few tiles of scores
+    flash = (scored or _is_native(size, context)) and rules.attention_gamma == 0 and not tempered
+    if chosen or (on_host and not flash):  # a few tiles of scores
         attention += 7 * min(1 << 21, 64 * size.heads * context.tokens)
     if on_host and size.window is not None and size.window < context.length:  # masks of blocks of queries
         attention += 12 * 1024 * (size.window + 1536)
@@ -145,6 +146,24 @@ def _choosing(size: LayerSize, context: Context) -> int:
     tiles = size.heads * math.ceil(context.length / 64) ** 2  # of one prompt at a time
     blocks = context.tokens * context.wide * (3 * size.query + 4 * size.key) if size.device == HOST else 0
     return tiles * (2 * context.wide + 28) + blocks
+
+
+def _native_attention(size: LayerSize, context: Context) -> int:
+    """Bytes that the C++ core takes for itself on the way back, where it may serve; PyTorch's CPU kernel takes keys
+    and values once a query head."""
+    if size.device != HOST or not size.heads:
+        return 0
+    features, key_heads = size.query // size.heads, size.heads * size.key // size.query
+    length, scored = context.length, context.rules.treatment.score != 0  # prompts go back one after another
+    if _is_native(size, context):
+        return 4 * attention_native.floats(size.heads, key_heads, length, length, features, scored)
+    copied = scored and size.query > size.key and length > 1024 and key_heads % torch.get_num_threads()
+    return int(context.tokens * context.dtype.itemsize * 2.8 * size.query) if copied else 0
+
+
+def _is_native(size: LayerSize, context: Context) -> bool:
+    at_all = size.device == HOST and size.heads > 0 and context.dtype == torch.float32
+    return at_all and attention_native.takes(size.query // size.heads)
 
 
 def _flash_attention(size: LayerSize, context: Context) -> int:

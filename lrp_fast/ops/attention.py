@@ -15,6 +15,7 @@ from . import (
     attention_chunks,
     attention_cudnn,
     attention_flash,
+    attention_native,
     attention_tempered,
     attention_tiled,
     attention_vendor,
@@ -483,13 +484,15 @@ def _span_backward(g, query, key, value, out, lse, size, sinks, reach, rules, to
     rows = active_rows(g.transpose(0, 2))  # of any prompt
     g, out, wide = at_values(g, out, value, size, rules)
     given, how = (g, query, key, wide, out, lse, reach), {"scores": treatment.score != 0, "ratio": treatment.ratio}
+    native = rows is None and attention_native.serves(query, wide, reach)
     flash = not gamma and rows is None and treatment.score != 0 and attention_flash.serves(query, reach)
     less = None
-    most = attention_bounded.worth(flash, query.shape[2])
-    if tolerance and most and rows is None and reach.is_plain:
-        less = attention_bounded.backward(*given, sinks=sinks, tolerance=tolerance, most=most, **how)
+    if tolerance and rows is None and reach.is_plain:
+        less = attention_bounded.backward(*given, sinks=sinks, tolerance=tolerance, **how)
     if less is not None:
         dq, dk, dv, tiles, dropped = less
+    elif native:
+        dq, dk, dv = attention_native.backward(*given, scores=how["scores"])
     elif flash:
         dq, dk, dv = attention_flash.backward(*given)
     else:

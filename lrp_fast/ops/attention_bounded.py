@@ -13,10 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import attention_native
 from .attention_tiled import ahead, capped, reached
 from .bounded import UNITS, choose
 
-TILE = 64  # queries, and keys, of a tile
+TILE = attention_native.TILE  # queries, and keys, of a tile
 _BATCH = 32  # tiles of head_dim 64 in one product: measured, with more of them they leave the cache
 _DRAWN = 8  # queries of a tile: measured, they let 2 % more tiles stay than the true masses would, four 4 %, two 8 %
 _FEWEST = 4  # tiles of queries in a context that is worth a look
@@ -26,17 +27,15 @@ _ROUNDED = 2.0**-14
 _AIM = 0.8  # of the tolerance, at first: tiles that seem lighter than they are go more often than others
 
 
-def worth(flash: bool, queries: int) -> float:
-    """Of the tiles, so many at most may stay: with more, to choose them costs more than it saves (measured). 0: it is
-    not worth a look.
+def worth(native: bool, queries: int) -> float:
+    """Of the tiles, so many at most may stay: with more, to choose them costs more than it saves. 0: that is sure.
 
-    Args:
-        flash: whether the exact pass would be by PyTorch's own kernel. With AVX-512, to choose costs 0.13 of that, and
-            all tiles 1.6 times it; up to 1,024 queries, few layers leave out enough for that.
+    Measured with AVX-512: the choice takes 0.1 to 0.25 of an exact pass by PyTorch's flash kernel, all tiles by the C++
+    core 0.5 to 0.85 of it, and in plain PyTorch 1.6.
     """
-    if flash and torch.backends.cpu.get_cpu_capability() == "AVX512":
-        return 0.5 if queries > 1024 else 0.0
-    return 0.8
+    if native:
+        return 0.6 if queries > 512 else 0.0
+    return 0.5 if queries > 1024 else 0.0
 
 
 class Grads(NamedTuple):
@@ -50,19 +49,21 @@ class Grads(NamedTuple):
 
 
 def backward(
-    g, query, key, value, out, lse, reach, *, sinks: Tensor | None, tolerance: float, most: float, scores: bool,
-    ratio: bool,
+    g, query, key, value, out, lse, reach, *, sinks: Tensor | None, tolerance: float, scores: bool, ratio: bool
 ) -> Grads | None:  # fmt: skip
     """As `attention_tiled.backward`, for one row of a batch, (1, H, T, D), less the tiles that the tolerance allows.
 
     Args:
-        most: of the tiles that may stay (see `worth`).
         sinks: (H,) as `ops.attention` takes them: what they take of the weights has no mass.
 
     Returns:
         None where the whole pass costs no more, or what it is given is not finite.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
+    native = attention_native.serves(query.to(wide), value, reach)
+    most = worth(native, query.shape[2])
+    if not most:
+        return None
     # In units of the largest: squares of what is below 1e-19 would be 0.
     unit = torch.linalg.vector_norm(g, torch.inf).to(wide)
     norm = torch.linalg.vector_norm(g[0].to(wide) / unit, dim=-1)  # (H, T)
@@ -76,7 +77,7 @@ def backward(
     chosen = choose(guessed, _AIM * tolerance)
     if chosen is None or chosen.kept.sum() > most * (guessed > 0).sum():
         return None
-    sums = _Sums(g, query, key, value, out, lse, norm, reach, scores, ratio)
+    sums = (_Native if native else _Blocks)(g, query, key, value, out, lse, norm, reach, scores, ratio)
     kept, goal = torch.zeros_like(chosen.kept), _AIM * tolerance
     more = _ROUNDED if query.dtype.itemsize == 2 else 0.0
     while True:
@@ -141,8 +142,26 @@ def _guessed(norm: Tensor, query: Tensor, key: Tensor, lse: Tensor, reach) -> Te
     return guessed.mul_(mass)
 
 
-class _Sums:
-    """The gradients of the tiles that have been added, and their mass."""
+class _Native:
+    """The gradients of the tiles that have been added, and their mass, by `attention_native`."""
+
+    def __init__(self, g, query, key, value, out, lse, norm, reach, scores: bool, ratio: bool) -> None:
+        wide = norm.dtype
+        self.like, self.reach, self.norm = (query, key, value), reach, norm
+        self.given = [t[0].to(wide) for t in (g, query, key, value, out, lse)]
+        self.sums = [attention_native.zeros(t[0]) if scores or t is value else None for t in self.like]
+        self.mass = 0.0
+
+    def add(self, tiles: Tensor) -> None:
+        """Add tiles (H, tiles of queries, tiles of keys) bool."""
+        self.mass += attention_native.add(*self.given, self.reach, *self.sums, norm=self.norm, tiles=tiles)
+
+    def grads(self) -> list[Tensor | None]:
+        return [None if t is None else t[None].to(like.dtype) for t, like in zip(self.sums, self.like, strict=True)]
+
+
+class _Blocks:
+    """The same in plain PyTorch."""
 
     def __init__(self, g, query, key, value, out, lse, norm, reach, scores: bool, ratio: bool) -> None:
         wide = norm.dtype

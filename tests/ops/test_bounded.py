@@ -286,20 +286,10 @@ def test_tensors_are_made_where_those_of_the_caller_are(whatever_it_saves):
     reach = run(query, key, value, g, 0.4)[2].reach
     with torch.device("meta"):
         found = attention_bounded.backward(
-            g, query, key, value, *kept[:2], reach, sinks=None, tolerance=0.4, most=1.0, scores=True, ratio=False
+            g, query, key, value, *kept[:2], reach, sinks=None, tolerance=0.4, scores=True, ratio=False
         )
     assert found is not None
     assert found.query.device.type == "cpu"
-
-
-@pytest.mark.parametrize(
-    ("capability", "flash", "queries", "most"),
-    [("AVX512", True, 1025, 0.5), ("AVX512", True, 1024, 0.0), ("AVX512", False, 256, 0.8), ("AVX2", True, 256, 0.8)],
-)
-def test_how_many_tiles_may_stay_hangs_on_what_else_would_run(capability, flash, queries, most, monkeypatch):
-    monkeypatch.undo()
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert attention_bounded.worth(flash, queries) == most
 
 
 def test_where_it_is_not_worth_a_look_all_tiles_stay(monkeypatch):

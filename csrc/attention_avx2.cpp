@@ -1,0 +1,11 @@
+#if defined(__GNUC__) && defined(__x86_64__)
+
+#define LRP_FAST_TARGET "avx2,fma"
+#define LRP_FAST_LANES 8
+#define LRP_FAST_ROWS 6
+#define LRP_FAST_REGISTERS 2
+#define LRP_FAST_VISIT visit_avx2
+
+#include "attention_visit.hpp"
+
+#endif

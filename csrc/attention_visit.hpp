@@ -1,0 +1,129 @@
+// The code of attention_tile.hpp's functions: each includes it with the processor's instructions (LRP_FAST_TARGET), the
+// floats of a register (LRP_FAST_LANES), and the block of a product that its registers hold (LRP_FAST_ROWS x
+// LRP_FAST_REGISTERS). What is compiled for a processor is inlined there, so that no other code calls it.
+
+#include <algorithm>
+
+#include "attention_tile.hpp"
+
+namespace lrp_fast {
+namespace {
+
+#define LRP_FAST_ONLY __attribute__((target(LRP_FAST_TARGET)))
+#define LRP_FAST_INLINE LRP_FAST_ONLY __attribute__((always_inline)) inline
+
+constexpr int kLanes = LRP_FAST_LANES, kRows = LRP_FAST_ROWS, kRegisters = LRP_FAST_REGISTERS;
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef float Memory __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef std::int32_t Integers __attribute__((vector_size(4 * kLanes)));
+
+LRP_FAST_INLINE Memory& at(float* pointer) { return *reinterpret_cast<Memory*>(pointer); }
+LRP_FAST_INLINE const Memory& at(const float* pointer) { return *reinterpret_cast<const Memory*>(pointer); }
+
+// exp, to 2 units in the last place, of what is not above 88; 0 below -87.
+LRP_FAST_INLINE void exponentiate(Floats& x) {
+    constexpr float rounding = 12582912.0f;  // added to it, a number loses its fraction: the last bits hold the integer
+    const Floats bounded = x < -87.0f ? Floats{} - 87.0f : x;  // a NaN is one thereafter, too
+    const Floats shifted = bounded * 1.44269504f + rounding, n = shifted - rounding;
+    const Floats r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts, the first of few bits
+    Floats sum = r * (1.0f / 5040) + 1.0f / 720;
+    sum = sum * r + 1.0f / 120;
+    sum = sum * r + 1.0f / 24;
+    sum = sum * r + 1.0f / 6;
+    sum = sum * r + 0.5f;
+    sum = sum * r + 1.0f;
+    sum = sum * r + 1.0f;
+    const Floats found = (Floats)((Integers)sum + ((Integers)shifted << 23));
+    x = x < -87.0f ? Floats{} : found;
+}
+
+// c = a b or, to add, c += a b: (R, V registers) over so many terms. Rows of b and c are dense, a's strides are any.
+template <int R, int V, bool add>
+LRP_FAST_INLINE void block(std::int64_t terms, const float* a, std::int64_t row, std::int64_t term, const float* b,
+                           float* c, std::int64_t columns) {
+    Floats sums[R][V];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) sums[r][v] = add ? Floats(at(c + r * columns + v * kLanes)) : Floats{};
+    }
+    for (std::int64_t k = 0; k < terms; ++k) {
+        Floats of_b[V];
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) of_b[v] = at(b + k * columns + v * kLanes);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            const float of_a = a[r * row + k * term];
+#pragma GCC unroll 16
+            for (int v = 0; v < V; ++v) sums[r][v] += of_a * of_b[v];
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) at(c + r * columns + v * kLanes) = sums[r][v];
+    }
+}
+
+// The same of 64 rows and as many columns as a multiple of 16.
+template <bool add>
+LRP_FAST_INLINE void product(std::int64_t terms, const float* a, std::int64_t row, std::int64_t term, const float* b,
+                             float* c, std::int64_t columns) {
+    std::int64_t first = 0;
+    for (; first + kRegisters * kLanes <= columns; first += kRegisters * kLanes) {
+        std::int64_t r = 0;
+        for (; r + kRows <= kTile; r += kRows) {
+            block<kRows, kRegisters, add>(terms, a + r * row, row, term, b + first, c + r * columns + first, columns);
+        }
+        if constexpr (kTile % kRows != 0) {
+            constexpr int rest = kTile % kRows;
+            block<rest, kRegisters, add>(terms, a + r * row, row, term, b + first, c + r * columns + first, columns);
+        }
+    }
+    for (; first < columns; first += kLanes) {
+        for (std::int64_t r = 0; r < kTile; r += 8) {
+            block<8, 1, add>(terms, a + r * row, row, term, b + first, c + r * columns + first, columns);
+        }
+    }
+}
+
+}  // namespace
+
+LRP_FAST_ONLY double LRP_FAST_VISIT(TileQueries& queries, const TileKeys& keys, const TileReach& reach,
+                                    std::int64_t features) {
+    product<false>(features, queries.query, features, 1, keys.key_turned, queries.weights, kTile);
+    Floats mass{};
+    for (std::int64_t i = 0; i < kTile; ++i) {
+        float* const row = queries.weights + i * kTile;
+        for (std::int64_t j = 0; j < kTile; j += kLanes) {
+            Floats x = at(row + j) - queries.lse[i];
+            exponentiate(x);
+            at(row + j) = x;
+        }
+        if (reach.cut) {
+            const std::int64_t from = std::clamp<std::int64_t>(reach.from + i, 0, kTile);
+            const std::int64_t to = std::clamp<std::int64_t>(std::min(reach.to + i, reach.there), from, kTile);
+            for (std::int64_t j = 0; j < from; ++j) row[j] = 0;
+            for (std::int64_t j = to; j < kTile; ++j) row[j] = 0;
+        }
+        Floats sum{};
+        for (std::int64_t j = 0; j < kTile; j += kLanes) sum += at(row + j);
+        mass += sum * queries.norm[i];
+    }
+    product<true>(kTile, queries.weights, 1, kTile, queries.g, keys.d_value, features);
+    if (keys.d_key) {
+        product<false>(features, queries.g, features, 1, keys.value_turned, queries.flow, kTile);
+        for (std::int64_t i = 0; i < kTile; ++i) {
+            for (std::int64_t j = i * kTile; j < (i + 1) * kTile; j += kLanes) {
+                at(queries.flow + j) = (at(queries.flow + j) - queries.passed[i]) * at(queries.weights + j);
+            }
+        }
+        product<true>(kTile, queries.flow, kTile, 1, keys.key, queries.d_query, features);
+        product<true>(kTile, queries.flow, 1, kTile, queries.query, keys.d_key, features);
+    }
+    double total = 0;
+    for (int lane = 0; lane < kLanes; ++lane) total += mass[lane];
+    return total;
+}
+
+}  // namespace lrp_fast

@@ -1,0 +1,84 @@
+"""Attention's backward pass by the C++ core, on x86 CPUs with AVX2 or AVX-512: every rule's, in float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from .attention_tiled import ahead
+
+TILE = 64  # queries, and keys, of a tile
+
+
+def serves(query: Tensor, value: Tensor, reach) -> bool:
+    """Whether it computes this attention: float32 on a CPU, heads of a multiple of 16 features, no soft-cap, no keys
+    that hang on the prompt."""
+    plain = reach.softcap is None and reach.is_plain and value.shape[3] == query.shape[3]
+    ours = query.device.type == "cpu" and query.dtype == torch.float32
+    return plain and ours and takes(query.shape[3])
+
+
+def takes(features: int) -> bool:
+    """Whether this processor does, of heads of so many features."""
+    return _native.attention_backward_serves(features)
+
+
+def backward(g, query, key, value, out, lse, reach, *, scores: bool) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Gradients of query, key (None unless ``scores``) and value, as `attention_tiled.backward` returns them."""
+    grads = [zeros(t) if scores or t is value else None for t in (query, key, value)]
+    for b in range(len(g)):
+        of = [None if t is None else t[b] for t in (g, query, key, value, out, lse, *grads)]
+        add(*of[:6], reach, *of[6:])
+    return tuple(grads)
+
+
+def add(
+    g: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    reach,
+    d_query: Tensor | None,
+    d_key: Tensor | None,
+    d_value: Tensor,
+    *,
+    norm: Tensor | None = None,
+    tiles: Tensor | None = None,
+) -> float:
+    """Add a prompt's gradients to ``d_query`` (H, T, D), ``d_key`` and ``d_value`` (H_kv, S, D), made by `zeros`.
+
+    Args:
+        norm: (H, T) |g|, for the mass.
+        tiles: (H, tiles of queries, tiles of keys) bool, of those to be visited; None: all.
+
+    Returns:
+        The mass of what was visited, where there is a ``norm``.
+    """
+    keys = key.shape[1]
+    behind = keys if reach.window is None else reach.window
+    g, query, key, value, out = (_dense(t.detach()).numpy() for t in (g, query, key, value, out))
+    lse, norm = (None if t is None else t.contiguous().numpy() for t in (lse, norm))
+    if tiles is not None:
+        tiles = tiles.contiguous().view(torch.uint8).numpy()
+    grads = (None if t is None else t.numpy() for t in (d_query, d_key, d_value))
+    size = floats(len(query), len(key), query.shape[1], keys, query.shape[2], d_query is not None)
+    work, on = torch.empty(size, dtype=torch.float32, device="cpu"), torch.get_num_threads()
+    given = (g, query, key, value, out, lse, norm, tiles, reach.scale, behind, ahead(reach, keys))
+    return _native.attention_backward(*given, *grads, work.numpy(), on)
+
+
+def floats(heads: int, key_heads: int, queries: int, keys: int, features: int, scores: bool) -> int:
+    """How many it takes to work in, for one prompt."""
+    return _native.attention_backward_floats(heads, key_heads, queries, keys, features, scores)
+
+
+def zeros(like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Of (..., H, T, D), which lies as (..., T, H, D) does: so the linear maps below take it."""
+    return torch.zeros(like.transpose(-3, -2).shape, dtype=dtype, device=like.device).transpose(-3, -2)
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
