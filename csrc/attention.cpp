@@ -2,12 +2,10 @@
 
 #include <algorithm>
 #include <limits>
-#include <memory>
-#include <new>
 #include <stdexcept>
 #include <vector>
 
-#include "attention_tile.hpp"
+#include "attention_pack.hpp"
 #include "parallel.hpp"
 
 namespace lrp_fast {
@@ -15,54 +13,6 @@ namespace {
 
 constexpr std::int64_t kUnits = 16;    // of work at a time: what they sum up, each has for itself
 constexpr std::int64_t kCached = 256;  // keys of 64 features, whose five tiles stay in a core's cache
-
-// Memory that is not written to before it is used, from the first byte of a cache line on.
-struct Release {
-    void operator()(float* pointer) const { ::operator delete[](pointer, std::align_val_t(64)); }
-};
-using Buffer = std::unique_ptr<float[], Release>;
-
-Buffer buffer(std::int64_t size) {
-    return Buffer(static_cast<float*>(::operator new[](size * sizeof(float), std::align_val_t(64))));
-}
-
-Visit visit_of(std::int64_t features, std::int64_t lanes) {
-#if defined(__GNUC__) && defined(__x86_64__)
-    if (features > 0 && features % 16 == 0 && features <= 256 && __builtin_cpu_supports("fma")) {
-        if (lanes != 8 && __builtin_cpu_supports("avx512f")) return visit_avx512;
-        if (lanes != 16 && __builtin_cpu_supports("avx2")) return visit_avx2;
-    }
-#else
-    (void)features, (void)lanes;
-#endif
-    return nullptr;
-}
-
-// (64, features) of a head's tokens from `first` to `total` - 1, and zeros.
-void take(const Tokens<const float>& from, std::int64_t head, std::int64_t first, std::int64_t total,
-          std::int64_t features, float scale, float* to) {
-    const std::int64_t there = std::min(kTile, total - first);
-    for (std::int64_t t = 0; t < there; ++t) {
-        const float* const token = from.at(head, first + t);
-        for (std::int64_t d = 0; d < features; ++d) to[t * features + d] = token[d] * scale;
-    }
-    std::fill(to + there * features, to + kTile * features, 0.0f);
-}
-
-// The same sum whatever the compiler makes of it.
-float dot(const float* a, const float* b, std::int64_t n) {
-    float sums[8] = {};
-    for (std::int64_t d = 0; d < n; d += 8) {
-        for (int lane = 0; lane < 8; ++lane) sums[lane] += a[d + lane] * b[d + lane];
-    }
-    return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
-}
-
-void turn(const float* from, std::int64_t features, float* to) {
-    for (std::int64_t d = 0; d < features; ++d) {
-        for (std::int64_t j = 0; j < kTile; ++j) to[d * kTile + j] = from[j * features + d];
-    }
-}
 
 // How the work is divided. Some key/value heads at a time, and all their query heads: a unit of work is one query head's
 // tiles of queries, every other pair of them, and sums the gradients of the keys by itself. The order of all sums is the
@@ -87,7 +37,7 @@ public:
          int threads, std::int64_t lanes)
         : Division(shape), shape_(shape), given_(given), out_(out), threads_(threads),
           visit_(visit_of(shape.features, lanes)), packed_(work), sums_(work + packed()), masses_(shape.heads * slots) {
-        if (!visit_) throw std::runtime_error("this processor has no AVX2, or the features are no multiple of 16");
+        if (!visit_) throw std::runtime_error(kUnserved);
     }
 
     double run() {
@@ -202,6 +152,31 @@ private:
 };
 
 }  // namespace
+
+#if defined(__GNUC__) && defined(__x86_64__)
+
+template <class Code>
+static Code served(std::int64_t features, std::int64_t lanes, Code avx512, Code avx2) {
+    if (features < 1 || features % 16 || features > 256 || !__builtin_cpu_supports("fma")) return nullptr;
+    if (lanes != 8 && __builtin_cpu_supports("avx512f")) return avx512;
+    return lanes != 16 && __builtin_cpu_supports("avx2") ? avx2 : nullptr;
+}
+
+Visit visit_of(std::int64_t features, std::int64_t lanes) {
+    return served<Visit>(features, lanes, visit_avx512, visit_avx2);
+}
+
+Edges edges_of(std::int64_t features, std::int64_t lanes) {
+    return served<Edges>(features, lanes, edges_avx512, edges_avx2);
+}
+
+#else
+
+Visit visit_of(std::int64_t, std::int64_t) { return nullptr; }
+
+Edges edges_of(std::int64_t, std::int64_t) { return nullptr; }
+
+#endif
 
 bool attention_backward_serves(std::int64_t features, std::int64_t lanes) {
     return visit_of(features, lanes) != nullptr;

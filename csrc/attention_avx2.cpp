@@ -5,6 +5,7 @@
 #define LRP_FAST_ROWS 6
 #define LRP_FAST_REGISTERS 2
 #define LRP_FAST_VISIT visit_avx2
+#define LRP_FAST_EDGES edges_avx2
 
 #include "attention_visit.hpp"
 

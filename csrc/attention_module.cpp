@@ -1,11 +1,13 @@
-// The Python face of attention.cpp: checks the arguments, lets go of the interpreter lock, calls.
+// The Python face of attention.cpp and edges.cpp: checks the arguments, lets go of the interpreter lock, calls.
 
 #include "attention_module.hpp"
 
 #include <algorithm>
+#include <limits>
 
 #include "arguments.hpp"
 #include "attention.hpp"
+#include "edges.hpp"
 
 namespace lrp_fast {
 namespace {
@@ -45,46 +47,135 @@ const float* rows(const py::object& object, const std::string& name, const Shape
     return object.is_none() ? nullptr : shaped_array_of<float>(object, name, shape).data();
 }
 
+// The shape of queries and keys that fit each other, for `lanes`.
+AttentionShape shape_of(const py::object& query, const py::object& key, double scale, const py::object& behind,
+                        const py::object& ahead, bool scores, std::int64_t lanes) {
+    const auto queries = tokens_of(query, "query"), keys = tokens_of(key, "key");
+    constexpr std::int64_t most = std::int64_t{1} << 40;  // so that no sum of a few overflows
+    const AttentionShape shape{queries.shape(0), keys.shape(0), queries.shape(1), keys.shape(1), queries.shape(2),
+                               static_cast<float>(scale), std::min(count(behind, "behind"), most),
+                               std::min(count(ahead, "ahead"), most), scores};
+    if (shape.key_heads < 1 || shape.heads < 1 || shape.heads % shape.key_heads || shape.queries < 1 ||
+        shape.queries > shape.keys) {
+        throw py::value_error("the heads of queries must be a multiple of those of keys, and the queries 1 to all keys");
+    }
+    if (shape.keys > std::numeric_limits<std::int32_t>::max()) throw py::value_error("there are too many keys");
+    if (!attention_backward_serves(shape.features, lanes)) {
+        throw py::value_error("the features must be a multiple of 16, up to 256, and the processor have AVX2");
+    }
+    return shape;
+}
+
+Shape queries_of(const AttentionShape& shape) { return {shape.heads, shape.queries, shape.features}; }
+Shape keys_of(const AttentionShape& shape) { return {shape.key_heads, shape.keys, shape.features}; }
+
+const std::uint8_t* tiles_of(const py::object& tiles, const AttentionShape& shape) {
+    if (tiles.is_none()) return nullptr;
+    const Shape of{shape.heads, attention_tiles(shape.queries), attention_tiles(shape.keys)};
+    return shaped_array_of<std::uint8_t>(tiles, "tiles", of).data();
+}
+
+float* room_of(const py::object& work, std::int64_t size) {
+    return shaped_array_of<float>(work, "work", {size}).mutable_data();
+}
+
+int number(const py::object& threads) {
+    return static_cast<int>(std::min<std::int64_t>(count(threads, "threads"), 1024));
+}
+
 double backward(const py::object& g, const py::object& query, const py::object& key, const py::object& value,
                 const py::object& out, const py::object& lse, const py::object& norm, const py::object& tiles,
                 double scale, const py::object& behind, const py::object& ahead, const py::object& d_query,
                 const py::object& d_key, const py::object& d_value, const py::object& work, const py::object& threads,
                 const py::object& lanes) {
-    const auto queries = tokens_of(query, "query"), keys = tokens_of(key, "key");
-    const Shape of_queries{queries.shape(0), queries.shape(1), queries.shape(2)}, of_rows{of_queries[0], of_queries[1]};
-    const Shape of_keys{keys.shape(0), keys.shape(1), of_queries[2]};
-    if (of_keys[0] < 1 || of_queries[0] < 1 || of_queries[0] % of_keys[0] || of_queries[1] < 1 ||
-        of_queries[1] > of_keys[1]) {
-        throw py::value_error("the heads of queries must be a multiple of those of keys, and the queries 1 to all keys");
-    }
     const std::int64_t width = count(lanes, "lanes");
-    if (!attention_backward_serves(of_queries[2], width)) {
-        throw py::value_error("the features must be a multiple of 16, up to 256, and the processor have AVX2");
-    }
+    const AttentionShape shape = shape_of(query, key, scale, behind, ahead, !d_query.is_none(), width);
     if (d_query.is_none() != d_key.is_none() || lse.is_none()) {
         throw py::value_error("only norm, tiles, and d_query with d_key may be None");
     }
-    constexpr std::int64_t most = std::int64_t{1} << 40;  // so that no sum of a few overflows
-    AttentionShape shape{of_queries[0], of_keys[0], of_queries[1], of_keys[1], of_queries[2], static_cast<float>(scale),
-                         std::min(count(behind, "behind"), most), std::min(count(ahead, "ahead"), most),
-                         !d_query.is_none()};
-    AttentionGiven given{read(g, "g", of_queries),      read(query, "query", of_queries), read(key, "key", of_keys),
-                         read(value, "value", of_keys), read(out, "out", of_queries),     rows(lse, "lse", of_rows),
-                         rows(norm, "norm", of_rows),   nullptr};
-    if (!tiles.is_none()) {
-        const Shape of_tiles{of_queries[0], attention_tiles(of_queries[1]), attention_tiles(of_keys[1])};
-        given.tiles = shaped_array_of<std::uint8_t>(tiles, "tiles", of_tiles).data();
-    }
+    const Shape of_queries = queries_of(shape), of_keys = keys_of(shape), of_rows{shape.heads, shape.queries};
+    const AttentionGiven given{read(g, "g", of_queries),      read(query, "query", of_queries),
+                               read(key, "key", of_keys),     read(value, "value", of_keys),
+                               read(out, "out", of_queries),  rows(lse, "lse", of_rows),
+                               rows(norm, "norm", of_rows),   tiles_of(tiles, shape)};
     AttentionGradients gradients{{}, {}, written(d_value, "d_value", of_keys)};
     if (shape.scores) {
         gradients.query = written(d_query, "d_query", of_queries);
         gradients.key = written(d_key, "d_key", of_keys);
     }
-    auto room = shaped_array_of<float>(work, "work", {attention_backward_floats(shape)});
-    float* const rooms = room.mutable_data();
-    const int on = static_cast<int>(std::min<std::int64_t>(count(threads, "threads"), 1024));
+    float* const room = room_of(work, attention_backward_floats(shape));
+    const int on = number(threads);
     const py::gil_scoped_release unlocked;
-    return attention_backward(shape, given, gradients, rooms, on, width);
+    return attention_backward(shape, given, gradients, room, on, width);
+}
+
+// What both forms of edges take.
+struct EdgesCall {
+    AttentionShape shape;
+    EdgesGiven given;
+    float* work;
+    int threads;
+    std::int64_t lanes;
+};
+
+EdgesCall edges_call(const py::dict& all) {
+    const auto of = [&](const char* name) -> py::object { return all[name]; };
+    const std::int64_t lanes = all.contains("lanes") ? count(of("lanes"), "lanes") : 0;
+    const AttentionShape shape = shape_of(of("query"), of("key"), of("scale").cast<double>(), of("behind"),
+                                          of("ahead"), true, lanes);
+    const Shape of_queries = queries_of(shape), of_keys = keys_of(shape);
+    const auto tokens = [&](const char* name, const Shape& like) { return read(of(name), name, like); };
+    const auto part = [&](const char* name) {
+        return of(name).is_none() ? Tokens<const float>{nullptr, 0, 0} : tokens(name, of_keys);
+    };
+    const auto chosen = array_of<std::int64_t>(of("rows"), "rows", 1);
+    const EdgesGiven given{tokens("g", of_queries), tokens("out", of_queries), tokens("query", of_queries),
+                           tokens("key", of_keys),  tokens("value", of_keys),  part("key_part"),
+                           part("value_part"),      rows(of("lse"), "lse", {shape.heads, shape.queries}),
+                           tiles_of(of("tiles"), shape), of("share").cast<float>(), of("ratio").cast<float>(),
+                           chosen.data(),           chosen.size()};
+    if (!given.lse) throw py::value_error("only key_part, value_part and tiles may be None");
+    for (std::int64_t r = 0; r < given.num_rows; ++r) {
+        if (given.rows[r] < (r ? given.rows[r - 1] + 1 : 0) || given.rows[r] >= shape.queries) {
+            throw py::value_error("rows must be queries, in ascending order");
+        }
+    }
+    const std::int64_t size = attention_edges_floats(shape, given.key_part.data, given.value_part.data);
+    return {shape, given, room_of(of("work"), size), number(of("threads")), lanes};
+}
+
+void edges(const py::dict& given, const py::object& low, const py::object& high, const py::object& edges) {
+    const EdgesCall call = edges_call(given);
+    const AttentionShape& shape = call.shape;
+    const std::int64_t first = count(low, "low"), end = count(high, "high"), num_rows = call.given.num_rows;
+    if (first > end || end > shape.keys) throw py::value_error("low and high must be keys");
+    for (const std::int64_t row : {std::int64_t{0}, num_rows - 1}) {
+        if (!num_rows) break;
+        const std::int64_t position = call.given.rows[row] + shape.keys - shape.queries;
+        if (std::max<std::int64_t>(0, position - shape.behind + 1) < first ||
+            std::min(shape.keys, position + shape.ahead) > end) {
+            throw py::value_error("low and high must hold all keys that the rows read");
+        }
+    }
+    float* const to = shaped_array_of<float>(edges, "edges", {num_rows, end - first}).mutable_data();
+    const py::gil_scoped_release unlocked;
+    attention_edges(shape, call.given, first, end, to, call.work, call.threads, call.lanes);
+}
+
+void strongest(const py::dict& given, const py::object& columns, const py::object& weights, const py::object& dropped) {
+    const EdgesCall call = edges_call(given);
+    const py::ssize_t num_rows = call.given.num_rows, k = array_of<float>(weights, "weights", 2).shape(1);
+    float* const weight = shaped_array_of<float>(weights, "weights", {num_rows, k}).mutable_data();
+    auto* const column = shaped_array_of<std::int32_t>(columns, "columns", {num_rows, k}).mutable_data();
+    float* const others = shaped_array_of<float>(dropped, "dropped", {num_rows, 2}).mutable_data();
+    const py::gil_scoped_release unlocked;
+    attention_edges_strongest(call.shape, call.given, k, column, weight, others, call.work, call.threads, call.lanes);
+}
+
+std::int64_t edges_floats(const py::object& key_heads, const py::object& keys, const py::object& features,
+                          bool key_part, bool value_part) {
+    return attention_edges_floats({1, count(key_heads, "key_heads"), 1, count(keys, "keys"),
+                                   count(features, "features"), 1, 1, 1, true}, key_part, value_part);
 }
 
 std::int64_t floats(const py::object& heads, const py::object& key_heads, const py::object& queries,
@@ -105,6 +196,20 @@ void bind_attention(py::module_& module) {
     module.def("attention_backward_floats", &floats,
                "How many floats `attention_backward` takes to work in; without scores, it gets no d_query and d_key.",
                arg("heads"), arg("key_heads"), arg("queries"), arg("keys"), arg("features"), arg("scores"));
+    module.def("attention_edges_floats", &edges_floats, "How many floats the edges take to work in.", arg("key_heads"),
+               arg("keys"), arg("features"), arg("key_part"), arg("value_part"));
+    module.def("attention_edges", &edges,
+               R"doc(Writes the edges of some queries to (R, high - low) float32, from keys low ... high - 1.
+
+``given`` holds what `attention_backward` takes, ``key_part`` and ``value_part`` (None: key and value), ``share`` and
+``ratio`` (of the values, and of the scores in units of that), and ``rows`` (R,) int64, ascending.)doc",
+               arg("given"), arg("low"), arg("high"), arg("edges"));
+    module.def("attention_edges_strongest", &strongest,
+               R"doc(Of each query the k strongest edges, and the sums of the positive and of the negative others.
+
+Writes to ``columns`` (R, k) int32, ascending, ``weights`` (R, k) float32, 0 where there are fewer, and ``dropped`` (R, 2).
+Of equal edges those with the lower key are chosen. ``given``: as `attention_edges` takes it.)doc",
+               arg("given"), arg("columns"), arg("weights"), arg("dropped"));
     module.def("attention_backward", &backward,
                R"doc(Adds the gradients of attention by tiles of 64 queries and 64 keys; returns the mass of those tiles.
 

@@ -1,6 +1,6 @@
 #pragma once
 
-// One tile of an attention's backward pass, by processor: see attention.cpp.
+// One tile of an attention's backward pass, and of its edges, by processor: see attention.cpp and edges.cpp.
 
 #include <cstdint>
 
@@ -28,10 +28,31 @@ struct TileReach {
     std::int64_t from, to, there;
 };
 
+// Of a tile's edges: what a query hands to a key is P (u v~ + ratio (u v - passed) q k~).
+struct EdgeQueries {
+    const float *query, *u;            // (64, features), the first times the scale
+    const float *lse, *passed;         // (64)
+    std::int64_t from[kTile], to[kTile];  // the keys that each reads, of all
+    std::int64_t count;                // so many queries are there
+};
+
+struct EdgeKeys {
+    const float *key, *value, *key_part, *value_part;  // (features, 64); the parts null where they are key and value
+    std::int64_t first;                                // of all keys
+};
+
 // Returns the tile's mass.
 using Visit = double (*)(TileQueries&, const TileKeys&, const TileReach&, std::int64_t features);
 
+// Adds to edges (64, 64); `work` is four times as much.
+using Edges = void (*)(const EdgeQueries&, const EdgeKeys&, std::int64_t features, float ratio, float* work,
+                       float* edges);
+
 double visit_avx512(TileQueries& queries, const TileKeys& keys, const TileReach& reach, std::int64_t features);
 double visit_avx2(TileQueries& queries, const TileKeys& keys, const TileReach& reach, std::int64_t features);
+void edges_avx512(const EdgeQueries& queries, const EdgeKeys& keys, std::int64_t features, float ratio, float* work,
+                  float* edges);
+void edges_avx2(const EdgeQueries& queries, const EdgeKeys& keys, std::int64_t features, float ratio, float* work,
+                float* edges);
 
 }  // namespace lrp_fast

@@ -65,23 +65,25 @@ LRP_FAST_INLINE void block(std::int64_t terms, const float* a, std::int64_t row,
     }
 }
 
-// The same of 64 rows and as many columns as a multiple of 16.
+// The same of 64 rows, or of the first `count` of them and some more, and as many columns as a multiple of 16.
 template <bool add>
 LRP_FAST_INLINE void product(std::int64_t terms, const float* a, std::int64_t row, std::int64_t term, const float* b,
-                             float* c, std::int64_t columns) {
+                             float* c, std::int64_t columns, std::int64_t count = kTile) {
     std::int64_t first = 0;
     for (; first + kRegisters * kLanes <= columns; first += kRegisters * kLanes) {
         std::int64_t r = 0;
-        for (; r + kRows <= kTile; r += kRows) {
+        for (; r + kRows <= kTile && r < count; r += kRows) {
             block<kRows, kRegisters, add>(terms, a + r * row, row, term, b + first, c + r * columns + first, columns);
         }
         if constexpr (kTile % kRows != 0) {
             constexpr int rest = kTile % kRows;
-            block<rest, kRegisters, add>(terms, a + r * row, row, term, b + first, c + r * columns + first, columns);
+            if (r < count) {
+                block<rest, kRegisters, add>(terms, a + r * row, row, term, b + first, c + r * columns + first, columns);
+            }
         }
     }
     for (; first < columns; first += kLanes) {
-        for (std::int64_t r = 0; r < kTile; r += 8) {
+        for (std::int64_t r = 0; r < count; r += 8) {
             block<8, 1, add>(terms, a + r * row, row, term, b + first, c + r * columns + first, columns);
         }
     }
@@ -124,6 +126,35 @@ LRP_FAST_ONLY double LRP_FAST_VISIT(TileQueries& queries, const TileKeys& keys, 
     double total = 0;
     for (int lane = 0; lane < kLanes; ++lane) total += mass[lane];
     return total;
+}
+
+LRP_FAST_ONLY void LRP_FAST_EDGES(const EdgeQueries& queries, const EdgeKeys& keys, std::int64_t features, float ratio,
+                                  float* work, float* edges) {
+    float* const products[] = {work, work + kTile * kTile, work + 2 * kTile * kTile, work + 3 * kTile * kTile};
+    const auto between = [&](int place, const float* a, const float* b) LRP_FAST_ONLY {
+        product<false>(features, a, features, 1, b, products[place], kTile, queries.count);
+    };
+    between(0, queries.query, keys.key);
+    between(1, queries.u, keys.value);
+    if (keys.key_part) between(2, queries.query, keys.key_part);
+    if (keys.value_part) between(3, queries.u, keys.value_part);
+    const float* const through = products[keys.key_part ? 2 : 0];
+    const float* const direct = products[keys.value_part ? 3 : 1];
+    for (std::int64_t i = 0; i < queries.count; ++i) {
+        const std::int64_t from = std::clamp<std::int64_t>(queries.from[i] - keys.first, 0, kTile);
+        const std::int64_t to = std::clamp<std::int64_t>(queries.to[i] - keys.first, from, kTile);
+        float* const row = products[1] + i * kTile;
+        for (std::int64_t j = i * kTile; j < (i + 1) * kTile; j += kLanes) {
+            const Floats flow = at(products[1] + j);
+            Floats weights = at(products[0] + j) - queries.lse[i];
+            exponentiate(weights);
+            at(products[1] + j) =
+                weights * (at(direct + j) + (flow - queries.passed[i]) * ratio * at(through + j));
+        }
+        for (std::int64_t j = 0; j < from; ++j) row[j] = 0;
+        for (std::int64_t j = to; j < kTile; ++j) row[j] = 0;
+        for (std::int64_t j = 0; j < kTile; j += kLanes) at(edges + i * kTile + j) += at(row + j);
+    }
 }
 
 }  // namespace lrp_fast

@@ -10,7 +10,7 @@ import torch
 from .graph import GraphSpec
 from .hf import LayerSize
 from .hf.indexed import SCORES
-from .ops import attention_native
+from .ops import attention_native, edges_native
 from .ops.decayed import ROOM as SCANNED
 from .ops.edges import HELD
 from .rules import Rules
@@ -188,14 +188,19 @@ def _work_on_edges(size: LayerSize, context: Context) -> tuple[int, float]:
     length = context.length  # prompts' edges are chosen one after another
     # Products of the queries that share a head of keys, and what is chosen from among the edges of all heads.
     tile = w * min(1 << 21, 64 * size.heads * length)
-    chosen = 0
-    if size.heads:
+    chosen, native = 0, _is_native(size, context) and not context.rules.attention_gamma
+    if native:
+        features = q // size.heads
+        chosen = 4 * edges_native.floats(k // features, length, features, *[not size.plain] * 2)
+        if context.graph.mass is not None:  # a tile, and what the choice makes of it
+            chosen += 6 * w * min(edges_native.EACH, length * length)
+    elif size.heads:
         chosen = (5 if context.rules.treatment.score else 3) * tile * q // (size.heads * k) + 6 * tile // size.heads
     if size.scanned:
         held += w * size.scanned
         chosen += w * (2 * SCANNED + 64 * length * 8)
     if size.device == HOST:
-        held += w * (q if b == w else 2 * q)
+        held += 0 if native else w * (q if b == w else 2 * q)
         if context.bounded:
             held += w * (2 * q + 2 * k)
     if context.graph.mass is not None:

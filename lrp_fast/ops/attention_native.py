@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,7 +60,7 @@ def add(
     """
     keys = key.shape[1]
     behind = keys if reach.window is None else reach.window
-    g, query, key, value, out = (_dense(t.detach()).numpy() for t in (g, query, key, value, out))
+    g, query, key, value, out = map(dense, (g, query, key, value, out))
     lse, norm = (None if t is None else t.contiguous().numpy() for t in (lse, norm))
     if tiles is not None:
         tiles = tiles.contiguous().view(torch.uint8).numpy()
@@ -80,5 +81,7 @@ def zeros(like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.zeros(like.transpose(-3, -2).shape, dtype=dtype, device=like.device).transpose(-3, -2)
 
 
-def _dense(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+def dense(x: Tensor) -> np.ndarray:
+    """With dense features, as the core takes it; most lie so already."""
+    x = x.detach()
+    return (x if x.stride(-1) == 1 else x.contiguous()).numpy()

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import edges_native
 from .attention import Trace, at_values
 from .attention_bounded import TILE, blocked, visits
 from .attention_chunks import chunks_of
@@ -67,6 +68,11 @@ def attention_edges(
     by_kernels = trace.reach.is_plain and fused(trace.query, impl, served=small)
     if by_kernels and topk is not None and topk <= kernels("edges").MOST:
         return joined([_strongest(*chunk, topk) for chunk in _chunks(trace, rows, key_part, value_part)])
+    if topk is not None and not by_kernels and edges_native.serves(trace):
+        chunks = _chunks(trace, rows, key_part, value_part)
+        return joined(
+            [_moved(start, edges_native.strongest(chunk, own, *parts, topk)) for start, own, chunk, *parts in chunks]
+        )
     computed, room = partial(attention_tiles, trace, key_part, value_part, by_kernels), 0 if by_kernels else HELD
     return by_row(computed(rows), topk) if mass is None else by_mass(computed, rows, mass, own, room, impl)
 
@@ -90,6 +96,8 @@ def attention_tiles(
     for start, own, chunk, *parts in _chunks(trace, rows, key_part, value_part):
         if by_kernels:
             found = _fused_tiles(chunk, _prepared(chunk, *parts), own)
+        elif edges_native.serves(chunk):
+            found = edges_native.tiles(chunk, own, *parts)
         else:
             found = (bounded_tiles if chunk.unit == (TILE, TILE) else edge_tiles)(chunk, own, *parts)
         for position, keys, entries in found:
@@ -100,6 +108,10 @@ def _strongest(start: int, rows: Tensor, trace: Trace, key_part, value_part, top
     given = _prepared(trace, key_part, value_part)
     columns, weights, dropped = kernels("edges").strongest(given, rows, topk, table(trace.query))
     return listed(columns + start, weights, dropped)
+
+
+def _moved(start: int, found: Selected) -> Selected:
+    return found._replace(columns=found.columns + start) if start else found
 
 
 def crossing(trace: Trace, key_part: Tensor | None = None, value_part: Tensor | None = None) -> Tensor:
