@@ -133,7 +133,7 @@ EdgesCall edges_call(const py::dict& all) {
                            tokens("key", of_keys),  tokens("value", of_keys),  part("key_part"),
                            part("value_part"),      rows(of("lse"), "lse", {shape.heads, shape.queries}),
                            tiles_of(of("tiles"), shape), of("share").cast<float>(), of("ratio").cast<float>(),
-                           chosen.data(),           chosen.size()};
+                           chosen.data(),           chosen.size(),     all.contains("packed")};
     if (!given.lse) throw py::value_error("only key_part, value_part and tiles may be None");
     for (std::int64_t r = 0; r < given.num_rows; ++r) {
         if (given.rows[r] < (r ? given.rows[r - 1] + 1 : 0) || given.rows[r] >= shape.queries) {
@@ -196,13 +196,19 @@ void bind_attention(py::module_& module) {
     module.def("attention_backward_floats", &floats,
                "How many floats `attention_backward` takes to work in; without scores, it gets no d_query and d_key.",
                arg("heads"), arg("key_heads"), arg("queries"), arg("keys"), arg("features"), arg("scores"));
+#ifdef _OPENMP
+    module.attr("has_openmp") = true;
+#else
+    module.attr("has_openmp") = false;
+#endif
     module.def("attention_edges_floats", &edges_floats, "How many floats the edges take to work in.", arg("key_heads"),
                arg("keys"), arg("features"), arg("key_part"), arg("value_part"));
     module.def("attention_edges", &edges,
                R"doc(Writes the edges of some queries to (R, high - low) float32, from keys low ... high - 1.
 
 ``given`` holds what `attention_backward` takes, ``key_part`` and ``value_part`` (None: key and value), ``share`` and
-``ratio`` (of the values, and of the scores in units of that), and ``rows`` (R,) int64, ascending.)doc",
+``ratio`` (of the values, and of the scores in units of that), and ``rows`` (R,) int64, ascending; ``packed`` where
+``work`` is as a call with the same keys and values left it.)doc",
                arg("given"), arg("low"), arg("high"), arg("edges"));
     module.def("attention_edges_strongest", &strongest,
                R"doc(Of each query the k strongest edges, and the sums of the positive and of the negative others.

@@ -6,7 +6,7 @@
 
 namespace lrp_fast {
 
-constexpr std::int64_t kTile = 64;  // queries, and keys
+inline constexpr std::int64_t kTile = 64;  // queries, and keys
 
 // Of a tile's queries; rows that are not there are 0, their lse infinite.
 struct TileQueries {

@@ -23,7 +23,7 @@ LRP_FAST_INLINE const Memory& at(const float* pointer) { return *reinterpret_cas
 // exp, to 2 units in the last place, of what is not above 88; 0 below -87.
 LRP_FAST_INLINE void exponentiate(Floats& x) {
     constexpr float rounding = 12582912.0f;  // added to it, a number loses its fraction: the last bits hold the integer
-    const Floats bounded = x < -87.0f ? Floats{} - 87.0f : x;  // a NaN is one thereafter, too
+    const Floats bounded = x < -87.0f ? Floats{} - 87.0f : x;
     const Floats shifted = bounded * 1.44269504f + rounding, n = shifted - rounding;
     const Floats r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts, the first of few bits
     Floats sum = r * (1.0f / 5040) + 1.0f / 720;
@@ -34,7 +34,7 @@ LRP_FAST_INLINE void exponentiate(Floats& x) {
     sum = sum * r + 1.0f;
     sum = sum * r + 1.0f;
     const Floats found = (Floats)((Integers)sum + ((Integers)shifted << 23));
-    x = x < -87.0f ? Floats{} : found;
+    x = x < -87.0f ? Floats{} : x == x ? found : x;  // a NaN stays one
 }
 
 // c = a b or, to add, c += a b: (R, V registers) over so many terms. Rows of b and c are dense, a's strides are any.
@@ -136,9 +136,9 @@ LRP_FAST_ONLY void LRP_FAST_EDGES(const EdgeQueries& queries, const EdgeKeys& ke
     };
     between(0, queries.query, keys.key);
     between(1, queries.u, keys.value);
-    if (keys.key_part) between(2, queries.query, keys.key_part);
+    if (keys.key_part && ratio != 0) between(2, queries.query, keys.key_part);
     if (keys.value_part) between(3, queries.u, keys.value_part);
-    const float* const through = products[keys.key_part ? 2 : 0];
+    const float* const through = products[keys.key_part && ratio != 0 ? 2 : 0];
     const float* const direct = products[keys.value_part ? 3 : 1];
     for (std::int64_t i = 0; i < queries.count; ++i) {
         const std::int64_t from = std::clamp<std::int64_t>(queries.from[i] - keys.first, 0, kTile);
@@ -148,8 +148,9 @@ LRP_FAST_ONLY void LRP_FAST_EDGES(const EdgeQueries& queries, const EdgeKeys& ke
             const Floats flow = at(products[1] + j);
             Floats weights = at(products[0] + j) - queries.lse[i];
             exponentiate(weights);
-            at(products[1] + j) =
-                weights * (at(direct + j) + (flow - queries.passed[i]) * ratio * at(through + j));
+            Floats edges_of_head = at(direct + j);
+            if (ratio != 0) edges_of_head += (flow - queries.passed[i]) * ratio * at(through + j);
+            at(products[1] + j) = weights * edges_of_head;
         }
         for (std::int64_t j = 0; j < from; ++j) row[j] = 0;
         for (std::int64_t j = to; j < kTile; ++j) row[j] = 0;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <stdexcept>
 #include <vector>
 
@@ -39,6 +38,7 @@ public:
         if (!edges_) throw std::runtime_error(kUnserved);
         const Tokens<const float>* const all[] = {&given.key, &given.value, &given.key_part, &given.value_part};
         for (const auto* one : all) place_.push_back(one->data ? parts_++ : -1);
+        if (given.packed) return;
         parallel_for(shape.key_heads * columns_, [&](std::int64_t n) {
             const Buffer plain = buffer(size_);
             for (int part = 0; part < 4; ++part) {
@@ -205,9 +205,9 @@ void attention_edges_strongest(const AttentionShape& shape, const EdgesGiven& gi
                 std::fill(column, columns + (r + 1) * k, 0);
                 std::fill(weight, weights + (r + 1) * k, 0.0f);
                 double plus = 0, minus = 0;
-                for (std::int64_t j = 0; j < high - low; ++j) {
-                    plus += found[j] > 0 ? found[j] : 0.0f;
-                    minus += found[j] < 0 ? found[j] : 0.0f;
+                for (std::int64_t j = 0; j < high - low; ++j) {  // a NaN goes into both
+                    plus += found[j] < 0 ? 0.0f : found[j];
+                    minus += found[j] > 0 ? 0.0f : found[j];
                 }
                 dropped[2 * r] = static_cast<float>(plus);
                 dropped[2 * r + 1] = static_cast<float>(minus);

@@ -16,6 +16,7 @@ struct EdgesGiven {
     float share, ratio;  // of the values, and of the scores in units of that
     const std::int64_t* rows;  // which queries, ascending
     std::int64_t num_rows;
+    bool packed;  // whether `work` is as a call with the same keys and values left it
 };
 
 // Of each query the keys from `low` to `high` - 1: (num_rows, high - low).

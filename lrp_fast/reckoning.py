@@ -113,7 +113,7 @@ def work_replayed(size: LayerSize, context: Context, rows: int) -> int:
     attention = context.tokens * (attention + targets * w + _flash_attention(size, context))
     attention += _native_attention(size, context)
     chosen = _choices(size, context)
-    flash = (scored or _is_native(size, context)) and rules.attention_gamma == 0 and not tempered
+    flash = (scored or _is_taken(size, context, context.dtype)) and rules.attention_gamma == 0 and not tempered
     if chosen or (on_host and not flash):  # a few tiles of scores
         attention += 7 * min(1 << 21, 64 * size.heads * context.tokens)
     if on_host and size.window is not None and size.window < context.length:  # masks of blocks of queries
@@ -140,29 +140,43 @@ def work_with_graph(size: LayerSize, context: Context) -> int:
 
 def _choosing(size: LayerSize, context: Context) -> int:
     """What a bounded backward pass takes beside the exact one: the masses of tiles, of which half are there, as they
-    are sorted; on the host, too, all that meets in its products, in blocks of its own."""
+    are sorted; on the host, too, all that meets in its products, of its own."""
     if not context.bounded:
         return 0
     tiles = size.heads * math.ceil(context.length / 64) ** 2  # of one prompt at a time
-    blocks = context.tokens * context.wide * (3 * size.query + 4 * size.key) if size.device == HOST else 0
-    return tiles * (2 * context.wide + 28) + blocks
+    if size.device != HOST:
+        work = 0
+    elif not _is_taken(size, context, torch.float32):
+        work = context.tokens * context.wide * (3 * size.query + 4 * size.key)
+    elif context.dtype == torch.float32:  # as the exact one
+        work = 0
+    else:  # wider, and what comes of it
+        work = context.tokens * 4 * 4 * (size.query + size.key) + _core(size, context)
+    return tiles * (2 * context.wide + 28) + work
 
 
 def _native_attention(size: LayerSize, context: Context) -> int:
     """Bytes that the C++ core takes for itself on the way back, where it may serve; PyTorch's CPU kernel takes keys
     and values once a query head."""
-    if size.device != HOST or not size.heads:
+    rules = context.rules
+    if size.device != HOST or not size.heads or rules.attention_gamma:
         return 0
-    features, key_heads = size.query // size.heads, size.heads * size.key // size.query
-    length, scored = context.length, context.rules.treatment.score != 0  # prompts go back one after another
-    if _is_native(size, context):
-        return 4 * attention_native.floats(size.heads, key_heads, length, length, features, scored)
-    copied = scored and size.query > size.key and length > 1024 and key_heads % torch.get_num_threads()
-    return int(context.tokens * context.dtype.itemsize * 2.8 * size.query) if copied else 0
+    if _is_taken(size, context, context.dtype):
+        return _core(size, context)
+    key_heads = size.heads * size.key // size.query
+    copied = rules.treatment.score and key_heads < size.heads and key_heads % torch.get_num_threads()
+    return int(context.tokens * context.dtype.itemsize * 2.8 * size.query) if copied and context.length > 1024 else 0
 
 
-def _is_native(size: LayerSize, context: Context) -> bool:
-    at_all = size.device == HOST and size.heads > 0 and context.dtype == torch.float32
+def _core(size: LayerSize, context: Context) -> int:
+    features, length = size.query // size.heads, context.length  # prompts go back one after another
+    scored = context.rules.treatment.score != 0
+    return 4 * attention_native.floats(size.heads, size.key // features, length, length, features, scored)
+
+
+def _is_taken(size: LayerSize, context: Context, dtype: torch.dtype) -> bool:
+    """By the C++ core, in that dtype."""
+    at_all = size.device == HOST and size.heads > 0 and dtype == torch.float32 and context.wide == 4
     return at_all and attention_native.takes(size.query // size.heads)
 
 
@@ -188,12 +202,15 @@ def _work_on_edges(size: LayerSize, context: Context) -> tuple[int, float]:
     length = context.length  # prompts' edges are chosen one after another
     # Products of the queries that share a head of keys, and what is chosen from among the edges of all heads.
     tile = w * min(1 << 21, 64 * size.heads * length)
-    chosen, native = 0, _is_native(size, context) and not context.rules.attention_gamma
+    rules = context.rules
+    apart = not size.plain or rules.epsilon or rules.gamma or not rules.treatment.frozen_norm
+    chosen, native = 0, _is_taken(size, context, context.dtype) and not rules.attention_gamma
     if native:
         features = q // size.heads
-        chosen = 4 * edges_native.floats(k // features, length, features, *[not size.plain] * 2)
+        chosen = 4 * edges_native.floats(k // features, length, features, *[bool(apart)] * 2)
+        chosen += torch.get_num_threads() * 4 * 64 * (length + 2 * q)
         if context.graph.mass is not None:  # a tile, and what the choice makes of it
-            chosen += 6 * w * min(edges_native.EACH, length * length)
+            chosen += 6 * w * length * min(edges_native.rows_at_a_time(length), length)
     elif size.heads:
         chosen = (5 if context.rules.treatment.score else 3) * tile * q // (size.heads * k) + 6 * tile // size.heads
     if size.scanned:
@@ -205,8 +222,7 @@ def _work_on_edges(size: LayerSize, context: Context) -> tuple[int, float]:
             held += w * (2 * q + 2 * k)
     if context.graph.mass is not None:
         chosen += w * min(HELD, length * min(length // (1 + size.causal) + 32, (size.window or length) + 64))
-    rules = context.rules
-    if not size.plain or rules.epsilon or rules.gamma or not rules.treatment.frozen_norm:
+    if apart:
         # What the input contributes to keys and values takes a pass of its own, up to the attention, beforehand.
         held += w * h
         chosen = max(chosen, context.tokens * (5 * w * h + (1 if size.rotates else 8) * b * q))

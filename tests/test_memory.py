@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 import lrp_fast
 import lrp_fast.store
 from lrp_fast import GraphSpec, Memory, Rules, attribute, plan, question
+from lrp_fast.ops import attention_bounded
 from lrp_fast.packing import explain_together
 from lrp_fast.store import Heap
 
@@ -71,6 +72,21 @@ def test_what_is_allocated_is_what_was_planned(shape, rule, tier, monkeypatch):
         attribute(subject, ids, target=3, contrast=5, rule=rule, memory=memory)
     # cp's score tiles weigh more beside so few features than in any real model.
     assert allocated.peak == pytest.approx(planned.peak["cpu"], rel=0.15 if rule == "attnlrp" else 0.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_bounded_pass_takes_what_was_planned(dtype, monkeypatch):
+    monkeypatch.setattr(lrp_fast.store, "_BLOCK", 0)
+    monkeypatch.setattr(lrp_fast.reckoning, "_heap_loss", lambda size, context: 1.0)
+    monkeypatch.setattr(attention_bounded, "worth", lambda *_: 1.0)  # whatever it saves
+    subject, given = model().to(dtype), {"tolerance": 0.3}
+    ids = torch.randint(0, 97, (1024,), generator=torch.Generator().manual_seed(0))
+    memory = Memory(host_budget=plan(subject, 1024, **given).least["cpu"])
+    planned = plan(subject, 1024, memory=memory, **given)
+    with Allocated(subject) as allocated:
+        result = attribute(subject, ids, target=3, contrast=5, memory=memory, **given)
+    assert result.dropped[:-1].min() > 0  # of the last layer few rows carry relevance
+    assert allocated.peak == pytest.approx(planned.peak["cpu"], rel=0.2)
 
 
 @pytest.mark.parametrize("spec", [None, GraphSpec(topk=40)], ids=["alone", "with a graph"])

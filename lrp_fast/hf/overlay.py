@@ -73,21 +73,25 @@ def forward_of(module: nn.Module) -> Callable:
 
 def calling(module: nn.Module, **functions: Callable) -> Callable:
     """The forward pass of the module's class and what wraps it, but that its code finds these functions by their names.
+    What torch.compile was given counts, not what it made of it.
 
     Raises:
         TypeError: for a forward pass that `written` does not see through.
     """
-    own = type(module).forward
+    own = uncompiled(type(module).forward)
     if written(own) is None:
         raise TypeError(f"{type(module).__name__}.forward is wrapped by what does not show its code: unwrap it")
     return MethodType(_finding(own, functions), module)
 
 
 def written(function: Callable) -> FunctionType | None:
-    """The function under wrappers that keep what they wrap in their closure, as decorators do; None under others."""
+    """The function under wrappers that keep it in their closure, as decorators do, and nothing made from it; None under
+    others."""
     while type(function) is FunctionType and hasattr(function, "__wrapped__"):
         inner = function.__wrapped__
-        function = inner if any(cell.cell_contents is inner for cell in function.__closure__ or ()) else None
+        held = [_held(cell) for cell in function.__closure__ or ()]
+        others = [one for one in held if one is not inner and getattr(one, "__wrapped__", None) is inner]
+        function = inner if not others and any(one is inner for one in held) else None
     return function if type(function) is FunctionType else None
 
 
@@ -96,7 +100,7 @@ def _finding(function: FunctionType, functions: dict[str, Callable]) -> Function
     if hasattr(function, "__wrapped__"):
         inner = _finding(function.__wrapped__, functions)
         held = CellType(inner)
-        closure = tuple(held if cell.cell_contents is function.__wrapped__ else cell for cell in closure)
+        closure = tuple(held if _held(cell) is function.__wrapped__ else cell for cell in closure)
         told = {"__wrapped__": inner}
     else:
         names, told = names | functions, {}
@@ -104,6 +108,13 @@ def _finding(function: FunctionType, functions: dict[str, Callable]) -> Function
     found.__kwdefaults__ = function.__kwdefaults__
     found.__dict__.update(function.__dict__ | told)
     return found
+
+
+def _held(cell: CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty
+        return None
 
 
 def replaced(module: nn.Module) -> bool:

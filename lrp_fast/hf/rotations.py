@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from .forms import form
-from .overlay import Overlay, calling, written
+from .overlay import Overlay, calling, uncompiled, written
 
 _NAME, _HALF = "apply_rotary_pos_emb", "rotate_half"
 _FORMS = ("4a8f8b85ee37", "7b6c9b425ca0")  # of Llama's two, as `forms` has them
@@ -23,7 +23,7 @@ def rotating(module: nn.Module) -> Overlay:
 
 def rotates(module: nn.Module) -> bool:
     """Whether the code of its class calls these very functions, which nobody has wrapped or replaced."""
-    own = written(type(module).forward)
+    own = written(uncompiled(type(module).forward))
     rotate = None if own is None else own.__globals__.get(_NAME)
     half = rotate.__globals__.get(_HALF) if _is_plain(rotate) else None
     return _is_plain(half) and _are_llamas(rotate, half)

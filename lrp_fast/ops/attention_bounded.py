@@ -1,8 +1,9 @@
-"""The bounded backward pass of attention in plain PyTorch: tiles of little mass are left out (see `bounded`).
+"""The bounded backward pass of attention, the kernels' aside: tiles of little mass are left out (see `bounded`).
 
 A few queries of every tile, drawn by their part in its mass, tell which tiles weigh how much, roughly. Those that seem
-to matter are formed, many of them in one batched product, and their masses with them, exactly: what is missing from the
-mass of all is what was left out. While that is more than may be, others follow. Sums are taken in float32 at least.
+to matter are formed, by the C++ core or many of them in one batched product, and their masses with them, exactly: what
+is missing from the mass of all is what was left out. While that is more than may be, others follow. Sums are taken in
+float32 at least.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def backward(
         None where the whole pass costs no more, or what it is given is not finite.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
-    native = attention_native.serves(query.to(wide), value, reach)
+    native = attention_native.serves(query, value, reach, wide)
     most = worth(native, query.shape[2])
     if not most:
         return None
@@ -149,7 +150,7 @@ class _Native:
         wide = norm.dtype
         self.like, self.reach, self.norm = (query, key, value), reach, norm
         self.given = [t[0].to(wide) for t in (g, query, key, value, out, lse)]
-        self.sums = [attention_native.zeros(t[0]) if scores or t is value else None for t in self.like]
+        self.sums = attention_native.gradients(query[0], key[0], value[0], scores)
         self.mass = 0.0
 
     def add(self, tiles: Tensor) -> None:

@@ -10,24 +10,31 @@ from .. import _native
 from .attention_tiled import ahead
 
 TILE = 64  # queries, and keys, of a tile
+_THREADS = 16  # among more, some have nothing to do: there are 16 units of work at a time, or a few more
 
 
-def serves(query: Tensor, value: Tensor, reach) -> bool:
+def serves(query: Tensor, value: Tensor, reach, dtype: torch.dtype | None = None) -> bool:
     """Whether it computes this attention: float32 on a CPU, heads of a multiple of 16 features, no soft-cap, no keys
-    that hang on the prompt."""
+    that hang on the prompt, and few threads.
+
+    Args:
+        dtype: of what it will be given, where that is not the queries'.
+    """
     plain = reach.softcap is None and reach.is_plain and value.shape[3] == query.shape[3]
-    ours = query.device.type == "cpu" and query.dtype == torch.float32
+    ours = query.device.type == "cpu" and (dtype or query.dtype) == torch.float32
     return plain and ours and takes(query.shape[3])
 
 
 def takes(features: int) -> bool:
-    """Whether this processor does, of heads of so many features."""
-    return _native.attention_backward_serves(features)
+    """Whether it does, of heads of so many features: on this processor, and by these threads."""
+    threads = torch.get_num_threads()
+    by_these = threads == 1 or (_native.has_openmp and threads <= _THREADS)
+    return by_these and _native.attention_backward_serves(features)
 
 
 def backward(g, query, key, value, out, lse, reach, *, scores: bool) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """Gradients of query, key (None unless ``scores``) and value, as `attention_tiled.backward` returns them."""
-    grads = [zeros(t) if scores or t is value else None for t in (query, key, value)]
+    grads = gradients(query, key, value, scores)
     for b in range(len(g)):
         of = [None if t is None else t[b] for t in (g, query, key, value, out, lse, *grads)]
         add(*of[:6], reach, *of[6:])
@@ -49,7 +56,7 @@ def add(
     norm: Tensor | None = None,
     tiles: Tensor | None = None,
 ) -> float:
-    """Add a prompt's gradients to ``d_query`` (H, T, D), ``d_key`` and ``d_value`` (H_kv, S, D), made by `zeros`.
+    """Add a prompt's gradients to ``d_query`` (H, T, D), ``d_key`` and ``d_value`` (H_kv, S, D), those of `gradients`.
 
     Args:
         norm: (H, T) |g|, for the mass.
@@ -76,9 +83,15 @@ def floats(heads: int, key_heads: int, queries: int, keys: int, features: int, s
     return _native.attention_backward_floats(heads, key_heads, queries, keys, features, scores)
 
 
-def zeros(like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Of (..., H, T, D), which lies as (..., T, H, D) does: so the linear maps below take it."""
-    return torch.zeros(like.transpose(-3, -2).shape, dtype=dtype, device=like.device).transpose(-3, -2)
+def gradients(query: Tensor, key: Tensor, value: Tensor, scores: bool) -> list[Tensor | None]:
+    """For `add`: zeros that are like them, in float32, None of query and key unless ``scores``. (..., H, T, D) lie as
+    (..., T, H, D) do: so the linear maps below take them."""
+
+    def zeros(like: Tensor) -> Tensor:
+        shape = like.transpose(-3, -2).shape
+        return torch.zeros(shape, dtype=torch.float32, device=like.device).transpose(-3, -2)
+
+    return [zeros(query) if scores else None, zeros(key) if scores else None, zeros(value)]
 
 
 def dense(x: Tensor) -> np.ndarray:

@@ -66,14 +66,14 @@ def attention_edges(
         raise ValueError("give one of topk= and mass=")
     small = trace.query.shape[-1] * trace.query.element_size() <= 512
     by_kernels = trace.reach.is_plain and fused(trace.query, impl, served=small)
-    if by_kernels and topk is not None and topk <= kernels("edges").MOST:
-        return joined([_strongest(*chunk, topk) for chunk in _chunks(trace, rows, key_part, value_part)])
-    if topk is not None and not by_kernels and edges_native.serves(trace):
-        chunks = _chunks(trace, rows, key_part, value_part)
-        return joined(
-            [_moved(start, edges_native.strongest(chunk, own, *parts, topk)) for start, own, chunk, *parts in chunks]
-        )
-    computed, room = partial(attention_tiles, trace, key_part, value_part, by_kernels), 0 if by_kernels else HELD
+    by = "triton" if by_kernels else "core" if edges_native.serves(trace) else "torch"
+    if topk is not None and (by == "core" or (by_kernels and topk <= kernels("edges").MOST)):
+        strongest, found = _strongest if by_kernels else edges_native.strongest, []
+        for start, *chunk in _chunks(trace, rows, key_part, value_part):
+            columns, weights, dropped = strongest(*chunk, topk)
+            found.append(listed(columns + start, weights, dropped))
+        return joined(found)
+    computed, room = partial(attention_tiles, trace, key_part, value_part, by), 0 if by_kernels else HELD
     return by_row(computed(rows), topk) if mass is None else by_mass(computed, rows, mass, own, room, impl)
 
 
@@ -91,12 +91,13 @@ def _chunks(
 
 
 def attention_tiles(
-    trace: Trace, key_part: Tensor | None, value_part: Tensor | None, by_kernels: bool, rows: Tensor
+    trace: Trace, key_part: Tensor | None, value_part: Tensor | None, by: str, rows: Tensor
 ) -> Iterator[Tile]:
+    """All edges of those queries, by "triton", by the C++ "core" or by "torch"."""
     for start, own, chunk, *parts in _chunks(trace, rows, key_part, value_part):
-        if by_kernels:
+        if by == "triton":
             found = _fused_tiles(chunk, _prepared(chunk, *parts), own)
-        elif edges_native.serves(chunk):
+        elif by == "core":
             found = edges_native.tiles(chunk, own, *parts)
         else:
             found = (bounded_tiles if chunk.unit == (TILE, TILE) else edge_tiles)(chunk, own, *parts)
@@ -104,14 +105,8 @@ def attention_tiles(
             yield position + start, slice(keys.start + start, keys.stop + start), entries
 
 
-def _strongest(start: int, rows: Tensor, trace: Trace, key_part, value_part, topk: int) -> Selected:
-    given = _prepared(trace, key_part, value_part)
-    columns, weights, dropped = kernels("edges").strongest(given, rows, topk, table(trace.query))
-    return listed(columns + start, weights, dropped)
-
-
-def _moved(start: int, found: Selected) -> Selected:
-    return found._replace(columns=found.columns + start) if start else found
+def _strongest(rows: Tensor, trace: Trace, key_part, value_part, topk: int) -> tuple[Tensor, Tensor, Tensor]:
+    return kernels("edges").strongest(_prepared(trace, key_part, value_part), rows, topk, table(trace.query))
 
 
 def crossing(trace: Trace, key_part: Tensor | None = None, value_part: Tensor | None = None) -> Tensor:

@@ -11,9 +11,9 @@ from .. import _native
 from . import attention_native
 from .attention import Trace, at_values
 from .attention_tiled import ahead, reached
-from .select import Selected, Tile, listed
+from .select import Tile
 
-EACH = 1 << 20  # edges of a tile: of fewer, threads wait for each other
+_EACH = 1 << 20  # edges of a tile: of fewer, threads wait for each other
 
 
 def serves(trace: Trace) -> bool:
@@ -23,14 +23,16 @@ def serves(trace: Trace) -> bool:
     return plain and attention_native.serves(trace.query, trace.value, trace.reach)
 
 
-def strongest(trace: Trace, rows: Tensor, key_part: Tensor | None, value_part: Tensor | None, k: int) -> Selected:
-    """As `select.by_row`, of all edges of those queries."""
+def strongest(
+    rows: Tensor, trace: Trace, key_part: Tensor | None, value_part: Tensor | None, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `select.by_row` chooses of all edges of those queries, as `select.listed` takes it."""
     k, given = min(k, trace.key.shape[2]), _given(trace, key_part, value_part)
     columns = torch.empty(len(rows), k, dtype=torch.int32, device="cpu")
     weights, dropped = (torch.empty(len(rows), size, dtype=torch.float32, device="cpu") for size in (k, 2))
     given["rows"] = rows.contiguous().numpy()
     _native.attention_edges_strongest(given, *(t.numpy() for t in (columns, weights, dropped)))
-    return listed(columns, weights, dropped)
+    return columns, weights, dropped
 
 
 def tiles(
@@ -40,13 +42,20 @@ def tiles(
     keys, given = trace.key.shape[2], _given(trace, key_part, value_part)
     rows = rows.contiguous()
     position = rows + (keys - trace.query.shape[2])
-    each = max(1, EACH // keys)
+    each = rows_at_a_time(keys)
     for start in range(0, len(rows), each):
         own, of = rows[start : start + each], position[start : start + each]
         read = reached(int(of[0]), int(of[-1]), keys, trace.reach)
         found = torch.empty(len(own), read.stop - read.start, dtype=torch.float32, device="cpu")
-        _native.attention_edges(given | {"rows": own.numpy()}, read.start, read.stop, found.numpy())
+        given["rows"] = own.numpy()
+        _native.attention_edges(given, read.start, read.stop, found.numpy())
+        given["packed"] = True
         yield of, read, found
+
+
+def rows_at_a_time(keys: int) -> int:
+    """Of `tiles`: a tile of queries at least for each thread."""
+    return max(_EACH // keys, attention_native.TILE * torch.get_num_threads())
 
 
 def floats(key_heads: int, keys: int, features: int, key_part: bool, value_part: bool) -> int:

@@ -144,7 +144,8 @@ def _crossing(trace: Trace | Mixed, parts: Parts) -> Tensor:
 def _computed(one: Mixing) -> Callable[[Tensor], Iterator[Tile]]:
     trace, parts = one
     if isinstance(trace, Trace):
-        return partial(attention_tiles, trace, *parts, False)
+        # The core would lay out all keys anew for each of the few rows at a time that are asked for here.
+        return partial(attention_tiles, trace, *parts, "torch")
     given, back = (tuple(None if t is None else t[0] for t in these) for these in (trace.given, trace.back))
     edges = trace.form(trace.g[0], given, back, tuple(None if t is None else t[:, 0] for t in parts))
     return lambda rows: [(rows, slice(0, int(rows[-1]) + 1), edges(rows))]

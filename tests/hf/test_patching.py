@@ -477,6 +477,35 @@ def test_a_wrapper_that_does_not_show_the_code_of_a_forward_pass(tiny, monkeypat
         calling(attention)
 
 
+def test_a_wrapper_whose_closure_holds_something_else(tiny, ids, monkeypatch):
+    model = tiny("llama")
+    kind, expected = type(model.model.layers[0].self_attn), model(ids).logits
+    own = kind.forward
+
+    def wrapper(bound, call):
+        if bound:
+            ahead, zzz = 1, 2
+
+        @functools.wraps(own)
+        def forward(*args, **named):
+            return call(*args, **named) if own is not None else (ahead, zzz)
+
+        return forward
+
+    @functools.wraps(own)
+    def made(*args, **named):
+        return own(*args, **named)
+
+    monkeypatch.setattr(kind, "forward", wrapper(False, own))  # with empty cells
+    assert rotations.rotates(model.model.layers[0].self_attn)
+    with patched(model):
+        assert torch.equal(model(ids).logits, expected)
+    monkeypatch.setattr(kind, "forward", wrapper(True, made))  # which calls what is made of it
+    assert not rotations.rotates(model.model.layers[0].self_attn)
+    monkeypatch.setattr(kind, "forward", torch.compile(own, backend="eager"))
+    assert calling(model.model.layers[0].self_attn).__code__ is own.__code__
+
+
 def test_wide_maps_without_relevance(tiny, ids, monkeypatch):
     """A mixture's experts without the explained token, as of vocabularies, get zeros alone."""
     model = tiny("mixtral", torch.float64)
