@@ -170,11 +170,17 @@ Edges edges_of(std::int64_t features, std::int64_t lanes) {
     return served<Edges>(features, lanes, edges_avx512, edges_avx2);
 }
 
+Masses masses_of(std::int64_t features, std::int64_t lanes) {
+    return served<Masses>(features, lanes, masses_avx512, masses_avx2);
+}
+
 #else
 
 Visit visit_of(std::int64_t, std::int64_t) { return nullptr; }
 
 Edges edges_of(std::int64_t, std::int64_t) { return nullptr; }
+
+Masses masses_of(std::int64_t, std::int64_t) { return nullptr; }
 
 #endif
 

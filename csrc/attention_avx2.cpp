@@ -6,6 +6,7 @@
 #define LRP_FAST_REGISTERS 2
 #define LRP_FAST_VISIT visit_avx2
 #define LRP_FAST_EDGES edges_avx2
+#define LRP_FAST_MASSES masses_avx2
 
 #include "attention_visit.hpp"
 

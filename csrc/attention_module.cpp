@@ -1,4 +1,4 @@
-// The Python face of attention.cpp and edges.cpp: checks the arguments, lets go of the interpreter lock, calls.
+// The Python face of attention.cpp, edges.cpp and masses.cpp: checks the arguments, lets go of the interpreter lock, calls.
 
 #include "attention_module.hpp"
 
@@ -8,6 +8,7 @@
 #include "arguments.hpp"
 #include "attention.hpp"
 #include "edges.hpp"
+#include "masses.hpp"
 
 namespace lrp_fast {
 namespace {
@@ -172,6 +173,31 @@ void strongest(const py::dict& given, const py::object& columns, const py::objec
     attention_edges_strongest(call.shape, call.given, k, column, weight, others, call.work, call.threads, call.lanes);
 }
 
+void masses(const py::object& query, const py::object& key, const py::object& lse, const py::object& drawn, double scale,
+            const py::object& behind, const py::object& ahead, const py::object& found, const py::object& work,
+            const py::object& threads, const py::object& lanes) {
+    const std::int64_t width = count(lanes, "lanes");
+    const AttentionShape shape = shape_of(query, key, scale, behind, ahead, true, width);
+    const std::int64_t of_queries = attention_tiles(shape.queries), of_keys = attention_tiles(shape.keys);
+    const auto chosen = shaped_array_of<std::int64_t>(drawn, "drawn", {shape.heads, of_queries, kDrawn});
+    const std::int64_t* const first = chosen.data();
+    if (std::any_of(first, first + chosen.size(), [&](auto one) { return one < 0 || one >= shape.queries; })) {
+        throw py::value_error("drawn must be queries");
+    }
+    const MassesGiven given{read(query, "query", queries_of(shape)), read(key, "key", keys_of(shape)),
+                            shaped_array_of<float>(lse, "lse", {shape.heads, shape.queries}).data(), first};
+    float* const to = shaped_array_of<float>(found, "masses", {shape.heads, of_queries, of_keys}).mutable_data();
+    float* const room = room_of(work, attention_masses_floats(shape));
+    const int on = number(threads);
+    const py::gil_scoped_release unlocked;
+    attention_masses(shape, given, to, room, on, width);
+}
+
+std::int64_t masses_floats(const py::object& key_heads, const py::object& keys, const py::object& features) {
+    return attention_masses_floats({1, count(key_heads, "key_heads"), 1, count(keys, "keys"),
+                                    count(features, "features"), 1, 1, 1, true});
+}
+
 std::int64_t edges_floats(const py::object& key_heads, const py::object& keys, const py::object& features,
                           bool key_part, bool value_part) {
     return attention_edges_floats({1, count(key_heads, "key_heads"), 1, count(keys, "keys"),
@@ -216,6 +242,14 @@ void bind_attention(py::module_& module) {
 Writes to ``columns`` (R, k) int32, ascending, ``weights`` (R, k) float32, 0 where there are fewer, and ``dropped`` (R, 2).
 Of equal edges those with the lower key are chosen. ``given``: as `attention_edges` takes it.)doc",
                arg("given"), arg("columns"), arg("weights"), arg("dropped"));
+    module.def("attention_masses_floats", &masses_floats, "How many floats `attention_masses` takes to work in.",
+               arg("key_heads"), arg("keys"), arg("features"));
+    module.def("attention_masses", &masses,
+               R"doc(The sums of the weights of a few queries by tiles of keys, (H, tiles of T, tiles of S) float32.
+
+``drawn`` is (H, tiles of T, 8) int64, which queries are those of each tile; the others are as in `attention_backward`.)doc",
+               arg("query"), arg("key"), arg("lse"), arg("drawn"), arg("scale"), arg("behind"), arg("ahead"),
+               arg("masses"), arg("work"), arg("threads"), arg("lanes") = 0);
     module.def("attention_backward", &backward,
                R"doc(Adds the gradients of attention by tiles of 64 queries and 64 keys; returns the mass of those tiles.
 

@@ -15,6 +15,7 @@ namespace lrp_fast {
 // Null where the processor, the compiler or the number of features is none of theirs: see attention_backward_serves.
 Visit visit_of(std::int64_t features, std::int64_t lanes);
 Edges edges_of(std::int64_t features, std::int64_t lanes);
+Masses masses_of(std::int64_t features, std::int64_t lanes);
 inline constexpr const char* kUnserved = "this processor has no AVX2, or the features are no multiple of 16";
 
 // Memory that is not written to before it is used, from the first byte of a cache line on.

@@ -41,6 +41,10 @@ struct EdgeKeys {
     std::int64_t first;                                // of all keys
 };
 
+// Of 64 queries, 8 of each of 8 tiles: adds to `masses` (8) the sums of their weights on a tile of keys. Of `u` and
+// `passed` nothing is read; `work` is (64, 64).
+using Masses = void (*)(const EdgeQueries&, const EdgeKeys&, std::int64_t features, float* work, float* masses);
+
 // Returns the tile's mass.
 using Visit = double (*)(TileQueries&, const TileKeys&, const TileReach&, std::int64_t features);
 
@@ -54,5 +58,7 @@ void edges_avx512(const EdgeQueries& queries, const EdgeKeys& keys, std::int64_t
                   float* edges);
 void edges_avx2(const EdgeQueries& queries, const EdgeKeys& keys, std::int64_t features, float ratio, float* work,
                 float* edges);
+void masses_avx512(const EdgeQueries& queries, const EdgeKeys& keys, std::int64_t features, float* work, float* masses);
+void masses_avx2(const EdgeQueries& queries, const EdgeKeys& keys, std::int64_t features, float* work, float* masses);
 
 }  // namespace lrp_fast

@@ -158,4 +158,26 @@ LRP_FAST_ONLY void LRP_FAST_EDGES(const EdgeQueries& queries, const EdgeKeys& ke
     }
 }
 
+LRP_FAST_ONLY void LRP_FAST_MASSES(const EdgeQueries& queries, const EdgeKeys& keys, std::int64_t features, float* work,
+                                   float* masses) {
+    product<false>(features, queries.query, features, 1, keys.key, work, kTile, queries.count);
+    Floats sum{};
+    for (std::int64_t i = 0; i < queries.count; ++i) {
+        float* const row = work + i * kTile;
+        for (std::int64_t j = 0; j < kTile; j += kLanes) {
+            Floats weights = at(row + j) - queries.lse[i];
+            exponentiate(weights);
+            at(row + j) = weights;
+        }
+        const std::int64_t from = std::clamp<std::int64_t>(queries.from[i] - keys.first, 0, kTile);
+        const std::int64_t to = std::clamp<std::int64_t>(queries.to[i] - keys.first, from, kTile);
+        for (std::int64_t j = 0; j < from; ++j) row[j] = 0;
+        for (std::int64_t j = to; j < kTile; ++j) row[j] = 0;
+        for (std::int64_t j = 0; j < kTile; j += kLanes) sum += at(row + j);
+        if (i % 8 != 7) continue;
+        for (int lane = 0; lane < kLanes; ++lane) masses[i / 8] += sum[lane];
+        sum = Floats{};
+    }
+}
+
 }  // namespace lrp_fast

@@ -150,7 +150,10 @@ def _run(model: PreTrainedModel, unknown: set[type], stubs: dict[type, bool], pa
             module.forward = FunctionType(own.__code__, names, own.__name__, own.__defaults__).__get__(module)
     # A clone, as some write into it.
     embeddings.register_forward_hook(lambda *given: _leaf(given[-1]).clone())
-    most = getattr(blank.config.get_text_config(), "max_position_embeddings", None) or _LENGTHS[0]
+    config = blank.config.get_text_config()
+    # Without attention there are no tables and windows, and what carries a state may take a step of Python a token.
+    attends = getattr(config, "num_attention_heads", None) is not None
+    most = getattr(config, "max_position_embeddings", None) or _LENGTHS[0 if attends else 1]
     lengths = [_SHORT, max((length for length in _LENGTHS if length <= most), default=_SHORT)]
     said = _past_autograd(unknown)
     short, long = (_read(blank, _Watch(unknown, stubs, nodes, said, length, eager), length) for length in lengths)

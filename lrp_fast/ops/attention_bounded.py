@@ -31,11 +31,11 @@ _AIM = 0.8  # of the tolerance, at first: tiles that seem lighter than they are 
 def worth(native: bool, queries: int) -> float:
     """Of the tiles, so many at most may stay: with more, to choose them costs more than it saves. 0: that is sure.
 
-    Measured with AVX-512: the choice takes 0.1 to 0.25 of an exact pass by PyTorch's flash kernel, all tiles by the C++
-    core 0.5 to 0.85 of it, and in plain PyTorch 1.6.
+    Measured with AVX-512, in units of an exact pass by PyTorch's flash kernel: by the C++ core the choice takes 0.05 to
+    0.1, all tiles 0.7 to 0.8 and an exact pass 0.6 to 0.8; in plain PyTorch the choice 0.1 to 0.25 and all tiles 1.6.
     """
     if native:
-        return 0.6 if queries > 512 else 0.0
+        return 0.7 if queries > 512 else 0.0
     return 0.5 if queries > 1024 else 0.0
 
 
@@ -74,7 +74,7 @@ def backward(
         return None
     weighed = norm if sinks is None else norm * (1 - torch.exp(sinks.to(wide)[:, None] - lse[0]))
     total = weighed.sum(dtype=torch.float64).item()
-    guessed = _guessed(norm, query, key, lse, reach)
+    guessed = _guessed(norm, query, key, lse, reach, native)
     chosen = choose(guessed, _AIM * tolerance)
     if chosen is None or chosen.kept.sum() > most * (guessed > 0).sum():
         return None
@@ -94,7 +94,7 @@ def backward(
         chosen = choose(guessed, goal)
 
 
-def _guessed(norm: Tensor, query: Tensor, key: Tensor, lse: Tensor, reach) -> Tensor:
+def _guessed(norm: Tensor, query: Tensor, key: Tensor, lse: Tensor, reach, native: bool = False) -> Tensor:
     """(H, tiles of queries, tiles of keys) masses, unbiased, by `_DRAWN` queries a tile: as many as there are equal
     parts of its |u_i|, from the middle of each. Above 0 wherever a query with relevance reads a key."""
     (heads, queries), keys, wide = query.shape[1:3], key.shape[2], norm.dtype
@@ -105,7 +105,25 @@ def _guessed(norm: Tensor, query: Tensor, key: Tensor, lse: Tensor, reach) -> Te
     middles = (torch.arange(_DRAWN, dtype=wide, **on) + 0.5) / _DRAWN * mass
     drawn = torch.searchsorted(u, middles).clamp_(max=TILE - 1) + torch.arange(0, rows * TILE, TILE, **on)[:, None]
     drawn = drawn.clamp_(max=queries - 1)  # (H, rows, _DRAWN)
-    guessed = torch.zeros(heads, rows, columns, dtype=wide, **on)
+    if native:
+        guessed = attention_native.masses(query[0].to(wide), key[0].to(wide), lse[0].to(wide), drawn, reach)
+    else:
+        guessed = _weights(query, key, lse, drawn, reach)
+    first_of, last_of = (torch.arange(rows, **on) * TILE + (keys - queries), torch.arange(columns, **on) * TILE)
+    there = torch.ones(rows, columns, dtype=torch.bool, **on)
+    if reach.causal or reach.window is not None:
+        there &= last_of < (first_of[:, None] + TILE - 1 + ahead(reach, keys))
+    if reach.window is not None:
+        there &= last_of + TILE - 1 > first_of[:, None] - reach.window
+    guessed = guessed / _DRAWN + there * torch.finfo(wide).eps / columns
+    return guessed.mul_(mass)
+
+
+def _weights(query: Tensor, key: Tensor, lse: Tensor, drawn: Tensor, reach) -> Tensor:
+    """(H, tiles of queries, tiles of keys), the sums of the weights of the queries drawn."""
+    (heads, queries), keys, wide = query.shape[1:3], key.shape[2], lse.dtype
+    on, rows = {"device": query.device}, drawn.shape[1]
+    guessed = torch.zeros(heads, rows, -(-keys // TILE), dtype=wide, **on)
     of_head = torch.arange(heads, **on)[:, None]
     each = TILE // _DRAWN
     for first in range(0, rows, each):
@@ -133,14 +151,7 @@ def _guessed(norm: Tensor, query: Tensor, key: Tensor, lse: Tensor, reach) -> Te
             s = torch.nn.functional.pad(s, (0, -len(j) % TILE)).unflatten(-1, (-1, TILE)).sum(-1)
             of_keys = slice(low // TILE, low // TILE + s.shape[-1])
             guessed[own, here, of_keys] = s.unflatten(0, (-1, here.stop - first, _DRAWN)).sum(2)
-    first_of, last_of = (torch.arange(rows, **on) * TILE + (keys - queries), torch.arange(columns, **on) * TILE)
-    there = torch.ones(rows, columns, dtype=torch.bool, **on)
-    if reach.causal or reach.window is not None:
-        there &= last_of < (first_of[:, None] + TILE - 1 + ahead(reach, keys))
-    if reach.window is not None:
-        there &= last_of + TILE - 1 > first_of[:, None] - reach.window
-    guessed = guessed / _DRAWN + there * torch.finfo(wide).eps / columns
-    return guessed.mul_(mass)
+    return guessed
 
 
 class _Native:

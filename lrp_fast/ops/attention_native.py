@@ -66,7 +66,6 @@ def add(
         The mass of what was visited, where there is a ``norm``.
     """
     keys = key.shape[1]
-    behind = keys if reach.window is None else reach.window
     g, query, key, value, out = map(dense, (g, query, key, value, out))
     lse, norm = (None if t is None else t.contiguous().numpy() for t in (lse, norm))
     if tiles is not None:
@@ -74,8 +73,23 @@ def add(
     grads = (None if t is None else t.numpy() for t in (d_query, d_key, d_value))
     size = floats(len(query), len(key), query.shape[1], keys, query.shape[2], d_query is not None)
     work, on = torch.empty(size, dtype=torch.float32, device="cpu"), torch.get_num_threads()
-    given = (g, query, key, value, out, lse, norm, tiles, reach.scale, behind, ahead(reach, keys))
+    given = (g, query, key, value, out, lse, norm, tiles, *_reach(reach, keys))
     return _native.attention_backward(*given, *grads, work.numpy(), on)
+
+
+def masses(query: Tensor, key: Tensor, lse: Tensor, drawn: Tensor, reach) -> Tensor:
+    """(H, tiles of queries, tiles of keys), the sums of the weights of the queries ``drawn`` (H, tiles, 8) int64."""
+    heads, keys, features = key.shape
+    found = torch.empty(*drawn.shape[:2], -(-keys // TILE), dtype=torch.float32, device="cpu")
+    size = _native.attention_masses_floats(heads, keys, features)
+    work = torch.empty(size, dtype=torch.float32, device="cpu").numpy()
+    given = (dense(query), dense(key), lse.contiguous().numpy(), drawn.contiguous().numpy(), *_reach(reach, keys))
+    _native.attention_masses(*given, found.numpy(), work, torch.get_num_threads())
+    return found
+
+
+def _reach(reach, keys: int) -> tuple[float, int, int]:
+    return reach.scale, keys if reach.window is None else reach.window, ahead(reach, keys)
 
 
 def floats(heads: int, key_heads: int, queries: int, keys: int, features: int, scores: bool) -> int:

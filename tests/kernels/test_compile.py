@@ -35,6 +35,7 @@ MODULES = sorted(
     for path in KERNELS.glob("**/*.py")
     if re.search(r"^def compile_cases\(", path.read_text(), re.MULTILINE)
 )
+SLOW = ("attention", "edges", "linear")  # to compile, ten seconds and more for each architecture
 ARCHITECTURES = (80, 89, 90, 100)
 # sm_86 and sm_120 have the shared memory of sm_89, and its tiles: of theirs, what sm_89 has otherwise, and a selection.
 SELECTED = {architecture: ("attention/128-bfloat16-*", "linear/*-bfloat16-4097", "*/*-silu-bfloat16*",
@@ -137,7 +138,9 @@ def work(part, asked):
 
 
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *SELECTED])
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize(
+    "module", [pytest.param(one, marks=[pytest.mark.slow] if one in SLOW else []) for one in MODULES]
+)
 def test_compiles_within_the_device_s_limits(module, architecture, compiled):
     results = compiled[module, architecture]
     failures = [result for result in results if isinstance(result, str)]

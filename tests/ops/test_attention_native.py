@@ -18,8 +18,9 @@ def lanes(request, monkeypatch):
     """Runs with these instructions."""
     if not _native.attention_backward_serves(64, request.param):
         pytest.skip("this processor has no such instructions")
-    own = _native.attention_backward
-    monkeypatch.setattr(_native, "attention_backward", lambda *given: own(*given, lanes=request.param))
+    for name in ("attention_backward", "attention_masses"):
+        own = getattr(_native, name)
+        monkeypatch.setattr(_native, name, lambda *given, f=own: f(*given, lanes=request.param))
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ def test_of_many_threads_it_leaves_the_work_to_others(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "native, queries, most", [(True, 512, 0.0), (True, 513, 0.6), (False, 1024, 0.0), (False, 1025, 0.5)]
+    "native, queries, most", [(True, 512, 0.0), (True, 513, 0.7), (False, 1024, 0.0), (False, 1025, 0.5)]
 )
 def test_how_many_tiles_may_stay_hangs_on_who_computes(native, queries, most):
     assert attention_bounded.worth(native, queries) == most
@@ -237,6 +238,17 @@ def test_the_tiles_that_are_visited_and_their_mass(lanes):
             assert (one - all_of_it).abs().max() <= 1e-5 * other.abs().max()
 
 
+@pytest.mark.parametrize("flags", [{}, {"window": 90}, {"causal": False}, {"causal": False, "window": 70}], ids=str)
+def test_the_masses_that_tiles_are_chosen_by(flags, lanes):
+    for queries, keys in ((200, 261), (1000, 1000), (9, 300)):
+        query, key, value, g = make(queries, keys)
+        kept = ops.attention_forward(query, key, value, scale=0.4, **flags)
+        reach, norm = Reach(0.4, flags.get("causal", True), flags.get("window"), None), g[0].norm(dim=-1)
+        found, expected = (attention_bounded._guessed(norm, query, key, kept.lse, reach, native) for native in (1, 0))
+        # Sums of 512 weights, of scores below 16.
+        assert ((found - expected).abs() <= 64 * torch.finfo(torch.float32).eps * expected).all()
+
+
 def given(**change):
     """What `_native.attention_backward` takes."""
     tokens = {name: np.zeros((4, 9, 16), np.float32) for name in ("g", "query", "out", "d_query")}
@@ -273,3 +285,13 @@ def test_bad_arguments():
         _native.attention_backward(**given(d_value=read_only))
     with pytest.raises(ValueError, match="there must be heads"):
         _native.attention_backward_floats(0, 1, 1, 1, 16, True)
+    drawn, found = np.zeros((4, 1, 8), np.int64), np.zeros((4, 1, 1), np.float32)
+    work = np.zeros(_native.attention_masses_floats(2, 9, 16), np.float32)
+    all_of_it = given()
+    tokens = [all_of_it[name] for name in ("query", "key", "lse")]
+    _native.attention_masses(*tokens, drawn, 1.0, 9, 1, found, work, 1)
+    for wrong in (-1, 9):
+        with pytest.raises(ValueError, match="drawn must be queries"):
+            _native.attention_masses(*tokens, drawn + wrong, 1.0, 9, 1, found, work, 1)
+    with pytest.raises(ValueError, match="masses must have size"):
+        _native.attention_masses(*tokens, drawn, 1.0, 9, 1, found[:3].copy(), work, 1)
