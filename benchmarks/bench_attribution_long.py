@@ -9,7 +9,7 @@ import turns
 from bench_attribution import CASES, measure
 
 TOKENS, TURNS = 8192, 2
-ONCE = ("ours, small budget", "LXT's forward")
+ONCE = ("ours, small budget",)
 LEFT_OUT = ("ours, cp",)
 
 

@@ -16,7 +16,7 @@ namespace lrp_fast {
 Visit visit_of(std::int64_t features, std::int64_t lanes);
 Edges edges_of(std::int64_t features, std::int64_t lanes);
 Masses masses_of(std::int64_t features, std::int64_t lanes);
-inline constexpr const char* kUnserved = "this processor has no AVX2, or the features are no multiple of 16";
+inline constexpr const char* kUnserved = "this processor has no AVX2, or the features are no multiple of 16 up to 256";
 
 // Memory that is not written to before it is used, from the first byte of a cache line on.
 struct Release {

@@ -1,6 +1,6 @@
 #pragma once
 
-// One tile of an attention's backward pass, and of its edges, by processor: see attention.cpp and edges.cpp.
+// One tile of an attention's backward pass, edges or masses, by processor: see attention.cpp, edges.cpp and masses.cpp.
 
 #include <cstdint>
 

@@ -223,7 +223,8 @@ def build() -> argparse.ArgumentParser:
     command.add_argument(
         "--impl",
         choices=("auto", "triton", "torch"),
-        help="who computes: what is chosen there (auto, the default), Triton's kernels or plain PyTorch",
+        help="who computes: what is chosen there (auto, the default), Triton's kernels, or PyTorch, with the C++ "
+        "core on x86 CPUs",
     )
     command.add_argument("--json", action="store_true", help="print the findings as JSON instead of a table")
 

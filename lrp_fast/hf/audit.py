@@ -151,7 +151,7 @@ def _run(model: PreTrainedModel, unknown: set[type], stubs: dict[type, bool], pa
     # A clone, as some write into it.
     embeddings.register_forward_hook(lambda *given: _leaf(given[-1]).clone())
     config = blank.config.get_text_config()
-    # Without attention there are no tables and windows, and what carries a state may take a step of Python a token.
+    # Where no heads are named there is no attention, and what carries a state may take a step of Python a token.
     attends = getattr(config, "num_attention_heads", None) is not None
     most = getattr(config, "max_position_embeddings", None) or _LENGTHS[0 if attends else 1]
     lengths = [_SHORT, max((length for length in _LENGTHS if length <= most), default=_SHORT)]

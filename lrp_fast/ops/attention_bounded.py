@@ -32,11 +32,11 @@ def worth(native: bool, queries: int) -> float:
     """Of the tiles, so many at most may stay: with more, to choose them costs more than it saves. 0: that is sure.
 
     Measured with AVX-512, in units of an exact pass by PyTorch's flash kernel: by the C++ core the choice takes 0.05 to
-    0.1, all tiles 0.7 to 0.8 and an exact pass 0.6 to 0.8; in plain PyTorch the choice 0.1 to 0.25 and all tiles 1.6.
+    0.1, all tiles 0.7 to 0.85 and an exact pass 0.6 to 0.85; in plain PyTorch the choice 0.1 to 0.25 and all tiles 1.6.
     """
-    if native:
-        return 0.7 if queries > 512 else 0.0
-    return 0.5 if queries > 1024 else 0.0
+    if queries <= 1024:  # few layers leave out enough
+        return 0.0
+    return 0.7 if native else 0.5
 
 
 class Grads(NamedTuple):
@@ -62,15 +62,13 @@ def backward(
     """
     wide = torch.promote_types(query.dtype, torch.float32)
     native = attention_native.serves(query, value, reach, wide)
-    most = worth(native, query.shape[2])
-    if not most:
-        return None
     # In units of the largest: squares of what is below 1e-19 would be 0.
     unit = torch.linalg.vector_norm(g, torch.inf).to(wide)
     norm = torch.linalg.vector_norm(g[0].to(wide) / unit, dim=-1)  # (H, T)
     # Padding behind a prompt carries none: in company it is bounded where it is alone.
     carry = norm.any(0).nonzero()
-    if len(carry) == 0 or int(carry[-1]) // TILE + 1 < _FEWEST or not lse.isfinite().all():
+    most = worth(native, int(carry[-1]) + 1) if len(carry) else 0.0
+    if not most or int(carry[-1]) // TILE + 1 < _FEWEST or not lse.isfinite().all():
         return None
     weighed = norm if sinks is None else norm * (1 - torch.exp(sinks.to(wide)[:, None] - lse[0]))
     total = weighed.sum(dtype=torch.float64).item()
@@ -94,7 +92,7 @@ def backward(
         chosen = choose(guessed, goal)
 
 
-def _guessed(norm: Tensor, query: Tensor, key: Tensor, lse: Tensor, reach, native: bool = False) -> Tensor:
+def _guessed(norm: Tensor, query: Tensor, key: Tensor, lse: Tensor, reach, native: bool) -> Tensor:
     """(H, tiles of queries, tiles of keys) masses, unbiased, by `_DRAWN` queries a tile: as many as there are equal
     parts of its |u_i|, from the middle of each. Above 0 wherever a query with relevance reads a key."""
     (heads, queries), keys, wide = query.shape[1:3], key.shape[2], norm.dtype
@@ -123,7 +121,7 @@ def _weights(query: Tensor, key: Tensor, lse: Tensor, drawn: Tensor, reach) -> T
     """(H, tiles of queries, tiles of keys), the sums of the weights of the queries drawn."""
     (heads, queries), keys, wide = query.shape[1:3], key.shape[2], lse.dtype
     on, rows = {"device": query.device}, drawn.shape[1]
-    guessed = torch.zeros(heads, rows, -(-keys // TILE), dtype=wide, **on)
+    sums = torch.zeros(heads, rows, -(-keys // TILE), dtype=wide, **on)
     of_head = torch.arange(heads, **on)[:, None]
     each = TILE // _DRAWN
     for first in range(0, rows, each):
@@ -150,8 +148,8 @@ def _weights(query: Tensor, key: Tensor, lse: Tensor, drawn: Tensor, reach) -> T
                 s[:, :earlier].masked_fill_(j[:earlier] <= i - reach.window, 0)
             s = torch.nn.functional.pad(s, (0, -len(j) % TILE)).unflatten(-1, (-1, TILE)).sum(-1)
             of_keys = slice(low // TILE, low // TILE + s.shape[-1])
-            guessed[own, here, of_keys] = s.unflatten(0, (-1, here.stop - first, _DRAWN)).sum(2)
-    return guessed
+            sums[own, here, of_keys] = s.unflatten(0, (-1, here.stop - first, _DRAWN)).sum(2)
+    return sums
 
 
 class _Native:

@@ -1,4 +1,5 @@
-"""Attention's backward pass by the C++ core, on x86 CPUs with AVX2 or AVX-512: every rule's, in float32."""
+"""Attention's backward pass by the C++ core, on x86 CPUs with AVX2 or AVX-512, under all rules but γ, in float32; and
+the masses that a bounded pass chooses by."""
 
 from __future__ import annotations
 
@@ -73,7 +74,7 @@ def add(
     grads = (None if t is None else t.numpy() for t in (d_query, d_key, d_value))
     size = floats(len(query), len(key), query.shape[1], keys, query.shape[2], d_query is not None)
     work, on = torch.empty(size, dtype=torch.float32, device="cpu"), torch.get_num_threads()
-    given = (g, query, key, value, out, lse, norm, tiles, *_reach(reach, keys))
+    given = (g, query, key, value, out, lse, norm, tiles, *bounds(reach, keys))
     return _native.attention_backward(*given, *grads, work.numpy(), on)
 
 
@@ -83,12 +84,13 @@ def masses(query: Tensor, key: Tensor, lse: Tensor, drawn: Tensor, reach) -> Ten
     found = torch.empty(*drawn.shape[:2], -(-keys // TILE), dtype=torch.float32, device="cpu")
     size = _native.attention_masses_floats(heads, keys, features)
     work = torch.empty(size, dtype=torch.float32, device="cpu").numpy()
-    given = (dense(query), dense(key), lse.contiguous().numpy(), drawn.contiguous().numpy(), *_reach(reach, keys))
+    given = (dense(query), dense(key), lse.contiguous().numpy(), drawn.contiguous().numpy(), *bounds(reach, keys))
     _native.attention_masses(*given, found.numpy(), work, torch.get_num_threads())
     return found
 
 
-def _reach(reach, keys: int) -> tuple[float, int, int]:
+def bounds(reach, keys: int) -> tuple[float, int, int]:
+    """The scale, and how far behind and ahead a query reads, as the core takes them."""
     return reach.scale, keys if reach.window is None else reach.window, ahead(reach, keys)
 
 

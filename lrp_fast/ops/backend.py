@@ -1,4 +1,5 @@
-"""Who computes an operation, and by which tiles: our Triton kernels, a kernel of PyTorch's own, or plain PyTorch."""
+"""Who computes an operation, and by which tiles: our Triton kernels, a kernel of PyTorch's own, or plain PyTorch, which
+on x86 CPUs has the C++ core in its place for some."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _native
 from . import attention_native
 from .attention import Trace, at_values
-from .attention_tiled import ahead, reached
+from .attention_tiled import reached
 from .select import Tile
 
 _EACH = 1 << 20  # edges of a tile: of fewer, threads wait for each other
@@ -68,15 +68,16 @@ def _given(trace: Trace, key_part: Tensor | None, value_part: Tensor | None) -> 
     tokens = {"g": g, "out": out, "query": trace.query, "key": trace.key, "value": trace.value}
     tokens |= {"key_part": key_part, "value_part": value_part}
     given = {name: None if t is None else attention_native.dense(t[0]) for name, t in tokens.items()}
-    treatment, reach, (heads, keys, features) = trace.rules.treatment, trace.reach, trace.key.shape[1:]
+    treatment, (heads, keys, features) = trace.rules.treatment, trace.key.shape[1:]
+    scale, behind, ahead = attention_native.bounds(trace.reach, keys)
     size = floats(heads, keys, features, key_part is not None, value_part is not None)
     kept = None if trace.tiles is None else trace.tiles[0]
     return given | {
         "lse": trace.kept.lse[0].contiguous().numpy(),
         "tiles": None if kept is None else kept.contiguous().view(torch.uint8).numpy(),
-        "scale": reach.scale,
-        "behind": keys if reach.window is None else reach.window,
-        "ahead": ahead(reach, keys),
+        "scale": scale,
+        "behind": behind,
+        "ahead": ahead,
         "share": treatment.value,
         "ratio": treatment.score / treatment.value,
         "work": torch.empty(size, dtype=torch.float32, device="cpu").numpy(),

@@ -279,6 +279,14 @@ def test_padding_bounds_no_prompt_that_is_computed_whole_alone(whatever_it_saves
         assert (one[:, :, :192] - other).abs().max() <= 1e-12 * other.abs().max()
 
 
+def test_in_company_a_prompt_is_as_long_as_it_is():
+    """Whether to choose tiles is worth while hangs on the queries that carry relevance, not on the padding behind."""
+    query, key, value, g = make(1100, 1100, torch.float32, heads=2, kv_heads=1)
+    assert run(query, key, value, g, 0.4)[2].tiles is not None
+    g[:, :, 1000:] = 0
+    assert run(query, key, value, g, 0.4)[2].tiles is None
+
+
 def test_tensors_are_made_where_those_of_the_caller_are(whatever_it_saves):
     """As on a CUDA device that the kernels do not serve: none is made on the default one."""
     query, key, value, g = make(320, 320)
