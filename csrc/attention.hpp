@@ -25,8 +25,8 @@ struct Tokens {
 
 struct AttentionGiven {
     Tokens<const float> g, query, key, value, out;
-    const float* lse;           // (heads, queries), dense
-    const float* norm;          // the same, |g| for the mass; null: none is taken
+    const float* lse;  // (heads, queries), dense
+    const float* norm;  // the same, |g| for the mass; null: none is taken
     const std::uint8_t* tiles;  // (heads, tiles of queries, tiles of keys): which are visited; null: all
 };
 

@@ -9,6 +9,7 @@
 
 #include "attention.hpp"
 #include "attention_tile.hpp"
+#include "parallel.hpp"
 
 namespace lrp_fast {
 
@@ -44,6 +45,17 @@ inline void turn(const float* from, std::int64_t features, float* to) {
     for (std::int64_t d = 0; d < features; ++d) {
         for (std::int64_t j = 0; j < kTile; ++j) to[d * kTile + j] = from[j * features + d];
     }
+}
+
+// All tiles of all heads so, one after another.
+inline void turn_all(const Tokens<const float>& from, std::int64_t heads, std::int64_t total, std::int64_t features,
+                     float* to, int threads) {
+    const std::int64_t columns = attention_tiles(total), size = kTile * features;
+    parallel_for(heads * columns, [&](std::int64_t n) {
+        const Buffer plain = buffer(size);
+        take(from, n / columns, n % columns * kTile, total, features, 1, plain.get());
+        turn(plain.get(), features, to + n * size);
+    }, threads);
 }
 
 // In one order of sums, whatever the compiler makes of it.

@@ -38,15 +38,10 @@ public:
         if (!edges_) throw std::runtime_error(kUnserved);
         const Tokens<const float>* const all[] = {&given.key, &given.value, &given.key_part, &given.value_part};
         for (const auto* one : all) place_.push_back(one->data ? parts_++ : -1);
-        if (given.packed) return;
-        parallel_for(shape.key_heads * columns_, [&](std::int64_t n) {
-            const Buffer plain = buffer(size_);
-            for (int part = 0; part < 4; ++part) {
-                if (place_[part] < 0) continue;
-                take(*all[part], n / columns_, n % columns_ * kTile, shape_.keys, shape_.features, 1, plain.get());
-                turn(plain.get(), shape_.features, turned(part, n / columns_, n % columns_));
-            }
-        }, threads_);
+        for (int part = 0; part < 4; ++part) {
+            if (given.packed || place_[part] < 0) continue;
+            turn_all(*all[part], shape.key_heads, shape.keys, shape.features, turned(part, 0, 0), threads);
+        }
     }
 
     // use(rows, low, high, edges): edges (rows, high - low), the keys that any of these rows reads.

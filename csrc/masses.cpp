@@ -51,13 +51,9 @@ void attention_masses(const AttentionShape& shape, const MassesGiven& given, flo
     const Masses masses_of_tile = masses_of(shape.features, lanes);
     if (!masses_of_tile) throw std::runtime_error(kUnserved);
     const std::int64_t rows = attention_tiles(shape.queries), columns = attention_tiles(shape.keys);
-    const std::int64_t size = kTile * shape.features, each = (rows + kTogether - 1) / kTogether;
+    const std::int64_t each = (rows + kTogether - 1) / kTogether;
     std::fill(masses, masses + shape.heads * rows * columns, 0.0f);
-    parallel_for(shape.key_heads * columns, [&](std::int64_t n) {
-        const Buffer plain = buffer(size);
-        take(given.key, n / columns, n % columns * kTile, shape.keys, shape.features, 1, plain.get());
-        turn(plain.get(), shape.features, work + n * size);
-    }, threads);
+    turn_all(given.key, shape.key_heads, shape.keys, shape.features, work, threads);
     parallel_for(shape.heads * each, [&](std::int64_t n) {
         const std::int64_t head = n % shape.heads, begin = (each - 1 - n / shape.heads) * kTogether;
         of_tiles(shape, given, masses_of_tile, work, head, begin, std::min(rows, begin + kTogether),

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 import lrp_fast
+from lrp_fast import _native
 from lrp_fast.reference import rounding
 from tests import selection
 
@@ -180,6 +181,19 @@ def tiny():
 def ids():
     """(1, 23) token ids below 97."""
     return torch.randint(0, 97, (1, 23), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=[16, 8], ids=["AVX-512", "AVX2"])
+def lanes(request, monkeypatch):
+    """What the C++ core computes of an attention is computed with these instructions."""
+    if not _native.attention_backward_serves(64, request.param):
+        pytest.skip("this processor has no such instructions")
+    for name in ("attention_backward", "attention_masses"):
+        own = getattr(_native, name)
+        monkeypatch.setattr(_native, name, lambda *given, f=own: f(*given, lanes=request.param))
+    for name in ("attention_edges", "attention_edges_strongest"):
+        own = getattr(_native, name)
+        monkeypatch.setattr(_native, name, lambda given, *to, f=own: f(given | {"lanes": request.param}, *to))
 
 
 @pytest.fixture(scope="session")

@@ -13,16 +13,6 @@ pytestmark = pytest.mark.skipif(not attention_native.takes(64), reason="the C++ 
 RULES = ["attnlrp", "cp", "gradient", Rules("attnlrp", attention_epsilon=1.0)]
 
 
-@pytest.fixture(params=[16, 8], ids=["AVX-512", "AVX2"])
-def lanes(request, monkeypatch):
-    """Runs with these instructions."""
-    if not _native.attention_backward_serves(64, request.param):
-        pytest.skip("this processor has no such instructions")
-    for name in ("attention_backward", "attention_masses"):
-        own = getattr(_native, name)
-        monkeypatch.setattr(_native, name, lambda *given, f=own: f(*given, lanes=request.param))
-
-
 @pytest.fixture
 def used(monkeypatch):
     """Whose backward pass ran."""

@@ -12,16 +12,6 @@ pytestmark = pytest.mark.skipif(not attention_native.takes(64), reason="the C++ 
 RULES = ["attnlrp", "cp", "gradient", Rules("attnlrp", attention_epsilon=1.0)]
 
 
-@pytest.fixture(params=[16, 8], ids=["AVX-512", "AVX2"])
-def lanes(request, monkeypatch):
-    """Runs with these instructions."""
-    if not _native.attention_backward_serves(64, request.param):
-        pytest.skip("this processor has no such instructions")
-    for name in ("attention_edges", "attention_edges_strongest"):
-        own = getattr(_native, name)
-        monkeypatch.setattr(_native, name, lambda given, *to, f=own: f(given | {"lanes": request.param}, *to))
-
-
 def make(queries, keys, rule="attnlrp", heads=4, kv_heads=2, dim=32, parts=False, **flags):
     generator = torch.Generator().manual_seed(0)
     sizes = [(queries, heads), (queries, heads), *[(keys, kv_heads)] * 4]
