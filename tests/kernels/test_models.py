@@ -1,5 +1,6 @@
 """attribute() and patched() with every operation on the kernels: as near to the float64 truth as plain PyTorch is."""
 
+import copy
 import importlib
 
 import pytest
@@ -48,31 +49,50 @@ def quantised(tiny, family, dtype, **config):
     return model, truth
 
 
+def furthest(model, result, truth, draws=4):
+    """``result(model)`` furthest from ``truth``: of the model, and of others whose weights are up to a rounding away.
+
+    Some prompts turn a rounding into a hundred (a router's near tie, a norm of little); one evaluation may be lucky.
+    """
+    found, generator = [result(model)], torch.Generator().manual_seed(0)
+    for _ in range(draws):
+        near = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in near.parameters():
+                away = 2 * torch.rand(parameter.shape, generator=generator) - 1
+                parameter.mul_(1 + torch.finfo(parameter.dtype).eps * away.to(parameter.device))
+        found.append(result(near))
+    return max(found, key=lambda one: (one.double() - truth).abs().max())
+
+
 @pytest.mark.shows("gpu")
 def test_attribute_in_float32(family, rule, tiny, ids, by, device, within_rounding):
+    def layers(model):
+        return attribute(model, ids.to(model.device), target=3, contrast=5, rule=rule).layers
+
     model, double = quantised(tiny, family, torch.float32)
-    options = {"target": 3, "contrast": 5, "rule": rule}
     by("torch")
-    truth, plain = attribute(double, ids, **options), attribute(model, ids, **options)
+    truth = layers(double)
+    plain = furthest(model, layers, truth)
     by("triton")
-    found = attribute(model.to(device), ids.to(device), **options)
-    within_rounding(found.layers, plain.layers, truth.layers, TERMS)
+    within_rounding(layers(model.to(device)), plain, truth, TERMS)
 
 
 @on_a_gpu
 @rules
 def test_patched_in_float32(rule, tiny, ids, by, device, within_rounding):
-    def relevance_gradient(model, ids):
-        x = model.get_input_embeddings()(ids).detach().requires_grad_()
+    def relevance_gradient(model):
+        x = model.get_input_embeddings()(ids.to(model.device)).detach().requires_grad_()
         with patched(model, rule):
             model(inputs_embeds=x).logits[0, -1, 7].backward()
         return x.grad.cpu()
 
     model, double = quantised(tiny, "llama", torch.float32)
     by("torch")
-    truth, plain = relevance_gradient(double, ids), relevance_gradient(model, ids)
+    truth = relevance_gradient(double)
+    plain = furthest(model, relevance_gradient, truth)
     by("triton")
-    within_rounding(relevance_gradient(model.to(device), ids.to(device)), plain, truth, TERMS)
+    within_rounding(relevance_gradient(model.to(device)), plain, truth, TERMS)
 
 
 @on_a_gpu
