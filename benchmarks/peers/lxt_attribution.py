@@ -55,7 +55,10 @@ def load(directory: str) -> dict:
         (logits[:, target] - logits[:, contrast]).sum().backward()
         return [{"relevance": one} for one in (embeddings * embeddings.grad).sum(-1).detach()]
 
-    return {"forward": forward, "attribute": attributed, "batch": batch}
+    def one_by_one(prompts, target, contrast):
+        return [attributed(ids, target, contrast) for ids in prompts]
+
+    return {"forward": forward, "attribute": attributed, "batch": batch, "one_by_one": one_by_one}
 
 
 def checkpoint(model, on: bool = True) -> None:

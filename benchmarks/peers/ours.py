@@ -57,9 +57,12 @@ def load(directory: str, dtype: str = "float32") -> dict:
         explained(logits, target, contrast).backward()
         return {"relevance": (embeddings * embeddings.grad).sum(-1)[0].detach()}
 
+    def each_gradient(prompts, target, contrast):
+        return [gradient(ids, target, contrast) for ids in prompts]
+
     return {
         "forward": forward, "attribute": attribute, "batch": batch, "one_by_one": one_by_one, "forwards": forwards,
-        "in_session": in_session, "each_forward": each_forward, "gradient": gradient,
+        "in_session": in_session, "each_forward": each_forward, "gradient": gradient, "each_gradient": each_gradient,
     }  # fmt: skip
 
 
