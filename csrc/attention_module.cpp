@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
+#include <vector>
 
 #include "arguments.hpp"
 #include "attention.hpp"
@@ -113,6 +115,7 @@ double backward(const py::object& g, const py::object& query, const py::object& 
 // What both forms of edges take.
 struct EdgesCall {
     AttentionShape shape;
+    std::vector<std::int64_t> rows;  // a copy: what was checked may be written to while other threads run
     EdgesGiven given;
     float* work;
     int threads;
@@ -130,11 +133,12 @@ EdgesCall edges_call(const py::dict& all) {
         return of(name).is_none() ? Tokens<const float>{nullptr, 0, 0} : tokens(name, of_keys);
     };
     const auto chosen = array_of<std::int64_t>(of("rows"), "rows", 1);
+    std::vector<std::int64_t> own(chosen.data(), chosen.data() + chosen.size());
     const EdgesGiven given{tokens("g", of_queries), tokens("out", of_queries), tokens("query", of_queries),
                            tokens("key", of_keys),  tokens("value", of_keys),  part("key_part"),
                            part("value_part"),      rows(of("lse"), "lse", {shape.heads, shape.queries}),
                            tiles_of(of("tiles"), shape), of("share").cast<float>(), of("ratio").cast<float>(),
-                           chosen.data(),           chosen.size(),     all.contains("packed")};
+                           own.data(),              chosen.size(),     all.contains("packed")};
     if (!given.lse) throw py::value_error("only key_part, value_part and tiles may be None");
     for (std::int64_t r = 0; r < given.num_rows; ++r) {
         if (given.rows[r] < (r ? given.rows[r - 1] + 1 : 0) || given.rows[r] >= shape.queries) {
@@ -142,7 +146,7 @@ EdgesCall edges_call(const py::dict& all) {
         }
     }
     const std::int64_t size = attention_edges_floats(shape, given.key_part.data, given.value_part.data);
-    return {shape, given, room_of(of("work"), size), number(of("threads")), lanes};
+    return {shape, std::move(own), given, room_of(of("work"), size), number(of("threads")), lanes};
 }
 
 void edges(const py::dict& given, const py::object& low, const py::object& high, const py::object& edges) {

@@ -484,8 +484,9 @@ def _span_backward(g, query, key, value, out, lse, size, sinks, reach, rules, to
     rows = active_rows(g.transpose(0, 2))  # of any prompt
     g, out, wide = at_values(g, out, value, size, rules)
     given, how = (g, query, key, wide, out, lse, reach), {"scores": treatment.score != 0, "ratio": treatment.ratio}
-    native = rows is None and attention_native.serves(query, wide, reach)
     flash = not gamma and rows is None and treatment.score != 0 and attention_flash.serves(query, reach)
+    few = flash and key.shape[2] <= attention_native.FEW
+    native = rows is None and not few and attention_native.serves(query, wide, reach)
     less = None
     if tolerance and rows is None and reach.is_plain:
         less = attention_bounded.backward(*given, sinks=sinks, tolerance=tolerance, **how)

@@ -68,28 +68,29 @@ def backward(
     # Padding behind a prompt carries none: in company it is bounded where it is alone.
     carry = norm.any(0).nonzero()
     most = worth(native, int(carry[-1]) + 1) if len(carry) else 0.0
-    if not most or int(carry[-1]) // TILE + 1 < _FEWEST or not lse.isfinite().all():
+    more = _ROUNDED if query.dtype.itemsize == 2 else 0.0
+    if not most or more >= tolerance or int(carry[-1]) // TILE + 1 < _FEWEST or not lse.isfinite().all():
         return None
     weighed = norm if sinks is None else norm * (1 - torch.exp(sinks.to(wide)[:, None] - lse[0]))
     total = weighed.sum(dtype=torch.float64).item()
     guessed = _guessed(norm, query, key, lse, reach, native)
+    most *= int((guessed > 0).sum())
     chosen = choose(guessed, _AIM * tolerance)
-    if chosen is None or chosen.kept.sum() > most * (guessed > 0).sum():
+    if chosen is None or chosen.kept.sum() > most:
         return None
     sums = (_Native if native else _Blocks)(g, query, key, value, out, lse, norm, reach, scores, ratio)
     kept, goal = torch.zeros_like(chosen.kept), _AIM * tolerance
-    more = _ROUNDED if query.dtype.itemsize == 2 else 0.0
     while True:
         sums.add(chosen.kept & ~kept)
         kept = chosen.kept
         dropped = max(0.0, 1 - sums.mass / total + more) if total else 0.0
         if dropped <= tolerance:
             return Grads(*sums.grads(), kept, dropped)
-        # Rounding alone is above so small a tolerance; some tiles weigh too little for any.
-        if goal * UNITS < 1 or bool((kept == (guessed > 0)).all()):
-            return None
         goal *= min(0.7, 0.9 * tolerance / dropped)
         chosen = choose(guessed, goal)
+        # More than pays, or nothing that is not there already: rounding alone is above so small a tolerance.
+        if chosen is None or chosen.kept.sum() > most or goal * UNITS < 1:
+            return None
 
 
 def _guessed(norm: Tensor, query: Tensor, key: Tensor, lse: Tensor, reach, native: bool) -> Tensor:

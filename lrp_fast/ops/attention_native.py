@@ -11,6 +11,7 @@ from .. import _native
 from .attention_tiled import ahead
 
 TILE = 64  # queries, and keys, of a tile
+FEW = TILE  # keys: of a single tile it computes the empty part too, and PyTorch's flash kernel is quicker (measured)
 _THREADS = 16  # among more, some have nothing to do: there are 16 units of work at a time, or a few more
 
 

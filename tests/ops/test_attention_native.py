@@ -82,7 +82,8 @@ def check(tensors, rule, scale=None, sinks=None, **reach):
      {"sinks": torch.linspace(-1, 3, 4)}],
     ids=str,
 )  # fmt: skip
-def test_equals_the_definition(rule, flags, lanes, used):
+def test_equals_the_definition(rule, flags, lanes, used, monkeypatch):
+    monkeypatch.setattr(attention_native, "FEW", 0)
     for queries, keys in ((1, 1), (1, 129), (63, 64), (64, 64), (65, 200), (150, 150)):
         check(make(queries, keys), rule, **flags)
     assert set(used) == {"native"}
@@ -97,6 +98,9 @@ def test_heads_of_any_width_and_number(dim, heads, kv_heads, lanes, used):
 
 def test_what_it_does_not_take_goes_elsewhere(used):
     for tensors, flags, by in (
+        (make(9, 64), {}, "flash"),
+        (make(9, 65), {}, "native"),
+        (make(9, 9), {"rule": "cp"}, "native"),
         (make(9, 9, dim=24), {}, "flash"),
         (make(9, 9, dim=272), {}, "flash"),
         (make(9, 9, dtype=torch.float64), {}, "flash"),

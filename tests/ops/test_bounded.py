@@ -234,6 +234,25 @@ def test_what_is_short_or_of_one_query_is_computed_whole(whatever_it_saves):
     assert dropped.item() == 0
 
 
+@pytest.mark.parametrize("dtype, tolerance, visits", [(torch.bfloat16, 6e-5, 0), (torch.float64, 0.4, 1)], ids=str)
+def test_what_will_not_pay_ends_before_its_tiles_are_visited(dtype, tolerance, visits, monkeypatch):
+    """Where the rounding of 16 bits is above the tolerance already, and where too many are chosen after the first."""
+    added, asked, add, choose = [], [], attention_bounded._Blocks.add, attention_bounded.choose
+
+    def choosing(masses, share):  # at first too few, as if their masses had misled
+        asked.append(share)
+        return choose(masses, 0.99 if len(asked) == 1 else 0.0)
+
+    monkeypatch.setattr(attention_bounded, "worth", lambda *_: 0.5)
+    monkeypatch.setattr(attention_bounded, "choose", choosing)
+    monkeypatch.setattr(attention_bounded._Blocks, "add", lambda *given: added.append(given) or add(*given))
+    monkeypatch.setattr(attention_bounded.attention_native, "serves", lambda *_: False)
+    tensors = make(512, 512, dtype)
+    grads, dropped, trace = run(*tensors, tolerance)
+    assert (len(added), dropped.item(), trace.tiles) == (visits, 0, None) and len(asked) == 2 * visits
+    assert all(map(torch.equal, grads, run(*tensors, 0.0)[0]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_how_large_relevance_is_does_not_matter(dtype, whatever_it_saves):
     """Squares of what is below 1e-19 are 0 in float32."""
