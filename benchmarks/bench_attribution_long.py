@@ -1,7 +1,6 @@
 """As bench_attribution.py, at 8,192 tokens. Two threads, 14 minutes.
 
-What LXT without checkpointing and plain gradient x input need there is beyond the 16 GB that a process may take: rows,
-too.
+What is beyond the memory that a process may take is a row, too.
 """
 
 import pytest

@@ -126,7 +126,7 @@ def error(groups: list[Cases]) -> str:
             info, of_exact = one.info(name), name == "exact"
             rows.append([
                 MODELS[model], tokens(one.group), name, f"{short(one.seconds(name))} s",
-                "" if of_exact or name == "bfloat16" else f"{statistics.median(one.ratios(name, 'exact') or [0]):.2f}",
+                "" if of_exact or name == "bfloat16" else spread(one.ratios(name, "exact")),
                 "" if of_exact else f"{100 * info['error_summed']:.2f} %",
                 "" if of_exact else f"{100 * info['error_greatest']:.2f} %",
             ])  # fmt: skip
