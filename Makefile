@@ -50,9 +50,9 @@ help:
 	@echo '                  where it is not the pinned one, with the newest that there is'
 	@echo 'make lint         check the style of the code'
 	@echo "make families     run the tests behind the README's table of model families, and make it anew"
-	@echo 'make bench        run the benchmarks on the CPU, and make the README of their figures: half an hour to an hour on two cores.'
+	@echo 'make bench        run the benchmarks on the CPU, and make the README of their figures: three quarters of an hour on two cores.'
 	@echo '                  A group whose figures are of this very code is not run again: what was stopped goes on.'
-	@echo '                  make bench-long: those of long contexts, another half an hour. BENCH="graph peers" names groups'
+	@echo '                  make bench-long: those of long contexts, an hour and more. BENCH="graph peers" names groups'
 	@echo 'make evaluate     judge explanations on two small language models, and make the README of it: an hour at most on two'
 	@echo '                  quiet cores. What was stopped goes on. NEEDLES="256 2048 8192" takes haystacks of other lengths'
 	@echo 'make gpu          with a CUDA device: lrp-fast doctor, the tests, then the benchmarks, 9 minutes at most'

@@ -9,6 +9,10 @@
 So no test that is not slow is without a case, and no value of its parameters either: every family is there, and every
 kernel. What a mark writes out as a table counts as one parameter, whose values are the rows; of a table that is a
 product itself, its test marks as ``again`` what may be left out. tests/test_selection.py holds what is promised here.
+
+`make test-all` runs every test and every combination with the pinned versions. With the oldest and the newest of Triton
+it takes of the interpreted tests what `make test` takes (slow ones too), and compiles attention, edges and linear maps
+for sm_90 and sm_100 alone; with the oldest and the newest of transformers, what `make test` takes of the families.
 """
 
 from __future__ import annotations

@@ -232,6 +232,27 @@ def test_the_tiles_that_are_visited_and_their_mass(lanes):
             assert (one - all_of_it).abs().max() <= 1e-5 * other.abs().max()
 
 
+@pytest.mark.parametrize("tolerance", [1e-3, 0.2])
+@pytest.mark.parametrize("flags", [{}, {"window": 100}, {"causal": False}], ids=str)
+def test_what_is_left_out_is_what_the_definition_says_of_it(flags, tolerance, lanes, monkeypatch):
+    monkeypatch.setattr(attention_bounded, "worth", lambda *_: 1.0)
+    query, key, value, g = make(500, 512)
+    query, g = 3 * query, g * torch.logspace(-3, 0, 500)[:, None]  # it lies on few keys, and few queries carry much
+    leaves, dropped, traces = [t.requires_grad_() for t in (query, key, value)], [], []
+    out = ops.attention(*leaves, scale=0.4, tolerance=tolerance, dropped=dropped, traces=traces, **flags)
+    torch.autograd.grad(out, leaves, g)
+    mask = reference.visible(1, 500, 512, **flags)
+    entries = reference.attention_mass(*(t.detach().double() for t in (g, query, key, value)), mask, scale=0.4)[0]
+    rows, columns = (torch.arange(n) // attention_native.TILE for n in (500, 512))
+    kept = traces[0].tiles[0][:, rows][:, :, columns]
+    assert 0 < kept.double().mean() < 1
+    lost = 1 - (entries * kept).sum() / entries.sum()
+    # A weight's error is its score's, of 32 products, and its sum's, of 512 weights: units of rounding by their root.
+    scores = (query @ key.repeat_interleave(2, 1).mT).abs().max().item() * 0.4
+    assert abs(dropped[0].item() - lost.item()) <= torch.finfo(torch.float32).eps * (512**0.5 + 32**0.5 * scores)
+    assert dropped[0].item() <= tolerance
+
+
 @pytest.mark.parametrize("flags", [{}, {"window": 90}, {"causal": False}, {"causal": False, "window": 70}], ids=str)
 def test_the_masses_that_tiles_are_chosen_by(flags, lanes):
     for queries, keys in ((200, 261), (1000, 1000), (9, 300)):
