@@ -60,9 +60,7 @@ def context(groups: list[Cases], path: Path) -> None:
     for axes, title in ((memory, "peak memory above the model, GB"), (seconds, "time, s")):
         axes.set_title(title, loc="left", fontsize=9)
         axes.set_xlabel("tokens")
-        shown = [
-            length(one) for one in groups if length(one) >= max(map(length, groups)) / 16
-        ]  # the others lie too close
+        shown = [length(one) for one in groups if length(one) >= max(map(length, groups)) / 8]  # others lie too close
         axes.set_xticks(shown, [f"{number:,}" for number in shown])
         axes.set_ylim(0)
         axes.grid(color="#dddddd", linewidth=0.5)
@@ -74,11 +72,13 @@ def context(groups: list[Cases], path: Path) -> None:
 def tolerance(groups: list[Cases], path: Path) -> None:
     """A line for each model and length, from the exact pass at 1 downwards."""
     figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
+    furthest = 0.0
     for one in groups:
         names = [name for name in one.found if name.startswith("tolerance")]
         if not names or "exact" not in one.found:
             continue
         errors = [0.0, *(100 * one.info(name)["error_summed"] for name in names)]
+        furthest = max(furthest, *errors)
         times = [1.0, *(one.seconds(name) / one.seconds("exact") for name in names)]
         model = one.group.split(", ")[1]
         (line,) = axes.plot(errors, times, marker=".", label=f"{MODELS[model]}, {length(one):,}")
@@ -86,6 +86,8 @@ def tolerance(groups: list[Cases], path: Path) -> None:
             axes.axvline(
                 100 * one.info("bfloat16")["error_summed"], color=line.get_color(), linestyle=":", linewidth=0.8
             )
+    if furthest:  # what bfloat16 does beyond the curves would make them a line
+        axes.set_xlim(-furthest / 30, furthest * 1.05)
     axes.set_xlabel("Σ |error| / Σ |relevance|, %     (dotted: bfloat16's)")
     axes.set_ylabel("time over the exact pass's")
     axes.grid(color="#dddddd", linewidth=0.5)

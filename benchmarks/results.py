@@ -19,7 +19,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 # What the benchmarks write, what only reads that, and the tests: no change to what they measure.
 BESIDE = (
     "benchmarks/results", "benchmarks/results.py", "benchmarks/tables.py", "benchmarks/faithfulness_tables.py",
-    "benchmarks/NOTES.md", "README.md", "docs", "tests", "Makefile", ".ci",
+    "benchmarks/plot.py", "benchmarks/NOTES.md", "README.md", "docs", "tests", "Makefile", ".ci",
 )  # fmt: skip
 PACKAGES = ("lrp-fast", "torch", "transformers", "triton", "numpy", "scipy", "pytest-benchmark")
 
