@@ -38,7 +38,7 @@ help:
 	@echo 'make demo         explain one decision of a small language model, on this machine'
 	@echo 'make study        where two small language models go wrong on the 327 prompts of demo/study, and why: build/study.'
 	@echo '                  What was stopped goes on; 20 minutes at most on two quiet cores'
-	@echo 'make test         run the test suite, a quarter of an hour on two cores: every test that is not slow, with every value'
+	@echo 'make test         run the test suite, seven minutes on two quiet cores: every test that is not slow, with every value'
 	@echo '                  of its parameters but not with all their combinations (tests/selection.py)'
 	@echo 'make test-all     run all of it: the whole suite, then test-triton, test-ptx-some and test-transformers; 45 to 80 minutes'
 	@echo 'make test-triton  run the tests of the kernels with the oldest and the newest Triton that is supported'

@@ -1,4 +1,4 @@
-"""As bench_attribution.py, at 8,192 tokens. Two threads, 14 minutes.
+"""As bench_attribution.py, at 8,192 tokens. Two threads, 18 minutes.
 
 What is beyond the memory that a process may take is a row, too.
 """

@@ -184,12 +184,12 @@ void masses(const py::object& query, const py::object& key, const py::object& ls
     const AttentionShape shape = shape_of(query, key, scale, behind, ahead, true, width);
     const std::int64_t of_queries = attention_tiles(shape.queries), of_keys = attention_tiles(shape.keys);
     const auto chosen = shaped_array_of<std::int64_t>(drawn, "drawn", {shape.heads, of_queries, kDrawn});
-    const std::int64_t* const first = chosen.data();
-    if (std::any_of(first, first + chosen.size(), [&](auto one) { return one < 0 || one >= shape.queries; })) {
+    const std::vector<std::int64_t> own(chosen.data(), chosen.data() + chosen.size());  // as of the edges' rows
+    if (std::any_of(own.begin(), own.end(), [&](auto one) { return one < 0 || one >= shape.queries; })) {
         throw py::value_error("drawn must be queries");
     }
     const MassesGiven given{read(query, "query", queries_of(shape)), read(key, "key", keys_of(shape)),
-                            shaped_array_of<float>(lse, "lse", {shape.heads, shape.queries}).data(), first};
+                            shaped_array_of<float>(lse, "lse", {shape.heads, shape.queries}).data(), own.data()};
     float* const to = shaped_array_of<float>(found, "masses", {shape.heads, of_queries, of_keys}).mutable_data();
     float* const room = room_of(work, attention_masses_floats(shape));
     const int on = number(threads);

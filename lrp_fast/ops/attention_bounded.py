@@ -86,10 +86,12 @@ def backward(
         dropped = max(0.0, 1 - sums.mass / total + more) if total else 0.0
         if dropped <= tolerance:
             return Grads(*sums.grads(), kept, dropped)
+        # Rounding alone is above so small a tolerance; some tiles weigh too little for any.
+        if goal * UNITS < 1 or bool((kept == (guessed > 0)).all()):
+            return None
         goal *= min(0.7, 0.9 * tolerance / dropped)
         chosen = choose(guessed, goal)
-        # More than pays, or nothing that is not there already: rounding alone is above so small a tolerance.
-        if chosen is None or chosen.kept.sum() > most or goal * UNITS < 1:
+        if chosen is None or (chosen.kept & ~kept).sum() > most:  # to go on would take longer than to begin anew
             return None
 
 

@@ -179,7 +179,8 @@ def test_what_is_not_finite_is_passed_on(which, wrong, lanes):
 
 
 @pytest.mark.parametrize("bits", [0x7FC00001, 0x7F800001, -1])
-def test_a_nan_of_any_bits_stays_one(bits, lanes):
+def test_a_nan_of_any_bits_stays_one(bits, lanes, monkeypatch):
+    monkeypatch.setattr(attention_native, "FEW", 0)
     query, key, value, g = make(9, 9)
     query[0, 0, 5, 0] = torch.tensor([bits], dtype=torch.int32).view(torch.float32)[0]
     for rule in ("attnlrp", "cp"):
@@ -235,7 +236,9 @@ def test_the_tiles_that_are_visited_and_their_mass(lanes):
 @pytest.mark.parametrize("tolerance", [1e-3, 0.2])
 @pytest.mark.parametrize("flags", [{}, {"window": 100}, {"causal": False}], ids=str)
 def test_what_is_left_out_is_what_the_definition_says_of_it(flags, tolerance, lanes, monkeypatch):
+    by, sums = [], attention_bounded._Native
     monkeypatch.setattr(attention_bounded, "worth", lambda *_: 1.0)
+    monkeypatch.setattr(attention_bounded, "_Native", lambda *given: by.append("native") or sums(*given))
     query, key, value, g = make(500, 512)
     query, g = 3 * query, g * torch.logspace(-3, 0, 500)[:, None]  # it lies on few keys, and few queries carry much
     leaves, dropped, traces = [t.requires_grad_() for t in (query, key, value)], [], []
@@ -245,8 +248,8 @@ def test_what_is_left_out_is_what_the_definition_says_of_it(flags, tolerance, la
     entries = reference.attention_mass(*(t.detach().double() for t in (g, query, key, value)), mask, scale=0.4)[0]
     rows, columns = (torch.arange(n) // attention_native.TILE for n in (500, 512))
     kept = traces[0].tiles[0][:, rows][:, :, columns]
-    assert 0 < kept.double().mean() < 1
     lost = 1 - (entries * kept).sum() / entries.sum()
+    assert lost > 0 and by == ["native"]
     # A weight's error is its score's, of 32 products, and its sum's, of 512 weights: units of rounding by their root.
     scores = (query @ key.repeat_interleave(2, 1).mT).abs().max().item() * 0.4
     assert abs(dropped[0].item() - lost.item()) <= torch.finfo(torch.float32).eps * (512**0.5 + 32**0.5 * scores)
