@@ -1,6 +1,6 @@
 """Sixteen prompts of 54 tokens: ours packed into one pass and one by one, LXT's own batch, LXT and plain gradient x
 input one by one. At this length what is not arithmetic shows: gradient x input is PyTorch's own and has no Python of
-ours. Two threads, 2 minutes."""
+ours. Two threads, 3 minutes."""
 
 import prompts
 import pytest

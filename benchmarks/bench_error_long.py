@@ -1,4 +1,4 @@
-"""As bench_error.py, at 8,192 tokens of SmolLM2 and 16,384 of Gemma 3. Two threads, 13 minutes."""
+"""As bench_error.py, at 8,192 tokens of SmolLM2 and 16,384 of Gemma 3. Two threads, 15 minutes."""
 
 import turns
 from bench_error import measure, parametrize, tokenizers  # noqa: F401, a fixture

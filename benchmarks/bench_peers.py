@@ -1,6 +1,6 @@
 """Other packages on short prompts, each with the method that it has, explaining the logit of one token.
 
-Two threads, 3 minutes. AttnLRP and gradient x input are held against ours in float64. Integrated gradients and
+Two threads, 6 minutes. AttnLRP and gradient x input are held against ours in float64. Integrated gradients and
 FlashTrace's flow are other methods, which nothing here defines: Captum's and inseq's integrated gradients are held
 against each other, and the flow counts unchecked. Zennit has rules for single maps, see bench_linear.py; batch packing
 is in bench_graph.py.

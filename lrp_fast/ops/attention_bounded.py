@@ -67,32 +67,38 @@ def backward(
     norm = torch.linalg.vector_norm(g[0].to(wide) / unit, dim=-1)  # (H, T)
     # Padding behind a prompt carries none: in company it is bounded where it is alone.
     carry = norm.any(0).nonzero()
-    most = worth(native, int(carry[-1]) + 1) if len(carry) else 0.0
+    pays = worth(native, int(carry[-1]) + 1) if len(carry) else 0.0
     more = _ROUNDED if query.dtype.itemsize == 2 else 0.0
-    if not most or more >= tolerance or int(carry[-1]) // TILE + 1 < _FEWEST or not lse.isfinite().all():
+    if not pays or more >= tolerance or int(carry[-1]) // TILE + 1 < _FEWEST or not lse.isfinite().all():
         return None
     weighed = norm if sinks is None else norm * (1 - torch.exp(sinks.to(wide)[:, None] - lse[0]))
     total = weighed.sum(dtype=torch.float64).item()
     guessed = _guessed(norm, query, key, lse, reach, native)
-    most *= int((guessed > 0).sum())
-    chosen = choose(guessed, _AIM * tolerance)
-    if chosen is None or chosen.kept.sum() > most:
+    there = guessed > 0
+    most = pays * int(there.sum())  # tiles: as many take as long as a whole pass
+
+    def tiles(kept: Tensor, goal: float) -> Tensor | None:
+        """Those to keep, unless a whole pass is quicker than what is not among ``kept`` yet."""
+        chosen = choose(guessed, goal)
+        return None if chosen is None or (chosen.kept & ~kept).sum() > most else chosen.kept
+
+    kept, goal = torch.zeros_like(there), _AIM * tolerance
+    wanted = tiles(kept, goal)
+    if wanted is None:
         return None
     sums = (_Native if native else _Blocks)(g, query, key, value, out, lse, norm, reach, scores, ratio)
-    kept, goal = torch.zeros_like(chosen.kept), _AIM * tolerance
-    while True:
-        sums.add(chosen.kept & ~kept)
-        kept = chosen.kept
+    while wanted is not None:
+        sums.add(wanted & ~kept)
+        kept = wanted
         dropped = max(0.0, 1 - sums.mass / total + more) if total else 0.0
         if dropped <= tolerance:
             return Grads(*sums.grads(), kept, dropped)
         # Rounding alone is above so small a tolerance; some tiles weigh too little for any.
-        if goal * UNITS < 1 or bool((kept == (guessed > 0)).all()):
+        if goal * UNITS < 1 or torch.equal(kept, there):
             return None
         goal *= min(0.7, 0.9 * tolerance / dropped)
-        chosen = choose(guessed, goal)
-        if chosen is None or (chosen.kept & ~kept).sum() > most:  # to go on would take longer than to begin anew
-            return None
+        wanted = tiles(kept, goal)
+    return None
 
 
 def _guessed(norm: Tensor, query: Tensor, key: Tensor, lse: Tensor, reach, native: bool) -> Tensor:

@@ -37,7 +37,7 @@ MODULES = sorted(
 )
 SLOW = ("attention", "edges", "linear")  # to compile, ten seconds and more for each architecture
 ARCHITECTURES = (80, 89, 90, 100)
-# Of the slow ones the oldest and the newest Triton compile these: their code of these is where releases have differed.
+# The oldest and the newest Triton compile the slow ones for these alone: there releases have differed in what spills.
 AT_THE_ENDS = (90, 100)
 # sm_86 and sm_120 have the shared memory of sm_89, and its tiles: of theirs, what sm_89 has otherwise, and a selection.
 SELECTED = {architecture: ("attention/128-bfloat16-*", "linear/*-bfloat16-4097", "*/*-silu-bfloat16*",
@@ -140,7 +140,7 @@ def work(part, asked):
 
 
 def marks(module, architecture):
-    """What is neither: every quick module for one architecture, and the quickest for each."""
+    """None for what `make test` compiles: every quick module for one architecture, and the quickest for each."""
     if module in SLOW:
         return [pytest.mark.slow] if architecture in AT_THE_ENDS else [pytest.mark.slow, pytest.mark.again]
     return [] if architecture == 90 or module == "relevance" else [pytest.mark.again]
