@@ -3,6 +3,7 @@
 #include "arguments.hpp"
 #include "attention_module.hpp"
 #include "graph_module.hpp"
+#include "pointwise_module.hpp"
 #include "topk.hpp"
 
 namespace {
@@ -35,4 +36,5 @@ by the lower index. ``values`` is a 1-D contiguous float32 array without NaN; wh
 of them are returned.)doc");
     lrp_fast::bind_graph(module);
     lrp_fast::bind_attention(module);
+    lrp_fast::bind_pointwise(module);
 }

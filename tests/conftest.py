@@ -185,10 +185,10 @@ def ids():
 
 @pytest.fixture(params=[16, 8], ids=["AVX-512", "AVX2"])
 def lanes(request, monkeypatch):
-    """What the C++ core computes of an attention is computed with these instructions."""
+    """What the C++ core computes is computed with these instructions."""
     if not _native.attention_backward_serves(64, request.param):
         pytest.skip("this processor has no such instructions")
-    for name in ("attention_backward", "attention_masses"):
+    for name in ("attention_backward", "attention_masses", "gated_mlp_backward"):
         own = getattr(_native, name)
         monkeypatch.setattr(_native, name, lambda *given, f=own: f(*given, lanes=request.param))
     for name in ("attention_edges", "attention_edges_strongest"):

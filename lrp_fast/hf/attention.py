@@ -74,41 +74,42 @@ def attention_forward(
     **kwargs,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (B, H, T, D) -> (B, T, H, D). Outside of `patched` a plain attention."""
-    layer = f"{type(module).__name__} of layer {getattr(module, 'layer_idx', '?')}"
     if dropout:
-        raise ValueError(f"{layer} applies dropout: call model.eval() first")
+        raise ValueError(f"{_layer(module)} applies dropout: call model.eval() first")
     if kwargs.get("output_attentions"):
         raise ValueError(NO_MATRICES)
     told = {name: given for name, given in kwargs.items() if given is not None and given is not EVERY}
     choices = [told.pop(name) for name in list(told) if isinstance(told[name], Choice)]
     unknown = sorted(name for name in told if name not in _IGNORED)
     if unknown:
-        raise ValueError(f"{layer} passes {', '.join(unknown)} to its attention, which lrp_fast has no rule for")
+        told = ", ".join(unknown)
+        raise ValueError(f"{_layer(module)} passes {told} to its attention, which lrp_fast has no rule for")
     attention_mask = getattr(attention_mask, "bounds", attention_mask)  # of `indexed_attention`
     until = None
     if isinstance(attention_mask, Until):
         (until,), attention_mask = attention_mask, None
-    if directions.reads_both_ways(getattr(module, "config", None)):
+    ours = is_ours(module)
+    if not ours and directions.reads_both_ways(getattr(module, "config", None)):  # ours have been checked
         # What it computes hangs on the implementation, and on padding: nothing to be like.
-        raise ValueError(f"{layer} {directions.both_ways(module)}")
+        raise ValueError(f"{_layer(module)} {directions.both_ways(module)}")
     causal = directions.is_causal(module) if is_causal is None else is_causal
-    attention_mask = _of_direction(attention_mask, query.shape[0], causal, layer)
+    attention_mask = _of_direction(attention_mask, causal, module)
     if attention_mask is not None and attention_mask.shape not in ((query.shape[0], 2), (query.shape[0], 3)):
         raise ValueError(
-            f"a ready attention mask of shape {tuple(attention_mask.shape)} reached {layer}: "
+            f"a ready attention mask of shape {tuple(attention_mask.shape)} reached {_layer(module)}: "
             "pass the (B, N) padding mask, causality and windows are the model's own (a model that makes such masks "
             "itself needs lrp_fast.patched or a newer transformers)"
         )
     if attention_mask is not None and any(choice.block > 1 for choice in choices):
         # What padding is read as decides which blocks are chosen: nothing to be like.
-        raise ValueError(f"{layer} chooses among blocks of keys, padding among them: run each prompt by itself")
+        where = f"{_layer(module)} chooses among blocks of keys"
+        raise ValueError(f"{where}, padding among them: run each prompt by itself")
     chunk = None
     if attention_mask is not None and attention_mask.shape[1] == 3:
         *_, chunk = attention_mask[0].tolist()
         attention_mask = attention_mask[:, :2]
     # Qwen2-MoE leaves its window to the mask, where lrp_fast has none. A layer with a window keeps it, in all families.
     window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
-    ours = is_ours(module)
     # `recording` and `replaying` lay their own attention over the module.
     attend = getattr(module, "lrp_fast_attend", ops.attention) if ours else ops.attention
     if attention_mask is not None and query.shape[2] < key.shape[2]:
@@ -133,18 +134,25 @@ def attention_forward(
         **({"chosen": choices[0], "block": choices[0].block} if choices else {}),
         **({} if until is None else {"until": until}),
     )
-    return out[..., :width].transpose(1, 2).contiguous(), None
+    if most != width:
+        out = out[..., :width]
+    return out.transpose(1, 2).contiguous(), None
 
 
-def _of_direction(mask: Tensor | None, batch: int, causal: bool, layer: str) -> Tensor | None:
+def _layer(module: nn.Module) -> str:
+    return f"{type(module).__name__} of layer {getattr(module, 'layer_idx', '?')}"
+
+
+def _of_direction(mask: Tensor | None, causal: bool, module: nn.Module) -> Tensor | None:
     """The mask without its mark, if it has that of reading in both directions just where the attention does."""
     marked = mask is not None and mask.shape[1:] in ((0,), (4,))
     if marked and causal:
-        raise ValueError(f"{layer} is given a mask for reading in both directions, which it does not by itself")
+        given = "a mask for reading in both directions"
+        raise ValueError(f"{_layer(module)} is given {given}, which it does not by itself")
     if not marked and not causal:
         raise ValueError(
-            f"{layer} reads in both directions, and is given a mask that does not say so: lrp_fast explains encoders "
-            "whose masks transformers makes"
+            f"{_layer(module)} reads in both directions, and is given a mask that does not say so: lrp_fast explains "
+            "encoders whose masks transformers makes"
         )
     if not marked:
         return mask

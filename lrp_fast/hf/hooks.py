@@ -48,14 +48,14 @@ def _where(modules: Iterable[tuple[str, nn.Module]], kinds: tuple[str, ...], lef
     """The first that has a hook of these kinds, in words."""
     if any(getattr(everywhere, f"_global{kind}") for kind in kinds):
         return "every module (torch.nn.modules.module.register_module_...)"
-    having = (f"module {path or type(one).__name__!r}" for path, one in modules if _has(one, kinds, left_alone))
-    return next(having, None)
+    found = (f"module {path or type(one).__name__!r}" for path, one in modules if _has(one, kinds, left_alone))
+    return next(found, None)
 
 
 def is_watched(module: nn.Module) -> bool:
     """Whether anybody's hook sees what goes into a module, or into a part of it, or what comes out."""
     return any(getattr(everywhere, f"_global{kind}") for kind in _FORWARD) or any(
-        _has(part, _FORWARD) for part in modules_of(module)
+        part._forward_hooks or part._forward_pre_hooks for part in modules_of(module)
     )
 
 
@@ -70,5 +70,8 @@ def check_unhooked(part: nn.Module, where: str) -> None:
 
 
 def _has(module: nn.Module, kinds: tuple[str, ...], left_alone: str = "") -> bool:
-    hooks = (hook for kind in kinds for hook in getattr(module, kind).values())
+    found = [some for kind in kinds if (some := getattr(module, kind))]
+    if not found:  # as a rule
+        return False
+    hooks = (hook for some in found for hook in some.values())
     return any(not left_alone or not getattr(hook, "__module__", "").startswith(left_alone) for hook in hooks)

@@ -12,7 +12,7 @@ from . import handlers
 from .directions import is_causal
 from .families import LAYERS, handled, handler_of, handlers_of
 from .overlay import laid, replaced, uncompiled
-from .owner import is_ours, owned
+from .owner import is_ours, known, owned
 from .positions import keeping_rotations
 from .walk import modules_of, named_modules_of
 from .weights import device_of
@@ -27,6 +27,10 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     Raises:
         ValueError: if there is none, or one stands where the model treats it as another kind.
     """
+    return known(model, _decoder_layers)
+
+
+def _decoder_layers(model: nn.Module) -> list[nn.Module]:
     held, above, configs = _held(model)
     # LongCat Flash counts its attentions, two a layer, as hidden layers.
     counted = [config for config in configs if getattr(config, "num_layers", None) != len(held)]

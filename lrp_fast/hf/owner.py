@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import nn
 
 from ..rules import Rules
 from .threads import here, is_autograds
 from .walk import modules_of, named_modules_of
+
+T = TypeVar("T")
 
 MARK = "lrp_fast_owner"  # on every module of the model
 AT_WORK = "is at work in a pass of lrp_fast that this call comes from: wait until that has ended"
@@ -80,6 +82,16 @@ def is_ours(module: nn.Module) -> bool:
     """Whether the module is patched, and by the thread that asks."""
     owner = module.__dict__.get(MARK)
     return owner is not None and (owner.thread is here() or (not owner.passing and is_autograds()))
+
+
+def known(model: nn.Module, find: Callable[[nn.Module], T]) -> T:
+    """``find(model)``, once in a session."""
+    session = session_of(model)
+    if session is None:
+        return find(model)
+    if find not in session.known:
+        session.known[find] = find(model)
+    return session.known[find]
 
 
 def session_of(model: object) -> Session | None:

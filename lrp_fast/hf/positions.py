@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from .families import handled
+from .owner import known
 from .walk import modules_of, named_modules_of
 
 _POSITIONS = re.compile(r"(^|\.)(wpe|\w*position\w*|pos_emb\w*)(\.|$)")
@@ -17,12 +18,16 @@ _POSITIONS = re.compile(r"(^|\.)(wpe|\w*position\w*|pos_emb\w*)(\.|$)")
 def position_limit(model: nn.Module) -> int | None:
     """Rows of the model's table of learned positions (GPT-2's ``wpe``) that stand for some; None where there is none,
     and so no end."""
+    return known(model, _position_limit)
+
+
+def _position_limit(model: nn.Module) -> int | None:
     tables = {
         module
         for path, module in named_modules_of(model)
         if isinstance(module, nn.Embedding) and _POSITIONS.search(path)
     }
-    if not tables:  # of most models, and of them each prompt asks
+    if not tables:  # of most models
         return None
     rows = [module.num_embeddings - _left_out(module) for _, module, _ in handled(model) if module in tables]
     return min(rows, default=None)
@@ -59,6 +64,10 @@ def _reach(rotation: dict, most: int) -> int:
     return int(original * (rotation.get("factor") or 1))
 
 
+def _dynamic(model: nn.Module) -> list[nn.Module]:
+    return [module for module in modules_of(model) if "dynamic" in str(_rope_type(module))]
+
+
 def _rope_type(module: nn.Module):
     # Not getattr alone: what a module lacks, PyTorch looks for thrice, and most lack this.
     return module.rope_type if hasattr(type(module), "rope_type") else module.__dict__.get("rope_type", "")
@@ -70,7 +79,7 @@ def keeping_rotations(model: nn.Module) -> Iterator[None]:
 
     transformers computes a shorter prompt with it, and so one that is not like the prompt alone.
     """
-    dynamic = [module for module in modules_of(model) if "dynamic" in str(_rope_type(module))]
+    dynamic = known(model, _dynamic)
     kept = [(module, dict(module.__dict__), dict(module._buffers)) for module in dynamic]
     try:
         yield

@@ -40,4 +40,4 @@ def _are_llamas(rotate: FunctionType, half: FunctionType) -> bool:
 
 def _rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    return ops.rotary(q, cos, sin), ops.rotary(k, cos, sin)
+    return ops.rotary((q, k), cos, sin)

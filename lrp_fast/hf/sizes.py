@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from .contributions import is_homogeneous
 from .directions import is_causal
 from .families import MIXTURES, branch_dtype, handled, handler_of, handlers_of, last_linear, mlps_among, splits
 from .layers import decoder_layers
-from .owner import session_of
+from .owner import known
 from .rotations import rotates
 from .sides import reads_embeddings, side_features
 from .spelt_out_attention import biases_scores, heads_with_biases
@@ -57,17 +56,7 @@ class LayerSize(NamedTuple):
 
 def layer_sizes(model: nn.Module) -> list[LayerSize]:
     """One entry a decoder layer, first to last. The model may be on the "meta" device."""
-    return _known(model, _layer_sizes)
-
-
-def _known(model: nn.Module, find: Callable):
-    """``find(model)``, once in a session."""
-    session = session_of(model)
-    if session is None:
-        return find(model)
-    if find not in session.known:
-        session.known[find] = find(model)
-    return session.known[find]
+    return known(model, _layer_sizes)
 
 
 def _layer_sizes(model: nn.Module) -> list[LayerSize]:
@@ -75,13 +64,13 @@ def _layer_sizes(model: nn.Module) -> list[LayerSize]:
     layers = decoder_layers(model)
     parts = [modules_of(layer) for layer in layers]
     coming = iter(handlers_of([one for some in parts for one in some]))
-    known: dict[tuple, LayerSize] = {}  # of this call alone: whatever changes between calls is seen
+    alike: dict[tuple, LayerSize] = {}  # of this call alone: whatever changes between calls is seen
     sizes = []
     for layer, some in zip(layers, parts, strict=True):
         look = _look([(part, next(coming)) for part in some])
-        if look not in known:
-            known[look] = _layer_size(layer, config)
-        sizes.append(known[look])
+        if look not in alike:
+            alike[look] = _layer_size(layer, config)
+        sizes.append(alike[look])
     first = next((place for place, layer in enumerate(layers) if reads_embeddings(layer)), None)
     if first is not None:  # they are the same for all
         sizes[first] = sizes[first]._replace(beside=sizes[first].hidden)
@@ -126,7 +115,7 @@ def head_dims(model: nn.Module) -> tuple[int, ...]:
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of the model's parameters and buffers, shared ones once."""
-    return _known(model, _weight_bytes)
+    return known(model, _weight_bytes)
 
 
 def _weight_bytes(model: nn.Module) -> int:

@@ -25,8 +25,15 @@ def _visit_named(path: str, module: nn.Module, found: list, seen: set[nn.Module]
     if held := module._modules:
         within = f"{path}." if path else ""
         for name, part in held.items():
-            if part is not None:
+            if part is None:
+                continue
+            if part._modules:
                 _visit_named(within + name, part, found, seen)
+            elif seen is None:
+                found.append((within + name, part))
+            elif part not in seen:
+                seen.add(part)
+                found.append((within + name, part))
 
 
 def modules_of(module: nn.Module) -> list[nn.Module]:
@@ -39,8 +46,12 @@ def modules_of(module: nn.Module) -> list[nn.Module]:
 def _visit(part: nn.Module, found: dict[nn.Module, None]) -> None:
     found[part] = None
     for one in part._modules.values():
-        if one is not None and one not in found:
+        if one is None or one in found:
+            continue
+        if one._modules:
             _visit(one, found)
+        else:  # as most are: not worth a call
+            found[one] = None
 
 
 def without_adapters(model: nn.Module) -> nn.Module:

@@ -274,7 +274,8 @@ def nbytes(tensor: Tensor) -> int:
 
 
 def _is_adapted(module: nn.Module) -> bool:
-    return qualified_name(type(module)) in ADAPTED
+    cls = type(module)
+    return cls.__module__.startswith("peft.") and qualified_name(cls) in ADAPTED
 
 
 def _kind(weight: Tensor) -> str:

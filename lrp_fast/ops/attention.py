@@ -196,8 +196,9 @@ def attention(
         raise ValueError(f"{_CALLED[impl]} leaves nothing out: with a tolerance, use impl='auto'")
     if tolerance and traces is not None and bounds is not None and chunk is None:
         raise ValueError("traces of a bounded backward pass are of prompts without bounds: leave out bounds=")
-    given = (query, key, value, sinks, bounds, reach, rules)
-    return _Attention.apply(*given, _paths(*given, chunk, impl), kept, traces, tolerance, dropped, chunk)
+    given = (query, key, value, sinks, bounds)
+    paths = _paths(*given, reach, rules, chunk, impl)
+    return _Attention.apply(*given, _How(reach, rules, paths, kept, traces, tolerance, dropped, chunk))
 
 
 def attention_forward(
@@ -234,6 +235,19 @@ class _Paths(NamedTuple):
     forward: str
     backward: str
     settled: bool  # whatever gradient comes
+
+
+class _How(NamedTuple):
+    """What a call of `attention` says besides its tensors."""
+
+    reach: Reach
+    rules: Rules
+    paths: _Paths
+    kept: Kept | None
+    traces: list[Trace] | None
+    tolerance: float
+    dropped: list[Tensor] | None
+    chunk: int | None
 
 
 # PyTorch's own, on CUDA.
@@ -303,15 +317,17 @@ def _chunk(chunk: int | None, query: Tensor, key: Tensor, bounds: Tensor | None)
 
 
 def _check(query, key, value, window, bounds, softcap, sinks):
-    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    def shapes() -> str:
+        return f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+
     if query.ndim != 4 or key.shape != value.shape or query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
-        raise ValueError(f"attention takes query (B, H, T, D) and key, value (B, H_kv, S, D), not {shapes}")
+        raise ValueError(f"attention takes query (B, H, T, D) and key, value (B, H_kv, S, D), not {shapes()}")
     if query.shape[1] % key.shape[1]:
-        raise ValueError(f"the number of heads must be a multiple of that of the key/value heads: {shapes}")
+        raise ValueError(f"the number of heads must be a multiple of that of the key/value heads: {shapes()}")
     if not query.dtype == key.dtype == value.dtype:
         raise ValueError(f"query, key and value must have one dtype, not {query.dtype}, {key.dtype} and {value.dtype}")
     if query.shape[2] > key.shape[2] or query.shape[2] == 0:
-        raise ValueError(f"attention takes 1 ... S queries over S keys: {shapes}")
+        raise ValueError(f"attention takes 1 ... S queries over S keys: {shapes()}")
     if window is not None and window < 1:
         raise ValueError(f"window must be at least 1, not {window}")
     if softcap is not None and not softcap > 0:
@@ -319,20 +335,20 @@ def _check(query, key, value, window, bounds, softcap, sinks):
     if sinks is not None and sinks.shape != query.shape[1:2]:
         raise ValueError(f"sinks must be one number a head, ({query.shape[1]},), not {tuple(sinks.shape)}")
     if bounds is not None and (bounds.shape != (query.shape[0], 2) or query.shape[2] != key.shape[2]):
-        raise ValueError(f"bounds must be (B, 2), with as many queries as keys; got {tuple(bounds.shape)} for {shapes}")
+        given = tuple(bounds.shape)
+        raise ValueError(f"bounds must be (B, 2), with as many queries as keys; got {given} for {shapes()}")
     keys = key.shape[2]
-    for start, end in [] if bounds is None else bounds.tolist():
+    for start, end in () if bounds is None else bounds.tolist():
         if not 0 <= start <= end <= keys:
             raise ValueError(f"bounds must lie within the {keys} tokens, first ... one past the last: {start}, {end}")
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, sinks, bounds, reach, rules, paths, kept, traces, tolerance, dropped, chunk):
+    def forward(ctx, query, key, value, sinks, bounds, how):
+        ctx.how, kept = how._replace(kept=None), how.kept
         if kept is None:
-            kept = _forward(query, key, value, sinks, bounds, reach, rules, paths.forward, chunk)
-        ctx.reach, ctx.rules, ctx.paths = reach, rules, paths
-        ctx.traces, ctx.tolerance, ctx.dropped, ctx.chunk = traces, tolerance, dropped, chunk
+            kept = _forward(query, key, value, sinks, bounds, how.reach, how.rules, how.paths.forward, how.chunk)
         ctx.save_for_backward(query, key, value, kept.out, kept.lse, kept.size, bounds, sinks)
         return kept.out.view_as(kept.out)
 
@@ -340,17 +356,17 @@ class _Attention(torch.autograd.Function):
     @once
     def backward(ctx, g):
         *saved, bounds, sinks = ctx.saved_tensors
-        path = ctx.paths.backward
-        if path in _VENDORS and (ctx.tolerance or not (ctx.paths.settled or attention_vendor.is_better(g))):
+        how, path = ctx.how, ctx.how.paths.backward
+        if path in _VENDORS and (how.tolerance or not (how.paths.settled or attention_vendor.is_better(g))):
             path = "triton"
-        back = _backward(path, g, saved, bounds, sinks, ctx)
-        if ctx.dropped is not None:
-            ctx.dropped.append(torch.tensor(back.dropped or [0.0] * len(g), dtype=torch.float64, device="cpu"))
-        if ctx.traces is not None:
+        back = _backward(path, g, saved, bounds, sinks, how)
+        if how.dropped is not None:
+            how.dropped.append(torch.tensor(back.dropped or [0.0] * len(g), dtype=torch.float64, device="cpu"))
+        if how.traces is not None:
             query, key, value, *kept = [None if t is None else t.detach() for t in saved]
-            trace = (g, query, key, value, Kept(*kept), *back.grads[1:], ctx.reach, ctx.rules, back.tiles, back.unit)
-            ctx.traces.append(Trace(*trace, ctx.chunk))
-        return *back.grads, *[None] * 10
+            trace = (g, query, key, value, Kept(*kept), *back.grads[1:], how.reach, how.rules, back.tiles, back.unit)
+            how.traces.append(Trace(*trace, how.chunk))
+        return *back.grads, None, None, None
 
 
 def _forward(query, key, value, sinks, bounds, reach, rules, path, chunk=None) -> Kept:
@@ -366,19 +382,19 @@ def _forward(query, key, value, sinks, bounds, reach, rules, path, chunk=None) -
     return Kept(*kernels("attention").forward(query, key, value, **given, table=table(query)))
 
 
-def _backward(path, g, saved, bounds, sinks, ctx) -> _Back:
-    own, shared = _BACKWARDS[path], (sinks, ctx.reach, ctx.rules)
-    if ctx.chunk is None:
-        return own(g, *saved, bounds, *shared, ctx.tolerance)
+def _backward(path, g, saved, bounds, sinks, how) -> _Back:
+    own, shared = _BACKWARDS[path], (sinks, how.reach, how.rules)
+    if how.chunk is None:
+        return own(g, *saved, bounds, *shared, how.tolerance)
     most = torch.zeros(len(g), dtype=torch.float64)
 
     def each(rows, *given):
-        back = own(*given, None, *shared, ctx.tolerance if ctx.traces is None else 0.0)
+        back = own(*given, None, *shared, how.tolerance if how.traces is None else 0.0)
         if back.dropped is not None:
             most[rows] = most[rows].maximum(torch.tensor(back.dropped, dtype=torch.float64))
         return back.grads
 
-    grads = attention_chunks.together(each, (g, *saved), bounds, ctx.chunk)
+    grads = attention_chunks.together(each, (g, *saved), bounds, how.chunk)
     return _Back(tuple(grads), dropped=most.tolist())
 
 
@@ -418,31 +434,28 @@ def _vendor_backward(g, query, key, value, out, lse, size, bounds, sinks, reach,
 
 def _torch_forward(query, key, value, sinks, bounds, reach, rules) -> Kept:
     """Plain PyTorch, by the CPU's flash kernels or by tiles."""
-    out = torch.zeros_like(query) if bounds is not None else None
-    # The sum of |P V| that the gamma rule needs: one more attention over |value|, which shares lse.
-    size = torch.zeros_like(query) if bounds is not None and rules.attention_gamma else None
-    lse = None
-    for rows, real in _spans(bounds, key.shape[2]):
-        q, k, v = (t[rows, :, real] for t in (query, key, value))
-        reached = reach.of(rows, real)
-        o, part = _span_forward(q, k, v, sinks, reached)
-        a = _span_forward(q, k, v.abs(), sinks, reached)[0] if rules.attention_gamma else None
-        if bounds is None:
-            return Kept(o, part, a)
-        out[rows, :, real] = o
-        lse = part.new_zeros(query.shape[:3]) if lse is None else lse
-        lse[rows, :, real] = part
-        if a is not None:
-            size[rows, :, real] = a
+    if bounds is None:
+        return _span_forward(query, key, value, sinks, reach, rules)
+    out, lse = torch.zeros_like(query), None
+    size = torch.zeros_like(query) if rules.attention_gamma else None
+    for rows, real in _spans(bounds):
+        own = (t[rows, :, real] for t in (query, key, value))
+        kept = _span_forward(*own, sinks, reach.of(rows, real), rules)
+        out[rows, :, real] = kept.out
+        lse = kept.lse.new_zeros(query.shape[:3]) if lse is None else lse
+        lse[rows, :, real] = kept.lse
+        if size is not None:
+            size[rows, :, real] = kept.size
     return Kept(out, lse, size)
 
 
 def _torch_backward(g, query, key, value, out, lse, size, bounds, sinks, reach, rules, tolerance) -> _Back:
-    spans = _spans(bounds, key.shape[2])
-    if tolerance and bounds is None:  # each prompt chooses its own tiles
-        spans = [(slice(b, b + 1), slice(None)) for b in range(len(g))]
     given = (g, query, key, value, out, lse, size)
-    if bounds is None and len(spans) == 1:
+    if bounds is not None:
+        spans = _spans(bounds)
+    elif tolerance and len(g) > 1:  # each prompt chooses its own tiles
+        spans = [(slice(b, b + 1), slice(None)) for b in range(len(g))]
+    else:
         return _span_backward(*given, sinks, reach, rules, tolerance)
     explained = (query, key, value) if rules.treatment.score else (None, None, value)
     grads = tuple(torch.zeros_like(t) if t is not None else None for t in explained)
@@ -462,17 +475,21 @@ _BACKWARDS = {name: partial(_vendor_backward, by=by) for name, by in _VENDORS.it
 _BACKWARDS |= {"triton": _fused_backward, "torch": _torch_backward}
 
 
-def _spans(bounds: Tensor | None, length: int) -> list[tuple[slice, slice]]:
-    """(batch rows, real tokens) to be computed together: all at once, or a padded batch row by row."""
-    if bounds is None:
-        return [(slice(None), slice(None))]
+def _spans(bounds: Tensor) -> list[tuple[slice, slice]]:
+    """(batch row, real tokens) of a padded batch."""
     return [(slice(b, b + 1), slice(start, end)) for b, (start, end) in enumerate(bounds.tolist()) if end > start]
 
 
-def _span_forward(query, key, value, sinks, reach):
-    """Output (B, H, T, D) and lse (B, H, T), sinks included."""
+def _span_forward(query, key, value, sinks, reach, rules) -> Kept:
     backend = attention_flash if attention_flash.serves(query, reach) else attention_tiled
-    out, lse = backend.forward(query, key, value, reach)
+    out, lse = _with_sinks(*backend.forward(query, key, value, reach), sinks)
+    if not rules.attention_gamma:
+        return Kept(out, lse, None)
+    # The sum of |P V| that the gamma rule needs: one more attention over |value|, which shares lse.
+    return Kept(out, lse, _with_sinks(*backend.forward(query, key, value.abs(), reach), sinks)[0])
+
+
+def _with_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
     if sinks is None:
         return out, lse
     with_sinks = torch.logaddexp(lse, sinks.to(lse.dtype).view(1, -1, 1))

@@ -66,6 +66,8 @@ def fused(x: Tensor, impl: str, served: bool = True, also: tuple[str, ...] = ())
     Raises:
         ValueError: for an unknown ``impl``, or "triton" for a dtype that the kernels do not take.
     """
+    if impl == "auto" and not x.is_cuda:
+        return False
     taken = x.dtype in (torch.float16, torch.bfloat16, torch.float32)
     if impl not in IMPLS:
         raise ValueError(f"impl must be one of {', '.join(map(repr, (*IMPLS, *also)))}, not {impl!r}")
@@ -73,7 +75,7 @@ def fused(x: Tensor, impl: str, served: bool = True, also: tuple[str, ...] = ())
         raise ValueError(f"the Triton kernels take float16, bfloat16 and float32, not {x.dtype}: use impl='torch'")
     if impl != "auto":
         return impl == "triton"
-    return x.is_cuda and taken and served and without_triton(x.device) is None
+    return taken and served and without_triton(x.device) is None
 
 
 @functools.cache

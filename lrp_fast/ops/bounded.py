@@ -35,7 +35,7 @@ def read_tolerance(tolerance) -> float:
     Raises:
         TypeError, ValueError: unless it is a number from 0 up to, but not including, 1.
     """
-    if isinstance(tolerance, bool) or not isinstance(tolerance, Real):
+    if type(tolerance) is not float and (isinstance(tolerance, bool) or not isinstance(tolerance, Real)):
         raise TypeError(f"tolerance must be a number, not {tolerance!r}")
     if not 0.0 <= tolerance < 1.0:
         raise ValueError(f"tolerance must be at least 0 and below 1, the share of mass that may be lost: {tolerance!r}")

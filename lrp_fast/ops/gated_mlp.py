@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..rules import Rules, as_rules
+from . import pointwise_native
 from .activation import find, slope
 from .backend import fused, kernels
 from .once import once
@@ -49,6 +50,10 @@ class _GatedMLP(torch.autograd.Function):
                 None,
                 None,
             )
+        if shares.ratio and pointwise_native.multiplies(ctx.kind, g, gate, *rest):
+            up = rest[0] if rest else None
+            g_gate, g_up = pointwise_native.gated_mlp_backward(g, gate, up, ctx.kind, shares.up)
+            return g_gate, g_up, None, None, None
         forward = find(ctx.kind).forward
         if not rest:  # the gate is a constant
             return None, forward(gate).mul_(g).mul_(shares.up), None, None, None

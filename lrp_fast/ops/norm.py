@@ -120,7 +120,7 @@ class _RMSNorm(torch.autograd.Function):
         else:
             total = None if residual is None else x + residual
             wide = (x if total is None else total).to(torch.promote_types(x.dtype, torch.float32))
-            rstd = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+            rstd = wide.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
             y = weight * (wide * rstd).to(dtype)
         ctx.save_for_backward(weight, rstd, *([] if ctx.frozen else [x if total is None else total]))
         return y if total is None else (y, total)

@@ -5,23 +5,52 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import pointwise_native
 from .once import once
 
 
-def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotary(x: Tensor | tuple[Tensor, ...], cos: Tensor, sin: Tensor) -> Tensor | tuple[Tensor, ...]:
     """``x * cos + rotate_half(x) * sin`` (Su et al., arXiv 2104.09864), in the same bits as transformers computes it.
 
     It is linear in ``x``: plain gradients are relevance gradients under every rule, and it is differentiable forward
     too.
 
     Args:
-        x: (..., D), D even; the coordinates that turn together are half of it apart.
+        x: (..., D), D even; the coordinates that turn together are half of it apart. Or several of them, as queries and
+            keys are: then as many come back.
         cos, sin: (..., D), which broadcast with ``x`` to x's shape. They get no gradient.
     """
-    return _Rotary.apply(x, cos, sin)
+    found = _Rotary.apply(cos, sin, *(x if isinstance(x, tuple) else (x,)))
+    return found if isinstance(x, tuple) else found[0]
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+class _Rotary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, cos, sin, *xs):
+        ctx.dtypes = [x.dtype for x in xs]
+        ctx.save_for_backward(cos, sin)
+        ctx.save_for_forward(cos, sin)
+        return tuple(_rotated(xs, cos, sin))
+
+    @staticmethod
+    @once
+    def backward(ctx, *gs):
+        turned = _rotated(gs, *ctx.saved_tensors, back=True)
+        return None, None, *(g.to(dtype) for g, dtype in zip(turned, ctx.dtypes, strict=True))
+
+    @staticmethod
+    def jvp(ctx, _cos, _sin, *tangents):
+        return tuple(_rotated(tangents, *ctx.saved_tensors))
+
+
+def _rotated(xs: tuple[Tensor, ...], cos: Tensor, sin: Tensor, back: bool = False) -> list[Tensor]:
+    """Of each; with ``back`` the transpose."""
+    if all(pointwise_native.rotates(x, cos, sin) for x in xs):
+        return pointwise_native.rotary(xs, cos, sin, back)
+    return [_turned_back(x, cos, sin) if back else _turned(x, cos, sin) for x in xs]
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     out = x * cos
     out[..., :half].sub_(x[..., half:] * sin[..., :half])
@@ -29,24 +58,9 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
-class _Rotary(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, cos, sin):
-        ctx.dtype = x.dtype
-        ctx.save_for_backward(cos, sin)
-        ctx.save_for_forward(cos, sin)
-        return _rotated(x, cos, sin)
-
-    @staticmethod
-    @once
-    def backward(ctx, g):
-        cos, sin = ctx.saved_tensors
-        half = g.shape[-1] // 2
-        g_in, crossed = g * cos, g * sin
-        g_in[..., :half].add_(crossed[..., half:])
-        g_in[..., half:].sub_(crossed[..., :half])
-        return g_in.to(ctx.dtype), None, None
-
-    @staticmethod
-    def jvp(ctx, tangent, *_):
-        return _rotated(tangent, *ctx.saved_tensors)
+def _turned_back(g: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = g.shape[-1] // 2
+    out, crossed = g * cos, g * sin
+    out[..., :half].add_(crossed[..., half:])
+    out[..., half:].sub_(crossed[..., :half])
+    return out

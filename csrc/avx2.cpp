@@ -7,7 +7,9 @@
 #define LRP_FAST_VISIT visit_avx2
 #define LRP_FAST_EDGES edges_avx2
 #define LRP_FAST_MASSES masses_avx2
+#define LRP_FAST_GATED gated_avx2
 
 #include "attention_visit.hpp"
+#include "pointwise_visit.hpp"
 
 #endif

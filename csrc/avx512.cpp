@@ -7,7 +7,9 @@
 #define LRP_FAST_VISIT visit_avx512
 #define LRP_FAST_EDGES edges_avx512
 #define LRP_FAST_MASSES masses_avx512
+#define LRP_FAST_GATED gated_avx512
 
 #include "attention_visit.hpp"
+#include "pointwise_visit.hpp"
 
 #endif
