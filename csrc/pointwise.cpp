@@ -10,7 +10,7 @@ namespace lrp_fast {
 namespace {
 
 constexpr std::int64_t kEach = 1 << 15;  // numbers that a thread takes at a time: fewer are not worth its start
-constexpr char kUnserved[] = "this processor has no AVX2";
+constexpr char kUnserved[] = "this processor has no AVX2 and FMA, or the compiler made no code for them";
 
 // body(first, end) of rows of so many numbers.
 template <class Body>
@@ -28,8 +28,8 @@ Gated gated_of(std::int64_t lanes) {
     return lanes != 16 ? gated_avx2 : nullptr;
 }
 
-// Without FMA, which would round a product and a sum together.
-__attribute__((target("avx2"))) void rotate(const float* __restrict x, const float* __restrict cos,
+// Without FMA, which would round a product and a sum together: also where the compiler's own flags allow it.
+__attribute__((target("avx2,no-fma,no-fma4,no-avx512f"))) void rotate(const float* __restrict x, const float* __restrict cos,
                                             const float* __restrict sin, float* __restrict out, std::int64_t half,
                                             bool back) {
     const float *const x2 = x + half, *const cos2 = cos + half, *const sin2 = sin + half;

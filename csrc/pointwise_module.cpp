@@ -106,7 +106,8 @@ and ``up`` may both be None. ``lanes``: 16 for AVX-512, 8 for AVX2, 0 for what t
     module.def("rotary", &rotate,
                R"doc(Writes x cos + rotate_half(x) sin, or with ``back`` its transpose of x, to ``out``.
 
-``x`` and ``out`` are (B, H, T, D), ``cos`` and ``sin`` (B or 1, T, D), float32, the last dimension dense.)doc",
+``x`` and ``out`` are (B, H, T, D), ``cos`` and ``sin`` (B or 1, T, D), float32, the last dimension dense. No two numbers
+of ``out`` share their place, with each other or with what is read.)doc",
                arg("x"), arg("cos"), arg("sin"), arg("out"), arg("back"), arg("threads"));
 }
 

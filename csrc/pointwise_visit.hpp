@@ -10,10 +10,12 @@ namespace {
 LRP_FAST_INLINE void gated(const GatedRow& row, const float* g, const float* gate, const float* up, float* d_gate,
                            float* d_up) {
     const Floats z = at(gate);
-    Floats power = -z * (row.linear + row.cubic * z * z);
-    power = power > 87.0f ? Floats{} + 87.0f : power;
+    Floats power = -z * row.linear;
+    if (row.cubic != 0) power *= row.cubic / row.linear * z * z + 1.0f;  // of an infinite z, 0 times it were no number
+    const Integers nothing = power > 87.0f;  // passes: a NaN is not above
     exponentiate(power);
-    const Floats passed = at(g) * row.share / (power + 1.0f);
+    const Floats ratio = row.share / (power + 1.0f);
+    const Floats passed = at(g) * (nothing ? Floats{} : ratio);
     if (d_gate) at(d_gate) = passed * at(up);
     at(d_up) = passed * z;
 }

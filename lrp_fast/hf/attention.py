@@ -82,14 +82,13 @@ def attention_forward(
     choices = [told.pop(name) for name in list(told) if isinstance(told[name], Choice)]
     unknown = sorted(name for name in told if name not in _IGNORED)
     if unknown:
-        told = ", ".join(unknown)
-        raise ValueError(f"{_layer(module)} passes {told} to its attention, which lrp_fast has no rule for")
+        names = ", ".join(unknown)
+        raise ValueError(f"{_layer(module)} passes {names} to its attention, which lrp_fast has no rule for")
     attention_mask = getattr(attention_mask, "bounds", attention_mask)  # of `indexed_attention`
     until = None
     if isinstance(attention_mask, Until):
         (until,), attention_mask = attention_mask, None
-    ours = is_ours(module)
-    if not ours and directions.reads_both_ways(getattr(module, "config", None)):  # ours have been checked
+    if directions.reads_both_ways(getattr(module, "config", None)):
         # What it computes hangs on the implementation, and on padding: nothing to be like.
         raise ValueError(f"{_layer(module)} {directions.both_ways(module)}")
     causal = directions.is_causal(module) if is_causal is None else is_causal
@@ -110,6 +109,7 @@ def attention_forward(
         attention_mask = attention_mask[:, :2]
     # Qwen2-MoE leaves its window to the mask, where lrp_fast has none. A layer with a window keeps it, in all families.
     window = kwargs.get("sliding_window", getattr(module, "sliding_window", None))
+    ours = is_ours(module)
     # `recording` and `replaying` lay their own attention over the module.
     attend = getattr(module, "lrp_fast_attend", ops.attention) if ours else ops.attention
     if attention_mask is not None and query.shape[2] < key.shape[2]:

@@ -55,7 +55,7 @@ def _where(modules: Iterable[tuple[str, nn.Module]], kinds: tuple[str, ...], lef
 def is_watched(module: nn.Module) -> bool:
     """Whether anybody's hook sees what goes into a module, or into a part of it, or what comes out."""
     return any(getattr(everywhere, f"_global{kind}") for kind in _FORWARD) or any(
-        part._forward_hooks or part._forward_pre_hooks for part in modules_of(module)
+        _has(part, _FORWARD) for part in modules_of(module)
     )
 
 

@@ -27,7 +27,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     Raises:
         ValueError: if there is none, or one stands where the model treats it as another kind.
     """
-    return known(model, _decoder_layers)
+    return list(known(model, _decoder_layers))
 
 
 def _decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -73,8 +73,8 @@ def _held(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module], list]:
     """The layers as the model holds them, none within another, what lies above them, and its configs."""
     held = named_modules_of(model, once=False)
     found: list[tuple[str, nn.Module]] = []
-    known = handlers_of([one for _, one in held])
-    for (path, one), handler in zip(held, known, strict=True):  # what holds another comes before it
+    of_all = handlers_of([one for _, one in held])
+    for (path, one), handler in zip(held, of_all, strict=True):  # what holds another comes before it
         if handler in LAYERS and not (found and path.startswith(f"{found[-1][0]}.")):
             found.append((path, one))
     paths = {path[:end] for path, _ in found for end in range(len(path)) if end == 0 or path[end] == "."}

@@ -30,13 +30,13 @@ def skipping(*parts: nn.Module) -> Iterator[None]:
 
 def linear(module: nn.Module, rules: Rules) -> Overlay:
     own, stabilisers = forward_of(module), {"epsilon": rules.epsilon, "gamma": rules.gamma}
-    laid = module.__dict__  # not getattr, which takes longer where there is nothing: it is asked hundreds of times
+    own_entries = module.__dict__  # not getattr, which takes long where nothing is laid: a pass asks hundreds of times
 
     def forward(input):
-        if "lrp_fast_dtype" in laid:  # while a layer is replayed
-            input = input.to(laid["lrp_fast_dtype"])
+        if "lrp_fast_dtype" in own_entries:  # while a layer is replayed
+            input = input.to(own_entries["lrp_fast_dtype"])
         if is_plain(module):
-            return ops.linear(input, matrix(module), module.bias, **stabilisers, skip=_SKIPS in laid)
+            return ops.linear(input, matrix(module), module.bias, **stabilisers, skip=_SKIPS in own_entries)
         with torch.no_grad():  # first: it may pack its weights anew
             # .data: LLM.int8 takes outliers out of what it is given, and puts them back; autograd is not to mind.
             z = own(input.data)

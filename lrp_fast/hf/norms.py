@@ -15,10 +15,9 @@ from .overlay import Overlay, forward_of
 def rms_norm(module: nn.Module, rules: Rules) -> Overlay:
     """Llama's: what is normalised is rounded to the model's dtype, then multiplied with the weight."""
 
-    laid = module.__dict__
 
     def forward(hidden_states):
-        dtype = laid.get("lrp_fast_dtype")  # while a layer is replayed
+        dtype = module.__dict__.get("lrp_fast_dtype")  # while a layer is replayed
         return ops.rms_norm(hidden_states, module.weight, module.variance_epsilon, rule=rules, dtype=dtype)
 
     return {"forward": forward}

@@ -39,9 +39,8 @@ def sharing_model(module: nn.Module, rules: Rules) -> Overlay:
 
 def has_side_routes(layer: nn.Module) -> bool:
     """Whether a decoder layer is given embeddings, or the keys and values of another layer."""
-    attention = layer._modules.get("self_attn")
-    shares = attention is not None and vars(attention).get("is_kv_shared_layer", False)
-    return bool(shares or vars(layer).get("hidden_size_per_layer_input", 0) or reads_embeddings(layer))
+    shares = getattr(getattr(layer, "self_attn", None), "is_kv_shared_layer", False)
+    return bool(shares or getattr(layer, "hidden_size_per_layer_input", 0) or reads_embeddings(layer))
 
 
 def reads_embeddings(layer: nn.Module) -> bool:

@@ -41,9 +41,9 @@ def linear(
     Returns:
         (..., out), the same bits as ``torch.nn.functional.linear`` but where the Triton kernel makes it (gamma > 0).
     """
+    check_stabilisers(epsilon, gamma)
     if not (skip or epsilon or gamma) and x.numel() <= _SHORT * x.shape[-1]:
         return F.linear(x, weight.detach(), None if bias is None else bias.detach())
-    check_stabilisers(epsilon, gamma)
     served = x.dtype == weight.dtype and not (gamma and _is_faster_by_products(x))
     return _Linear.apply(x, weight, bias, epsilon, gamma, fused(x, impl, served=served))
 

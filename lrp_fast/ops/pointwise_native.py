@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .. import _native
 from .attention_native import dense
@@ -15,9 +17,14 @@ _SIGMOIDS = {"silu": (1.0, 0.0), "gelu_tanh": (2 * math.sqrt(2 / math.pi), 2 * m
 
 
 def serves(x: Tensor) -> bool:
-    """Whether it takes this."""
-    ours = x.dtype == torch.float32 and x.device.type == "cpu"
-    return ours and (_native.has_openmp or torch.get_num_threads() == 1) and _native.pointwise_serves()
+    """Whether it takes this: numbers in memory, where nobody follows PyTorch's operations (a compiler, or a mode of
+    theirs: they would not see this one)."""
+    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+        return False
+    plain = type(x) in (Tensor, nn.Parameter) and x.dtype == torch.float32 and x.device.type == "cpu"
+    if not plain or x.is_neg():
+        return False
+    return (_native.has_openmp or torch.get_num_threads() == 1) and _native.pointwise_serves()
 
 
 def multiplies(kind: str, *operands: Tensor) -> bool:
@@ -30,25 +37,31 @@ def gated_mlp_backward(
 ) -> tuple[Tensor | None, Tensor]:
     """Relevance gradients of gate (None where ``up`` is: the gate is a constant) and up, each ``share`` of the product
     of f(gate)/gate, ``g`` and the other factor."""
-    found = (None if up is None else torch.empty(gate.shape), torch.empty(gate.shape))
-    of_g, of_gate, of_up, *to = (None if t is None else dense(t.flatten(0, -2)) for t in (g, gate, up, *found))
+    columns = gate.shape[-1] if gate.ndim else 1
+    rows = gate.shape[:-1].numel()
+    found = [None if t is None else torch.empty(gate.shape, dtype=gate.dtype, device="cpu") for t in (up, gate)]
+    of_g, of_gate, of_up, *to = (None if t is None else dense(t.reshape(rows, columns)) for t in (g, gate, up, *found))
     _native.gated_mlp_backward(of_g, of_gate, of_up, *_SIGMOIDS[kind], share, *to, torch.get_num_threads())
-    return found
+    return tuple(found)
 
 
 def rotates(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """Whether `rotary` takes these: heads (B, H, T, D) with dense features, whose angles are the same for all."""
-    if not serves(x) or x.ndim != 4 or x.stride(3) != 1:
+    if x.ndim != 4 or x.stride(3) != 1 or not serves(x):
         return False
     prompts, _, *of_head = x.shape
     angles = cos.shape == sin.shape and cos.shape in ((1, 1, *of_head), (prompts, 1, *of_head))
     return angles and serves(cos) and serves(sin)
 
 
-def rotary(xs: tuple[Tensor, ...], cos: Tensor, sin: Tensor, back: bool) -> list[Tensor]:
+def rotary(xs: Sequence[Tensor], cos: Tensor, sin: Tensor, back: bool) -> list[Tensor]:
     """As `lrp_fast.ops.rotary` of several; with ``back`` what its transpose makes of them. Each lies in memory as it
-    did."""
-    angles, found = (dense(cos[:, 0]), dense(sin[:, 0])), [torch.empty_like(x) for x in xs]
-    for x, out in zip(xs, found, strict=True):
+    did, unless numbers of it shared their place."""
+    angles, found = (dense(cos[:, 0]), dense(sin[:, 0])), []
+    for x in xs:
+        out = torch.empty_like(x)
+        if out.stride(3) != 1:
+            out = torch.empty_like(x, memory_format=torch.contiguous_format)
         _native.rotary(dense(x), *angles, out.numpy(), back, torch.get_num_threads())
+        found.append(out)
     return found

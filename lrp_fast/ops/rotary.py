@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -35,15 +37,16 @@ class _Rotary(torch.autograd.Function):
     @staticmethod
     @once
     def backward(ctx, *gs):
-        turned = _rotated(gs, *ctx.saved_tensors, back=True)
-        return None, None, *(g.to(dtype) for g, dtype in zip(turned, ctx.dtypes, strict=True))
+        wanted = [i for i in range(len(gs)) if ctx.needs_input_grad[2 + i]]
+        found = dict(zip(wanted, _rotated([gs[i] for i in wanted], *ctx.saved_tensors, back=True), strict=True))
+        return None, None, *(found[i].to(dtype) if i in found else None for i, dtype in enumerate(ctx.dtypes))
 
     @staticmethod
     def jvp(ctx, _cos, _sin, *tangents):
-        return tuple(_rotated(tangents, *ctx.saved_tensors))
+        return tuple(_turned(one, *ctx.saved_tensors) for one in tangents)
 
 
-def _rotated(xs: tuple[Tensor, ...], cos: Tensor, sin: Tensor, back: bool = False) -> list[Tensor]:
+def _rotated(xs: Sequence[Tensor], cos: Tensor, sin: Tensor, back: bool = False) -> list[Tensor]:
     """Of each; with ``back`` the transpose."""
     if all(pointwise_native.rotates(x, cos, sin) for x in xs):
         return pointwise_native.rotary(xs, cos, sin, back)
