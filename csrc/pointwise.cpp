@@ -28,10 +28,12 @@ Gated gated_of(std::int64_t lanes) {
     return lanes != 16 ? gated_avx2 : nullptr;
 }
 
-// Without FMA, which would round a product and a sum together: also where the compiler's own flags allow it.
-__attribute__((target("avx2,no-fma,no-fma4,no-avx512f"))) void rotate(const float* __restrict x, const float* __restrict cos,
-                                            const float* __restrict sin, float* __restrict out, std::int64_t half,
-                                            bool back) {
+// Without FMA, which would round a product and a sum together: not where the compiler's own flags allow it, either, and
+// not within a function that they hold for.
+#define LRP_FAST_APART __attribute__((noinline, target("avx2,no-fma,no-fma4,no-avx512f")))
+
+LRP_FAST_APART void rotate(const float* __restrict x, const float* __restrict cos, const float* __restrict sin,
+                           float* __restrict out, std::int64_t half, bool back) {
     const float *const x2 = x + half, *const cos2 = cos + half, *const sin2 = sin + half;
     if (back) {
         for (std::int64_t d = 0; d < half; ++d) {
