@@ -16,20 +16,20 @@ from .attention_native import dense
 _SIGMOIDS = {"silu": (1.0, 0.0), "gelu_tanh": (2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715)}
 
 
-def serves(x: Tensor) -> bool:
-    """Whether it takes this: numbers in memory, where nobody follows PyTorch's operations (a compiler, or a mode of
+def serves(*operands: Tensor) -> bool:
+    """Whether it takes these: numbers in memory, where nobody follows PyTorch's operations (a compiler, or a mode of
     theirs: they would not see this one)."""
     if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
         return False
-    plain = type(x) in (Tensor, nn.Parameter) and x.dtype == torch.float32 and x.device.type == "cpu"
-    if not plain or x.is_neg():
-        return False
+    for x in operands:
+        if type(x) not in (Tensor, nn.Parameter) or x.dtype != torch.float32 or not x.is_cpu or x.is_neg():
+            return False
     return (_native.has_openmp or torch.get_num_threads() == 1) and _native.pointwise_serves()
 
 
 def multiplies(kind: str, *operands: Tensor) -> bool:
     """Whether `gated_mlp_backward` takes this activation, and these."""
-    return kind in _SIGMOIDS and all(map(serves, operands))
+    return kind in _SIGMOIDS and serves(*operands)
 
 
 def gated_mlp_backward(
@@ -45,13 +45,17 @@ def gated_mlp_backward(
     return tuple(found)
 
 
-def rotates(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
+def rotates(xs: Sequence[Tensor], cos: Tensor, sin: Tensor) -> bool:
     """Whether `rotary` takes these: heads (B, H, T, D) with dense features, whose angles are the same for all."""
-    if x.ndim != 4 or x.stride(3) != 1 or not serves(x):
+    if cos.shape != sin.shape or not serves(*xs, cos, sin):
         return False
-    prompts, _, *of_head = x.shape
-    angles = cos.shape == sin.shape and cos.shape in ((1, 1, *of_head), (prompts, 1, *of_head))
-    return angles and serves(cos) and serves(sin)
+    for x in xs:
+        if x.ndim != 4 or x.stride(3) != 1:
+            return False
+        prompts, _, *of_head = x.shape
+        if cos.shape not in ((1, 1, *of_head), (prompts, 1, *of_head)):
+            return False
+    return True
 
 
 def rotary(xs: Sequence[Tensor], cos: Tensor, sin: Tensor, back: bool) -> list[Tensor]:

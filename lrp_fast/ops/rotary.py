@@ -48,7 +48,7 @@ class _Rotary(torch.autograd.Function):
 
 def _rotated(xs: Sequence[Tensor], cos: Tensor, sin: Tensor, back: bool = False) -> list[Tensor]:
     """Of each; with ``back`` the transpose."""
-    if all(pointwise_native.rotates(x, cos, sin) for x in xs):
+    if pointwise_native.rotates(xs, cos, sin):
         return pointwise_native.rotary(xs, cos, sin, back)
     return [_turned_back(x, cos, sin) if back else _turned(x, cos, sin) for x in xs]
 

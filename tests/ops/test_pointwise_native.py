@@ -108,7 +108,7 @@ def test_what_is_not_finite_is_as_in_plain_pytorch(which, wrong, kind, lanes, us
     given[which][2, [3, 20]] = wrong  # within a register, and behind the last whole one
     found = gated(**given, kind=kind, rule="attnlrp")
     assert used == ["gated_mlp_backward"]
-    monkeypatch.setattr(pointwise_native, "serves", lambda _: False)
+    monkeypatch.setattr(pointwise_native, "serves", lambda *_: False)
     for one, plain in zip(found, gated(**given, kind=kind, rule="attnlrp"), strict=True):
         torch.testing.assert_close(one, plain, equal_nan=True)
 
@@ -142,7 +142,7 @@ def test_rotary_positions_in_the_bits_of_plain_pytorch(features, prompts, used, 
             found = turned(x, cos, sin, g)
             assert used == ["rotary", "rotary"]
             with monkeypatch.context() as patch:
-                patch.setattr(pointwise_native, "serves", lambda _: False)
+                patch.setattr(pointwise_native, "serves", lambda *_: False)
                 expected = turned(x, cos, sin, g)
             assert all(map(torch.equal, found, expected))
             assert found[0].stride() == x.stride()
