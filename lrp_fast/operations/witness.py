@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -37,7 +38,9 @@ class _Operators(TorchDispatchMode):
 def watched(call: Callable, device: torch.device) -> tuple[object, Seen]:
     """``call()``, and who computed it. A backward pass within it runs in this thread, as nothing else would be seen."""
     operators, launches = _Operators(), []
-    with torch.autograd.set_multithreading_enabled(False), operators:
+    # On a CPU it would take down nothing, and what steps back before such a mode (`pointwise_native`) would not run.
+    watching = operators if device.type == "cuda" else nullcontext()
+    with torch.autograd.set_multithreading_enabled(False), watching:
         found = _taking_down(call, device, launches) if importlib.util.find_spec("triton") else call()
     if launches:
         return found, Seen("triton", tuple(dict.fromkeys(filter(None, map(_tile, launches)))))
