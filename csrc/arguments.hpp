@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -14,6 +15,8 @@
 namespace lrp_fast {
 
 namespace py = pybind11;
+
+using Shape = std::vector<py::ssize_t>;
 
 inline std::string type_name(const py::handle& object) { return py::str(py::type::of(object).attr("__name__")); }
 
@@ -48,7 +51,7 @@ py::array_t<T> array_of(const py::object& object, const std::string& name, int d
 // The same with a given size in each dimension.
 template <class T>
 py::array_t<T> shaped_array_of(const py::object& object, const std::string& name,
-                               const std::vector<py::ssize_t>& shape) {
+                               const Shape& shape) {
     const py::array_t<T> array = array_of<T>(object, name, static_cast<int>(shape.size()));
     for (std::size_t i = 0; i < shape.size(); ++i) {
         if (array.shape(i) != shape[i]) {
@@ -56,6 +59,27 @@ py::array_t<T> shaped_array_of(const py::object& object, const std::string& name
                                   std::to_string(i) + ", not " + std::to_string(array.shape(i)));
         }
     }
+    return array;
+}
+
+// float32 in which the last dimension alone has to lie densely; a shape that is given is checked.
+inline py::array_t<float> dense_array_of(const py::object& object, const std::string& name, int dimensions,
+                                         const Shape* shape = nullptr) {
+    if (!py::isinstance<py::array_t<float>>(object)) throw py::type_error(name + " must be a float32 numpy array");
+    const auto array = py::reinterpret_borrow<py::array_t<float>>(object);
+    constexpr auto size = static_cast<py::ssize_t>(sizeof(float));
+    const bool fits = array.ndim() == dimensions;
+    if (!fits || (array.size() && array.shape(dimensions - 1) > 1 && array.strides(dimensions - 1) != size)) {
+        throw py::value_error(name + " must have " + std::to_string(dimensions) + " dimensions, the last of them dense");
+    }
+    bool aligned = reinterpret_cast<std::uintptr_t>(array.data()) % alignof(float) == 0;
+    for (int i = 0; i < dimensions; ++i) {
+        aligned = aligned && array.strides(i) % size == 0;
+        if (shape && array.shape(i) != (*shape)[i]) {
+            throw py::value_error(name + " does not fit: dimension " + std::to_string(i));
+        }
+    }
+    if (!aligned) throw py::value_error(name + " must be aligned in memory");
     return array;
 }
 
@@ -72,6 +96,10 @@ inline std::int64_t count(const py::object& object, const std::string& name) {
         throw py::value_error(name + " must not be negative, and " + std::string(py::str(integer)) + " is");
     }
     return overflow > 0 ? std::numeric_limits<std::int64_t>::max() : static_cast<std::int64_t>(value);
+}
+
+inline int threads_of(const py::object& threads) {
+    return static_cast<int>(std::min<std::int64_t>(count(threads, "threads"), 1024));
 }
 
 // The vector as an array of the given shape, or flat; its memory goes along.

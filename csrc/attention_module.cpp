@@ -15,34 +15,13 @@
 namespace lrp_fast {
 namespace {
 
-using Shape = std::vector<py::ssize_t>;
-
-// float32 (heads, tokens, features) whose features are dense.
-py::array_t<float> tokens_of(const py::object& object, const std::string& name) {
-    if (!py::isinstance<py::array_t<float>>(object)) throw py::type_error(name + " must be a float32 numpy array");
-    const auto array = py::reinterpret_borrow<py::array_t<float>>(object);
-    constexpr auto size = static_cast<py::ssize_t>(sizeof(float));
-    if (array.ndim() != 3 || array.strides(2) != size || array.strides(0) % size || array.strides(1) % size) {
-        throw py::value_error(name + " must have 3 dimensions, the last of them dense");
-    }
-    return array;
-}
-
-void check(const py::array_t<float>& array, const std::string& name, const Shape& shape) {
-    for (int i = 0; i < 3; ++i) {
-        if (array.shape(i) != shape[i]) throw py::value_error(name + " does not fit: dimension " + std::to_string(i));
-    }
-}
-
 Tokens<const float> read(const py::object& object, const std::string& name, const Shape& shape) {
-    const auto array = tokens_of(object, name);
-    check(array, name, shape);
+    const auto array = dense_array_of(object, name, 3, &shape);
     return {array.data(), array.strides(0) / 4, array.strides(1) / 4};
 }
 
 Tokens<float> written(const py::object& object, const std::string& name, const Shape& shape) {
-    auto array = tokens_of(object, name);
-    check(array, name, shape);
+    auto array = dense_array_of(object, name, 3, &shape);
     return {array.mutable_data(), array.strides(0) / 4, array.strides(1) / 4};
 }
 
@@ -53,7 +32,7 @@ const float* rows(const py::object& object, const std::string& name, const Shape
 // The shape of queries and keys that fit each other, for `lanes`.
 AttentionShape shape_of(const py::object& query, const py::object& key, double scale, const py::object& behind,
                         const py::object& ahead, bool scores, std::int64_t lanes) {
-    const auto queries = tokens_of(query, "query"), keys = tokens_of(key, "key");
+    const auto queries = dense_array_of(query, "query", 3), keys = dense_array_of(key, "key", 3);
     constexpr std::int64_t most = std::int64_t{1} << 40;  // so that no sum of a few overflows
     const AttentionShape shape{queries.shape(0), keys.shape(0), queries.shape(1), keys.shape(1), queries.shape(2),
                                static_cast<float>(scale), std::min(count(behind, "behind"), most),
@@ -82,10 +61,6 @@ float* room_of(const py::object& work, std::int64_t size) {
     return shaped_array_of<float>(work, "work", {size}).mutable_data();
 }
 
-int number(const py::object& threads) {
-    return static_cast<int>(std::min<std::int64_t>(count(threads, "threads"), 1024));
-}
-
 double backward(const py::object& g, const py::object& query, const py::object& key, const py::object& value,
                 const py::object& out, const py::object& lse, const py::object& norm, const py::object& tiles,
                 double scale, const py::object& behind, const py::object& ahead, const py::object& d_query,
@@ -107,7 +82,7 @@ double backward(const py::object& g, const py::object& query, const py::object& 
         gradients.key = written(d_key, "d_key", of_keys);
     }
     float* const room = room_of(work, attention_backward_floats(shape));
-    const int on = number(threads);
+    const int on = threads_of(threads);
     const py::gil_scoped_release unlocked;
     return attention_backward(shape, given, gradients, room, on, width);
 }
@@ -146,7 +121,7 @@ EdgesCall edges_call(const py::dict& all) {
         }
     }
     const std::int64_t size = attention_edges_floats(shape, given.key_part.data, given.value_part.data);
-    return {shape, std::move(own), given, room_of(of("work"), size), number(of("threads")), lanes};
+    return {shape, std::move(own), given, room_of(of("work"), size), threads_of(of("threads")), lanes};
 }
 
 void edges(const py::dict& given, const py::object& low, const py::object& high, const py::object& edges) {
@@ -192,7 +167,7 @@ void masses(const py::object& query, const py::object& key, const py::object& ls
                             shaped_array_of<float>(lse, "lse", {shape.heads, shape.queries}).data(), own.data()};
     float* const to = shaped_array_of<float>(found, "masses", {shape.heads, of_queries, of_keys}).mutable_data();
     float* const room = room_of(work, attention_masses_floats(shape));
-    const int on = number(threads);
+    const int on = threads_of(threads);
     const py::gil_scoped_release unlocked;
     attention_masses(shape, given, to, room, on, width);
 }

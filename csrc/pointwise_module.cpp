@@ -2,7 +2,6 @@
 
 #include "pointwise_module.hpp"
 
-#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -13,46 +12,20 @@
 namespace lrp_fast {
 namespace {
 
-using Shape = std::vector<py::ssize_t>;
-
-// float32 with dense features; a shape that is given is checked.
-py::array_t<float> dense(const py::object& object, const std::string& name, int dimensions, const Shape* shape) {
-    if (!py::isinstance<py::array_t<float>>(object)) throw py::type_error(name + " must be a float32 numpy array");
-    const auto array = py::reinterpret_borrow<py::array_t<float>>(object);
-    constexpr auto size = static_cast<py::ssize_t>(sizeof(float));
-    const bool fits = array.ndim() == dimensions;
-    if (!fits || (array.size() && array.shape(dimensions - 1) > 1 && array.strides(dimensions - 1) != size)) {
-        throw py::value_error(name + " must have " + std::to_string(dimensions) + " dimensions, the last of them dense");
-    }
-    bool aligned = reinterpret_cast<std::uintptr_t>(array.data()) % alignof(float) == 0;
-    for (int i = 0; i < dimensions; ++i) {
-        aligned = aligned && array.strides(i) % size == 0;
-        if (shape && array.shape(i) != (*shape)[i]) {
-            throw py::value_error(name + " does not fit: dimension " + std::to_string(i));
-        }
-    }
-    if (!aligned) throw py::value_error(name + " must be aligned in memory");
-    return array;
-}
-
 Rows<const float> rows_of(const py::object& object, const std::string& name, const Shape& shape) {
-    const auto array = dense(object, name, 2, &shape);
+    const auto array = dense_array_of(object, name, 2, &shape);
     return {array.data(), array.strides(0) / 4};
 }
 
 Rows<float> rows_to(const py::object& object, const std::string& name, const Shape& shape) {
-    auto array = dense(object, name, 2, &shape);
+    auto array = dense_array_of(object, name, 2, &shape);
     return {array.mutable_data(), array.strides(0) / 4};
-}
-
-int number(const py::object& threads) {
-    return static_cast<int>(std::min<std::int64_t>(count(threads, "threads"), 1024));
 }
 
 void gated_mlp(const py::object& g, const py::object& gate, const py::object& up, double linear, double cubic,
                double share, const py::object& d_gate, const py::object& d_up, const py::object& threads,
                const py::object& lanes) {
-    const auto like = dense(g, "g", 2, nullptr);
+    const auto like = dense_array_of(g, "g", 2);
     const Shape shape{like.shape(0), like.shape(1)};
     if (up.is_none() != d_gate.is_none()) throw py::value_error("only up and d_gate may be None, and both of them");
     GatedMlp given{shape[0], shape[1], rows_of(g, "g", shape), rows_of(gate, "gate", shape), {nullptr, 0},
@@ -62,30 +35,30 @@ void gated_mlp(const py::object& g, const py::object& gate, const py::object& up
         given.up = rows_of(up, "up", shape);
         given.d_gate = rows_to(d_gate, "d_gate", shape);
     }
-    const int on = number(threads);
+    const int on = threads_of(threads);
     const std::int64_t width = count(lanes, "lanes");
     const py::gil_scoped_release unlocked;
     gated_mlp_backward(given, on, width);
 }
 
 Heads<const float> angles_of(const py::object& object, const std::string& name, const Shape& of) {
-    const auto array = dense(object, name, 3, nullptr);
+    const auto array = dense_array_of(object, name, 3);
     const Shape shape{array.shape(0) == 1 ? 1 : of[0], of[2], of[3]};
-    dense(object, name, 3, &shape);
+    dense_array_of(object, name, 3, &shape);
     return {array.data(), array.shape(0) == 1 ? 0 : array.strides(0) / 4, 0, array.strides(1) / 4};
 }
 
 void rotate(const py::object& x, const py::object& cos, const py::object& sin, const py::object& out, bool back,
             const py::object& threads) {
-    const auto from = dense(x, "x", 4, nullptr);
+    const auto from = dense_array_of(x, "x", 4);
     const Shape shape{from.shape(0), from.shape(1), from.shape(2), from.shape(3)};
     if (shape[3] % 2) throw py::value_error("the features must be even");
-    auto to = dense(out, "out", 4, &shape);
+    auto to = dense_array_of(out, "out", 4, &shape);
     const Rotary given{shape[0], shape[1], shape[2], shape[3],
                        {from.data(), from.strides(0) / 4, from.strides(1) / 4, from.strides(2) / 4},
                        angles_of(cos, "cos", shape), angles_of(sin, "sin", shape),
                        {to.mutable_data(), to.strides(0) / 4, to.strides(1) / 4, to.strides(2) / 4}, back};
-    const int on = number(threads);
+    const int on = threads_of(threads);
     const py::gil_scoped_release unlocked;
     rotary(given, on);
 }
